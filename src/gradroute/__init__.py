@@ -1,0 +1,24 @@
+"""Gradient routing for PyTorch: decide, example by example, which part of a network a loss may teach."""
+
+from .errors import RoutingError, UnroutedWarning
+from .functional import RouteMask, route
+from .layers import RouteGradient
+from .masks import UNLABELED
+from .router import RoutedModule, Router
+from .sites import Site
+from .spec import Route, RoutingSpec
+
+__version__ = "0.1.0"
+__all__ = [
+    "UNLABELED",
+    "Route",
+    "RouteGradient",
+    "RouteMask",
+    "RoutedModule",
+    "Router",
+    "RoutingError",
+    "RoutingSpec",
+    "Site",
+    "UnroutedWarning",
+    "route",
+]

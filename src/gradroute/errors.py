@@ -1,0 +1,55 @@
+"""The error tree. Every message says what was given, what was expected, and how to mend it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RoutingError(ValueError):
+    """Base class of everything that gradroute raises about its own use."""
+
+
+class SpecError(RoutingError):
+    """A `Route` or `RoutingSpec` contradicts itself, such as an index outside the width."""
+
+
+class LabelError(RoutingError):
+    """Labels do not fit the spec or the tensor: their type, shape, dtype or values."""
+
+
+class SiteError(RoutingError):
+    """A site does not fit the model: no such module, no such tensor in its output, another width."""
+
+
+class UsageError(RoutingError):
+    """A router is used where its labels cannot be trusted: another thread, a stray copy, a late recomputation."""
+
+
+class UnroutedWarning(UserWarning):
+    """A model with a router attached ran a training forward pass while no labels were set, so nothing was routed."""
+
+
+def preview(items: Iterable[object], limit: int = 8) -> str:
+    """The first few items, and how many more there are, so that no message prints a whole tensor.
+
+    >>> preview(range(3)), preview(range(100), limit=3)
+    ('0, 1, 2', '0, 1, 2, ... (97 more)')
+    """
+    items = list(items)
+    shown = ", ".join(repr(item) for item in items[:limit])
+    return f"{shown}, ... ({len(items) - limit} more)" if len(items) > limit else shown
+
+
+def did_you_mean(given: object, known: Iterable[object]) -> str:
+    """A sentence naming the known names nearest to a mistyped one; the first few known names where none is near.
+
+    >>> did_you_mean("retian", ["retain", "forget"])
+    "Did you mean 'retain' or 'forget'?"
+    """
+    known = list(known)
+    by_text = {str(name): name for name in known}
+    near = difflib.get_close_matches(str(given), by_text, n=3, cutoff=0.5)
+    if near:
+        return f"Did you mean {' or '.join(repr(by_text[text]) for text in near)}?"
+    return f"Known: {preview(known)}."

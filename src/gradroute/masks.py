@@ -1,0 +1,292 @@
+"""From labels to the weights that multiply a gradient: tensors only, and the one place that reads label tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Final, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .errors import LabelError, did_you_mean, preview
+
+UNLABELED: Final = -1
+"""The label of an example whose label is unknown: its gradient follows the spec's `unlabeled` rule."""
+
+Kind: TypeAlias = Literal["rows", "union", "mixture"]
+
+INTEGER_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class MaskTable:
+    """The masks of all labels of a spec, stored once however many labels share a mask.
+
+    Attributes:
+        labels: The labels, in the order of multi-hot and mixture columns.
+        rows: The distinct masks, float32 [n_rows, width]: 50,000 token labels with two routes have three.
+        row_of_label: The row of each label, and last that of unlabeled data: int64 [n_labels + 1].
+        row_of_key: What a label tensor holds, to its row: int64 [largest key + 2]. The last entry is that of
+            unlabeled data, so that indexing with -1 finds it. Integers that are no key find row `n_rows`, which
+            does not exist, so that a look-up that no check preceded fails too.
+    """
+
+    def __init__(self, rows: Tensor, row_of_label: Tensor, labels: tuple[Hashable, ...], *, integer_keys: bool) -> None:
+        self.labels = labels
+        self.width = rows.shape[1]
+        self.rows = rows
+        self.row_of_label = row_of_label
+        keys = torch.tensor(labels) if integer_keys else torch.arange(len(labels))
+        self.row_of_key = torch.full((int(keys.max()) + 2,), len(rows))
+        self.row_of_key[keys] = row_of_label[:-1]
+        self.row_of_key[-1] = row_of_label[-1]
+        self.is_hard = bool(((rows == 0) | (rows == 1)).all())
+        self.has_zero = bool((rows == 0).any())
+        # Whether a label tensor without -1 already holds the row numbers, as with one unit per label.
+        self._keys_are_rows = torch.equal(self.row_of_key[:-1], torch.arange(len(self.row_of_key) - 1))
+        self._has_gaps = bool((self.row_of_key == len(rows)).any())
+        self._moved: dict[object, Tensor] = {}
+
+    def dense(self) -> Tensor:
+        """The mask of each label and, last, of unlabeled data: float32 [n_labels + 1, width]."""
+        return self.rows.index_select(0, self.row_of_label)
+
+    def resolve(self, labels: Tensor) -> Mask:
+        """Check a label tensor and say which mask each of its entries means.
+
+        Raises:
+            LabelError: The labels are no tensor, or their dtype, last dimension or values do not fit the spec.
+        """
+        if not isinstance(labels, Tensor):
+            raise LabelError(
+                f"labels must be a torch.Tensor; got {type(labels).__name__}: RoutingSpec.encode makes one from names."
+            )
+        labels = labels.detach()
+        if labels.dtype.is_floating_point or labels.dtype == torch.bool:
+            n = len(self.labels)
+            if labels.ndim == 0 or labels.shape[-1] != n:
+                name = "bool (multi-hot)" if labels.dtype == torch.bool else "floating (mixture)"
+                raise LabelError(
+                    f"{name} labels need one column per label: expected shape [..., {n}], got {tuple(labels.shape)}. "
+                    "Labels that are ids must have an integer dtype: labels.long()."
+                )
+            if labels.dtype == torch.bool:
+                return Mask(self, labels, "union")
+            if _can_read(labels) and not bool(torch.isfinite(_plain(labels)).all()):
+                raise LabelError("mixture labels must be finite: NaN or inf found.")
+            return Mask(self, labels, "mixture")
+        if labels.dtype.is_complex:
+            raise LabelError(f"labels must have an integer, bool or floating dtype; got {labels.dtype}.")
+        labels = labels.long()
+        if _can_read(labels):
+            lowest = self._check_keys(_plain(labels))
+            if lowest >= 0 and self._keys_are_rows:
+                return Mask(self, labels, "rows")
+        lookup = self._on(labels.device, "row_of_key", self.row_of_key)
+        # Where nothing could be checked the look-up itself must fail: no unknown label may find the unlabeled row.
+        last = len(lookup) - 1
+        entry = torch.where((labels >= UNLABELED) & (labels < last), labels, last + 1)
+        entry = torch.where(labels == UNLABELED, last, entry)
+        return Mask(self, lookup.index_select(0, entry.reshape(-1)).view(labels.shape), "rows")
+
+    def _check_keys(self, labels: Tensor) -> int:
+        """Raise for integers that are neither a key nor -1; return the smallest."""
+        if labels.numel() == 0:
+            return 0
+        lowest, highest = torch.stack(torch.aminmax(labels)).tolist()
+        known = lowest >= UNLABELED and highest < len(self.row_of_key) - 1
+        if known and self._has_gaps:
+            known = bool((self.row_of_key[labels.reshape(-1)] < len(self.rows)).all())
+        if not known:
+            values = torch.unique(labels)
+            inside = (values >= UNLABELED) & (values < len(self.row_of_key) - 1)
+            inside &= self.row_of_key[values.where(inside, UNLABELED)] < len(self.rows)
+            bad = values[~inside].tolist()
+            raise LabelError(
+                f"unknown label {preview(bad, 5)} in the batch. Label tensors of this spec hold {self._keys()}, "
+                f"and {UNLABELED} for unlabeled data."
+            )
+        return int(lowest)
+
+    def _keys(self) -> str:
+        if all(isinstance(label, int) for label in self.labels):
+            return f"its integer keys {preview(self.labels)}"
+        return f"the ids 0 to {len(self.labels) - 1} of {preview(self.labels)}"
+
+    def _on(self, device: torch.device, name: str, tensor: Tensor) -> Tensor:
+        """A table on another device, moved once. Tables live on the CPU, since a spec knows no model."""
+        if device == tensor.device:
+            return tensor
+        key = (name, device)
+        if torch.compiler.is_compiling():
+            # Writing to the cache while tracing would change what the graph is guarded on.
+            return self._moved[key] if key in self._moved else tensor.to(device)
+        if key not in self._moved:
+            self._moved[key] = tensor.to(device)
+        return self._moved[key]
+
+    def warm(self, device: torch.device) -> None:
+        """Move the tables to a device ahead of use, so that compiled code finds them there."""
+        self._on(device, "rows", self.rows)
+        self._on(device, "row_of_key", self.row_of_key)
+
+    def weights(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The distinct masks in a dtype (bool: whether the weight is not 0), on a device: [n_rows, width]."""
+        rows = self._on(device, "rows", self.rows)
+        if torch.compiler.is_compiling():
+            return rows.to(dtype)
+        key = (dtype, device)
+        if key not in self._moved:
+            self._moved[key] = rows.to(dtype)
+        return self._moved[key]
+
+    def bits(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The distinct masks as bit patterns under a floating dtype: all bits set where the weight is not 0.
+
+        ``bits & gradient`` keeps a gradient bit for bit, or makes it exactly 0, even where it is inf or NaN, in one
+        pass over memory. A multiplication would give 0 * inf = NaN, and `torch.where` takes three times as long.
+        """
+        key = ("bits", dtype, device)
+        if key not in self._moved:
+            keep = self.weights(torch.bool, device)
+            self._moved[key] = keep.to(INTEGER_OF_SIZE[dtype.itemsize]).neg_().view(dtype)
+        return self._moved[key]
+
+
+class Mask:
+    """The mask of one batch, not yet a tensor: what is kept until backward is labels and tables, nothing larger.
+
+    Attributes:
+        shape: The shape of the labels without the column dimension of multi-hot and mixture labels.
+        width: The number of units.
+    """
+
+    __slots__ = ("_version", "kind", "labels", "shape", "table", "width")
+
+    def __init__(self, table: MaskTable, labels: Tensor, kind: Kind) -> None:
+        self.table = table
+        self.labels = labels
+        self.kind: Kind = kind
+        self.width = table.width
+        self.shape = labels.shape if kind == "rows" else labels.shape[:-1]
+        self._version = 0 if torch.compiler.is_compiling() or labels.is_inference() else labels._version
+
+    @property
+    def is_hard(self) -> bool:
+        """Whether every weight is 0 or 1, so that the mask only keeps or stops gradients."""
+        return self.table.is_hard and self.kind != "mixture"
+
+    @property
+    def has_zero(self) -> bool:
+        """Whether a weight may be 0."""
+        return self.table.has_zero or self.kind == "mixture"
+
+    def check_fits(self, shape: torch.Size, dim: int) -> int:
+        """Check the mask against the shape of the routed tensor; return `dim` counted from the front.
+
+        Raises:
+            LabelError: `dim` does not exist, the width differs, or the labels do not lead the shape.
+        """
+        ndim = len(shape)
+        if not -ndim <= dim < ndim:
+            raise LabelError(f"dim {dim} does not exist in a tensor of shape {tuple(shape)}.")
+        dim = dim % ndim
+        if shape[dim] != self.width:
+            raise LabelError(
+                f"the spec routes {self.width} units, but the tensor of shape {tuple(shape)} has {shape[dim]} along "
+                f"dim {dim}: build the spec with width={shape[dim]}, or name the right dim."
+            )
+        others = shape[:dim] + shape[dim + 1 :]
+        # A multi-hot or mixture row for a whole batch is refused: [n_labels] might as well be n_labels examples.
+        shortest = 1 if others and self.kind != "rows" else 0
+        if self.shape != others[: len(self.shape)] or len(self.shape) < shortest:
+            columns = () if self.kind == "rows" else (len(self.table.labels),)
+            expected = " or ".join(str(tuple(others[:n]) + columns) for n in range(1, len(others) + 1)) or str(columns)
+            raise LabelError(
+                f"labels of shape {(*self.shape, *columns)} do not fit a tensor of shape {tuple(shape)} routed along "
+                f"dim {dim}: expected {expected}."
+            )
+        return dim
+
+    def tensor(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The weights, ``shape + (width,)``, in a dtype; with bool, whether the weight is not 0."""
+        labels = self._labels_on(device)
+        if self.kind == "rows":
+            # Indexing by a tensor of any shape; index_select takes one dimension only, but is much faster.
+            flat = self.table.weights(dtype, device).index_select(0, labels.reshape(-1))
+            return flat.view(*self.shape, self.width)
+        dense = self.table.weights(torch.float32, device)[
+            self.table._on(device, "row_of_label", self.table.row_of_label)
+        ]
+        # Autocast would round the products to half precision.
+        with torch.autocast(device.type, enabled=False):
+            weights = _union(labels, dense, self.table.is_hard) if self.kind == "union" else _mixture(labels, dense)
+        return weights.to(dtype)
+
+    def bits(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The bit patterns of `MaskTable.bits` for this batch: ``shape + (width,)``, a new tensor."""
+        if self.kind == "rows":
+            flat = self.table.bits(dtype, device).index_select(0, self._labels_on(device).reshape(-1))
+            return flat.view(*self.shape, self.width)
+        return self.tensor(torch.bool, device).to(INTEGER_OF_SIZE[dtype.itemsize]).neg_().view(dtype)
+
+    def _labels_on(self, device: torch.device) -> Tensor:
+        if (
+            not torch.compiler.is_compiling()
+            and not self.labels.is_inference()
+            and self.labels._version != self._version
+        ):
+            raise LabelError(
+                "the label tensor was changed in place between forward and backward, so the gradient would follow "
+                "other labels than the forward pass was given: pass labels.clone()."
+            )
+        return self.labels.to(device, non_blocking=True)
+
+
+def align(weights: Tensor, ndim: int, dim: int) -> Tensor:
+    """Weights of shape ``labels.shape + (width,)``, such that they broadcast against a routed tensor: a view."""
+    filled = weights.view(*weights.shape[:-1], *[1] * (ndim - weights.ndim), weights.shape[-1])
+    return filled.movedim(-1, dim)
+
+
+def _mixture(labels: Tensor, dense: Tensor) -> Tensor:
+    dtype = torch.promote_types(labels.dtype, torch.float32)
+    return labels.to(dtype) @ dense[:-1].to(dtype)
+
+
+def _union(labels: Tensor, dense: Tensor, is_hard: bool) -> Tensor:
+    """Per unit, the weight of largest magnitude among the set labels (the positive one of two equal ones).
+
+    A row in which no label is set is unlabeled data, whose mask is the last row of `dense`.
+    """
+    if is_hard:
+        weights = ((labels.float() @ dense[:-1]) > 0).float()
+    else:
+        highest = torch.zeros(*labels.shape[:-1], dense.shape[1], device=labels.device)
+        lowest = torch.zeros_like(highest)
+        for column, row in enumerate(dense[:-1]):  # one label at a time: no [..., n_labels, width] tensor
+            chosen = labels[..., column, None] * row
+            highest = torch.maximum(highest, chosen)
+            lowest = torch.minimum(lowest, chosen)
+        weights = torch.where(highest >= -lowest, highest, lowest)
+    return torch.where(labels.any(-1, keepdim=True), weights, dense[-1])
+
+
+def _can_read(tensor: Tensor) -> bool:
+    """Whether a tensor's values can be looked at here without tracing them and without waiting for a device."""
+    if torch.compiler.is_compiling():
+        return False
+    tensor = _plain(tensor)
+    return type(tensor) is Tensor and tensor.device.type == "cpu"
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """The tensor under the wrappers of `torch.func` transforms."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = functorch.get_unwrapped(tensor)
+    return tensor
+
+
+def unknown_label(label: object, labels: tuple[Hashable, ...]) -> str:
+    """The message for a name that is no label of a spec."""
+    return f"{label!r} is not a label of this spec. {did_you_mean(label, labels)}"

@@ -1,0 +1,500 @@
+"""`Router`: sites attached to a model by hooks, and the labels of the batch in flight. `RoutedModule`: both in one."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import warnings
+from collections.abc import Hashable, Mapping, Sequence
+from types import MappingProxyType, TracebackType
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from .errors import LabelError, RoutingError, SiteError, SpecError, UnroutedWarning, UsageError, did_you_mean, preview
+from .functional import route_mask
+from .masks import Mask
+from .recompute import Ledger, Pass, current_pass
+from .sites import Site, argument_names, check_called, edit_arguments, edit_output, leads_with_time, match
+from .spec import RoutingSpec
+
+Labels: TypeAlias = "Tensor | Mapping[str, Tensor]"
+Sites: TypeAlias = Mapping[str, "RoutingSpec | Site | Sequence[Site]"]
+
+
+class _State:
+    """What the hooks of one router read: the labels of the batch in flight, and what is ablated.
+
+    It lives apart from the router so that the hooks, which a model's copies and pickles carry along, never hold the
+    model. A copied state is an orphan until a router that is copied with it claims it.
+    """
+
+    def __init__(self) -> None:
+        self.labels: Labels | None = None
+        self.masks: tuple[Mask, ...] = ()
+        self.ablated: frozenset[Hashable] = frozenset()
+        self.thread: int | None = None
+        self.ever_ablated = False
+        self.orphan = False
+        self.removed = False
+        self.model_ran = False
+        self.warned = False
+        self.ledger = Ledger()
+
+    @property
+    def active(self) -> bool:
+        return bool(self.masks) or bool(self.ablated)
+
+    def key(self) -> Tensor | None:
+        """The tensor by whose identity `Ledger` knows the labels."""
+        return next(iter(self.labels.values())) if isinstance(self.labels, Mapping) else self.labels
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _State:
+        return _orphan(self.removed)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_orphan, (self.removed,))
+
+
+def _orphan(removed: bool) -> _State:
+    state = _State()
+    state.orphan = True
+    state.removed = removed
+    return state
+
+
+class _SiteHook:
+    """One site on one module: a plain callable, so that hooks copy and pickle with the model."""
+
+    def __init__(
+        self, name: str, site: Site, group: int, state: _State, module: nn.Module, *, time_first: bool
+    ) -> None:
+        self.name = name
+        self.site = site
+        self.group = group
+        self.state = state
+        self.time_first = time_first
+        self.arguments = argument_names(module) if site.on == "input" else []
+        self.keep: Tensor | None = None  # bool [width], while a label of this site is ablated
+        self.ran = False
+
+    def attach(self, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
+        if self.site.on == "input":
+            return module.register_forward_pre_hook(self.on_input, with_kwargs=True)
+        # First among the hooks: whoever else looks at the output sees the routed one, and cannot go around it.
+        return module.register_forward_hook(self.on_output, prepend=True)
+
+    def on_output(self, module: nn.Module, args: Any, output: Any) -> Any:
+        self.ran = True
+        if not self.state.active:
+            self._idle(module, output)
+            return None
+        return edit_output(output, self.site.path, self._edit, site=self.name)
+
+    def on_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.ran = True
+        if not self.state.active:
+            self._idle(module, (args, kwargs))
+            return None
+        return edit_arguments(args, kwargs, self.site.path, self.arguments, self._edit, site=self.name)
+
+    def _edit(self, x: Tensor) -> Tensor:
+        state = self.state
+        if not torch.compiler.is_compiling():
+            self._check_pass()
+        if state.masks:
+            mask = state.masks[self.group]
+            if self.time_first and x.ndim == 3 and len(mask.shape) == 1:
+                raise LabelError(
+                    f"site {self.name!r}: labels of shape {tuple(mask.shape)} are per example, but the first "
+                    f"dimension of this tensor of shape {tuple(x.shape)} is time or layers, not the batch. Give labels "
+                    f"for both, labels.expand({x.shape[0]}, -1), or build the module with batch_first=True."
+                )
+            try:
+                x = route_mask(x, mask, self.site.dim, replacing=True)
+            except RoutingError as error:
+                raise type(error)(f"site {self.name!r}: {error}") from None
+        if self.keep is not None:
+            shape = [1] * x.ndim
+            shape[self.site.dim] = -1
+            x = torch.where(self.keep.to(x.device).view(shape), x, 0)
+        return x
+
+    def _idle(self, module: nn.Module, tensors: Any) -> None:
+        """No labels are set: right in evaluation; in training, say so once."""
+        if self.state.orphan and torch.is_grad_enabled() and module.training:
+            raise UsageError(
+                f"site {self.name!r}: this model is a copy of a routed model, and its router was not copied "
+                "with it, so nothing can route it. Copy both at once: copy.deepcopy((model, router)) or a RoutedModule."
+            )
+        if torch.compiler.is_compiling():
+            return
+        self._check_pass()
+        state = self.state
+        if module.training and torch.is_grad_enabled() and not state.warned and _any_requires_grad(tensors):
+            state.warned = True
+            warnings.warn(
+                f"site {self.name!r} ran a training forward pass with no labels set: its gradients are not routed. Put "
+                "the forward pass inside `with router(labels):`, or silence gradroute.UnroutedWarning if you mean it.",
+                UnroutedWarning,
+                stacklevel=3,
+            )
+
+    def _check_pass(self) -> None:
+        state = self.state
+        kind = current_pass()
+        if state.thread not in (None, threading.get_ident()) and torch._C._current_graph_task_id() == -1:
+            raise UsageError(
+                f"site {self.name!r}: the router holds the labels of another thread. Give each thread its "
+                "own model and router, or run them one after the other."
+            )
+        if kind is Pass.PLAIN:
+            return
+        # Reentrant recomputation must find the labels of its first pass again; both kinds must find its ablation.
+        call, under_labels = (id(self), state.ablated), (id(self), state.ablated, "labels")
+        if kind is Pass.FIRST:
+            state.ledger.note(None, call)
+            state.ledger.note(state.key(), under_labels)
+        elif kind is Pass.SECOND:
+            if not state.ledger.settle(None, call) and state.ever_ablated:
+                raise self._untrusted("ablated labels")
+        elif not state.ledger.settle(state.key(), under_labels):
+            raise self._untrusted("labels")
+
+    def _untrusted(self, what: str) -> UsageError:
+        return UsageError(
+            f"site {self.name!r}: activation checkpointing recomputes this forward pass inside backward, and the "
+            f"router does not hold the {what} that it first ran under. Put backward inside the same "
+            + (
+                "`with router.ablated(...)` block as its forward pass."
+                if what == "ablated labels"
+                else "`with router(labels)` block as its forward pass, or checkpoint with use_reentrant=False."
+            )
+        )
+
+
+class _Block:
+    """``with router(labels)``: sets the labels for the block and puts the previous ones back."""
+
+    def __init__(self, router: Router, labels: Labels) -> None:
+        self._router = router
+        self._labels = labels
+        self._masks = router._resolve(labels)
+        self._outer: list[tuple[Any, ...]] = []
+
+    def __enter__(self) -> Router:
+        state = self._router._enter()
+        self._outer.append((state.labels, state.masks, state.thread))
+        state.labels, state.masks = self._labels, self._masks
+        if not torch.compiler.is_compiling():
+            state.thread = threading.get_ident()
+        return self._router
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        state = self._router._state
+        state.labels, state.masks, state.thread = self._outer.pop()
+        if kind is None and not torch.compiler.is_compiling():
+            self._router._warn_of_silent_sites()
+
+
+class _Ablation:
+    """``with router.ablated(...)``: switches units off for the block, on top of what is off already."""
+
+    def __init__(self, router: Router, labels: tuple[Hashable, ...]) -> None:
+        self._router = router
+        self._labels = frozenset(labels)
+        self._outer: list[tuple[Any, ...]] = []
+
+    def __enter__(self) -> Router:
+        state = self._router._enter()
+        hooks = self._router._hooks
+        self._outer.append((state.ablated, state.thread, [hook.keep for hook in hooks]))
+        ablated = state.ablated | self._labels
+        for hook, keep in zip(hooks, self._router._kept_without(ablated), strict=True):
+            hook.keep = keep
+        state.ablated = ablated
+        state.ever_ablated = True
+        if not torch.compiler.is_compiling():
+            state.thread = threading.get_ident()
+        return self._router
+
+    def __exit__(self, *exception: object) -> None:
+        state = self._router._state
+        state.ablated, state.thread, kept = self._outer.pop()
+        for hook, keep in zip(self._router._hooks, kept, strict=True):
+            hook.keep = keep
+
+
+class Router:
+    """Routes the gradients of a model that somebody else wrote, by hooks, without changing a line of it.
+
+    Parameters, state-dict keys and outputs stay as they are. Outside of a ``with router(labels)`` block the model
+    learns unrouted (the first such training pass warns).
+
+    Args:
+        model: Any module.
+        sites: From a glob over the names of ``model.named_modules()`` (``*`` matches dots too; the empty pattern is
+            the model itself) to a `RoutingSpec`, a `Site`, or several sites. Sites that meet on one tensor compose:
+            their masks multiply.
+
+    Raises:
+        SiteError: A pattern matches no module (the message names the nearest), or a module together with one inside
+            it, or one that is never called.
+
+    Examples:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1))
+        >>> router = Router(model, {"0": RoutingSpec.one_per_label(2)})
+        >>> with router(torch.tensor([1, 1])):
+        ...     model(torch.ones(2, 3)).sum().backward()
+        >>> model[0].weight.grad[0]  # no example of label 0: its unit learns nothing
+        tensor([0., 0., 0.])
+        >>> router.remove()
+
+    References:
+        Cloud et al., 2024 (arXiv:2410.04332).
+    """
+
+    def __init__(self, model: nn.Module, sites: Sites) -> None:
+        if not isinstance(model, nn.Module):
+            raise SiteError(f"model must be a torch.nn.Module; got {type(model).__name__}.")
+        if not isinstance(sites, Mapping) or not sites:
+            raise SiteError(f"sites must map module names to specs, such as {{'encoder.fc': spec}}; got {sites!r}.")
+        self._state = _State()
+        self._hooks: list[_SiteHook] = []
+        self._groups: list[tuple[str, RoutingSpec]] = []  # one label look-up for each, however many sites share it
+        attached: list[tuple[nn.Module, _SiteHook]] = []
+        names = dict(model.named_modules(remove_duplicate=False))
+        for pattern, value in sites.items():
+            for site in _as_sites(pattern, value):
+                if (pattern, site.spec) not in self._groups:
+                    self._groups.append((pattern, site.spec))
+                group = self._groups.index((pattern, site.spec))
+                for name, module in match(pattern, names).items():
+                    check_called(name, model)
+                    time_first = leads_with_time(name, model, site)
+                    hook = _SiteHook(name, site, group, self._state, module, time_first=time_first)
+                    attached.append((module, hook))
+        # What a step needs of the specs, found once: comparing specs takes time where they have many labels.
+        self._specs = list(dict.fromkeys(spec for _, spec in self._groups))
+        self._spec_of_group = [self._specs.index(spec) for _, spec in self._groups]
+        self._disagreeing = [pattern for pattern, spec in self._groups if spec.labels != self._specs[0].labels]
+        for device in {parameter.device for parameter in model.parameters()}:
+            for spec in self._specs:
+                spec.masks.warm(device)
+        # Nothing is registered before everything is checked, so that a refused router leaves no hook behind.
+        self._handles = [model.register_forward_pre_hook(_MarkRun(self._state))]
+        for module, hook in attached:
+            self._hooks.append(hook)
+            self._handles.append(hook.attach(module))
+
+    def __call__(self, labels: Labels) -> _Block:
+        """A context manager that routes by these labels whatever the model computes inside it.
+
+        Args:
+            labels: One tensor for all sites, whose specs must then name the same labels; or a mapping from each
+                pattern of `sites` to its labels. Their shapes and dtypes are those of `gradroute.route`.
+
+        Raises:
+            LabelError: The labels do not fit the specs. (What needs the activation's shape is checked in forward.)
+            UsageError: The router was removed, or another thread is using it.
+        """
+        return _Block(self, labels)
+
+    def ablated(self, *labels: Hashable) -> _Ablation:
+        """A context manager in which the units of these labels are off: exactly 0, in training and evaluation alike.
+
+        Units that another label or the shared block may teach stay on. Needs no batch labels; inside
+        ``with router(labels)`` it composes with them.
+
+        Raises:
+            SpecError: No site knows one of the labels.
+            UsageError: No label was given, or nothing would be switched off.
+        """
+        if not labels:
+            raise UsageError("ablated() needs the labels whose units are to be off, such as ablated('forget').")
+        if all(keep is None for keep in self._kept_without(frozenset(labels))):
+            raise UsageError(f"ablating {preview(labels)} would switch nothing off: others teach all its units.")
+        return _Ablation(self, labels)
+
+    @property
+    def sites(self) -> Mapping[str, tuple[Site, ...]]:
+        """The sites by the qualified name of their module; several on one module in the order they were given."""
+        found: dict[str, tuple[Site, ...]] = {}
+        for hook in self._hooks:
+            found[hook.name] = (*found.get(hook.name, ()), hook.site)
+        return MappingProxyType(found)
+
+    @property
+    def labels(self) -> Labels | None:
+        """The labels of the batch in flight; None outside of a ``with router(labels)`` block."""
+        return self._state.labels
+
+    def remove(self) -> None:
+        """Take the router's own hooks off the model, and no others. Removing twice is fine."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._hooks.clear()
+        self._state.removed = True
+
+    def __repr__(self) -> str:
+        lines = [f"  {name!r}: {site!r}," for name, sites in self.sites.items() for site in sites]
+        return "\n".join(["Router(", *lines, ")"]) if lines else "Router(removed)"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Router:
+        clone = type(self).__new__(type(self))
+        memo[id(self)] = clone
+        clone.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        clone._state.orphan = False
+        return clone
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._state.orphan = False
+
+    # ------------------------------------------------------------------ for the blocks
+
+    def _enter(self) -> _State:
+        if self._state.removed:
+            raise UsageError("this router was removed from its model: make a new one.")
+        if not torch.compiler.is_compiling() and self._state.thread not in (None, threading.get_ident()):
+            raise UsageError("this router is in use in another thread: give each thread its own model and router.")
+        return self._state
+
+    def _resolve(self, labels: Labels) -> tuple[Mask, ...]:
+        patterns = [pattern for pattern, _ in self._groups]
+        if isinstance(labels, Mapping):
+            for pattern in labels:
+                if pattern not in patterns:
+                    raise LabelError(
+                        f"labels for {pattern!r}, no pattern of this router. {did_you_mean(pattern, patterns)}"
+                    )
+            missing = [pattern for pattern in patterns if pattern not in labels]
+            if missing:
+                raise LabelError(f"no labels for {missing[0]!r}: a mapping needs one entry per pattern.")
+            return tuple(spec.masks.resolve(labels[pattern]) for pattern, spec in self._groups)
+        if self._disagreeing:
+            raise LabelError(
+                f"the sites {patterns[0]!r} and {self._disagreeing[0]!r} name different labels, so one label tensor "
+                "cannot serve both: pass a mapping, router({pattern: labels, ...})."
+            )
+        masks = [spec.masks.resolve(labels) for spec in self._specs]
+        return tuple(masks[position] for position in self._spec_of_group)
+
+    def _kept_without(self, ablated: frozenset[Hashable]) -> list[Tensor | None]:
+        """For each site, which units stay on (bool [width]) without these labels; None where all do."""
+        for label in ablated:
+            if not any(label in spec.labels for _, spec in self._groups):
+                known = {known: None for _, spec in self._groups for known in spec.labels}
+                raise SpecError(f"{label!r} is not a label of any site of this router. {did_you_mean(label, known)}")
+        masks: list[Tensor | None] = []
+        for _, spec in self._groups:
+            off = spec.exclusive(*(label for label in ablated if label in spec.labels))
+            keep = torch.ones(spec.width, dtype=torch.bool)
+            keep[list(off)] = False
+            masks.append(keep if off else None)
+        return [masks[hook.group] for hook in self._hooks]
+
+    def _warn_of_silent_sites(self) -> None:
+        state = self._state
+        silent = [hook.name for hook in self._hooks if not hook.ran]
+        if silent and not state.warned and (state.model_ran or len(silent) < len(self._hooks)):
+            state.warned = True
+            warnings.warn(
+                f"the model ran, but the sites {preview(silent, 3)} did not: their modules were never called, so they "
+                "routed nothing. Another module may read their weights, or call their forward method directly.",
+                UnroutedWarning,
+                stacklevel=3,
+            )
+
+
+class _MarkRun:
+    """Notes that the model ran, so that sites that did not run can be told from a model that was not called."""
+
+    def __init__(self, state: _State) -> None:
+        self.state = state
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        self.state.model_ran = True
+
+
+class RoutedModule(nn.Module):
+    """A module and its `Router` in one, for where labels must travel as an argument: DDP, FSDP, trainers, compile.
+
+    Args:
+        model: Any module.
+        sites: As for `Router`.
+
+    Attributes:
+        module: The model.
+        router: Its router.
+
+    Raises:
+        SiteError: As `Router`.
+
+    Examples:
+        >>> import torch
+        >>> model = RoutedModule(torch.nn.Linear(3, 2), {"": RoutingSpec.one_per_label(2)})
+        >>> model(torch.ones(1, 3), route_labels=torch.tensor([1])).sum().backward()
+        >>> model.module.bias.grad
+        tensor([0., 1.])
+    """
+
+    def __init__(self, model: nn.Module, sites: Sites) -> None:
+        super().__init__()
+        self.module = model
+        self.router = Router(model, sites)
+
+    def forward(self, *args: Any, route_labels: Labels | None = None, **kwargs: Any) -> Any:
+        """The model's output, routed by these labels.
+
+        Args:
+            *args: For the model.
+            route_labels: As for ``router(labels)``. None is for evaluation only, unless the call is inside a
+                ``with routed.router(labels)`` block.
+            **kwargs: For the model, its own ``labels=`` included.
+
+        Raises:
+            UsageError: No labels in a training pass that computes gradients: it would silently not be routed.
+        """
+        if route_labels is None:
+            if self.training and torch.is_grad_enabled() and self.router.labels is None:
+                raise UsageError(
+                    "a training forward pass without route_labels would not be routed. Pass route_labels=...; for "
+                    "unlabeled data, torch.full((batch,), gradroute.UNLABELED); for evaluation, call eval() or use "
+                    "torch.no_grad()."
+                )
+            return self.module(*args, **kwargs)
+        with self.router(route_labels):
+            return self.module(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """Attributes of the model, such as a transformers model's `config`, which trainers ask for."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "module":  # not yet set: during construction, copying or unpickling
+                raise
+            return getattr(self.module, name)
+
+
+def _as_sites(pattern: str, value: RoutingSpec | Site | Sequence[Site]) -> list[Site]:
+    values = list(value) if isinstance(value, Sequence) else [value]
+    sites = [Site(item) if isinstance(item, RoutingSpec) else item for item in values]
+    for site in sites:
+        if not isinstance(site, Site):
+            raise SiteError(f"{pattern!r} needs a RoutingSpec, a Site or several sites; got {type(site).__name__}.")
+    return sites
+
+
+def _any_requires_grad(tensors: Any) -> bool:
+    """Whether a tensor in nested tuples, lists and dicts requires gradients."""
+    if isinstance(tensors, Tensor):
+        return tensors.requires_grad
+    if isinstance(tensors, Mapping):
+        tensors = tuple(tensors.values())
+    return isinstance(tensors, tuple | list) and any(_any_requires_grad(inner) for inner in tensors)
