@@ -302,6 +302,7 @@ class Router:
             LabelError: The labels do not fit the specs. (What needs the activation's shape is checked in forward.)
             UsageError: The router was removed, or another thread is using it.
         """
+        self._check_usable()
         return _Block(self, labels)
 
     def ablated(self, *labels: Hashable) -> _Ablation:
@@ -314,6 +315,7 @@ class Router:
             SpecError: No site knows one of the labels.
             UsageError: No label was given, or nothing would be switched off.
         """
+        self._check_usable()
         if not labels:
             raise UsageError("ablated() needs the labels whose units are to be off, such as ablated('forget').")
         if all(keep is None for keep in self._kept_without(frozenset(labels))):
@@ -358,11 +360,14 @@ class Router:
 
     # ------------------------------------------------------------------ for the blocks
 
-    def _enter(self) -> _State:
+    def _check_usable(self) -> None:
         if self._state.removed:
             raise UsageError("this router was removed from its model: make a new one.")
         if not torch.compiler.is_compiling() and self._state.thread not in (None, threading.get_ident()):
             raise UsageError("this router is in use in another thread: give each thread its own model and router.")
+
+    def _enter(self) -> _State:
+        self._check_usable()
         return self._state
 
     def _resolve(self, labels: Labels) -> tuple[Mask, ...]:

@@ -188,7 +188,8 @@ def edit_arguments(
     key = names[position] if isinstance(position, int) and 0 <= position < len(names) else position
     if key not in kwargs:
         raise SiteError(
-            f"site {site!r}: no argument {first!r} in a call with {len(args)} by position and {preview(kwargs)} by name"
+            f"site {site!r}: no argument {first!r} in a call with {len(args)} by position and "
+            f"{preview(kwargs) or 'none'} by name."
         )
     return args, {**kwargs, str(key): edit_output(kwargs[str(key)], rest, edit, site=site)}
 

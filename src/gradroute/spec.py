@@ -125,7 +125,9 @@ class RoutingSpec:
     width: int
     shared: tuple[int, ...]
     unlabeled: Unlabeled
-    masks: MaskTable = field(compare=False)  # what the rest of the library reads; made from the fields above
+    masks: MaskTable = field(
+        compare=False, repr=False
+    )  # what the rest of the library reads; made from the fields above
 
     def __init__(
         self,

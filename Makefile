@@ -1,0 +1,50 @@
+# Everything runs in .venv, made from the PYTHON below (3.11 or newer). Both main commands can be repeated at will.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN ?= runs/mnist_vae
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint types docs clean
+
+help: ## show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: $(VENV)/.example ## set up, fetch MNIST, train the VAE, evaluate it, and say where everything is
+	$(BIN)/python examples/mnist_vae --out $(RUN)
+
+test: $(VENV)/.dev ## set up and run the whole test suite
+	$(BIN)/python -m pytest -n 2
+
+check: $(VENV)/.dev ## a short loop: lint, types, unit tests and doctests
+	$(MAKE) lint types
+	$(BIN)/python -m pytest -q -n 2 src tests/unit
+
+lint: $(VENV)/.dev ## ruff
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/.dev ## mypy --strict on the library and the examples
+	$(BIN)/mypy --strict src
+	MYPYPATH=examples $(BIN)/mypy --strict -p mnist_vae
+
+docs: $(VENV)/.dev ## build the documentation into site/
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "documentation: site/index.html"
+
+clean: ## remove the environment and what was built; runs/ and data stay
+	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gradroute needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.example: pyproject.toml | $(VENV)/bin/python
+	@echo "installing gradroute and the example's packages into $(VENV) (torch is large)"
+	$(BIN)/python -m pip install --editable '.[example]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+	@echo "installing gradroute and the development packages into $(VENV) (torch is large)"
+	$(BIN)/python -m pip install --editable '.[dev]'
+	@touch $@ $(VENV)/.example

@@ -1,0 +1,115 @@
+"""What a trained model has learned, the same for every recipe: numbers and pictures."""
+
+import platform
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mnist_vae import figures
+from mnist_vae.data import Dataset, Split
+from mnist_vae.files import read_json, write_json
+from mnist_vae.model import DIGITS, VAE
+from mnist_vae.run import Run
+
+BATCH = 1000
+
+
+@dataclass(frozen=True)
+class Results:
+    """Computed without augmentation; every image once."""
+
+    argmax_accuracy: float
+    owned_digits: int
+    test_sse: float
+    test_elbo: float
+    #: Mean of each latent mean by digit on the training set, [digit, dimension].
+    activations: Tensor
+
+
+@torch.no_grad()
+def measure(model: VAE, data: Dataset) -> Results:
+    means = encode_all(model, data.test)
+    predicted = means.argmax(dim=1)
+    activations = mean_by_label(encode_all(model, data.train), data.train.labels)
+    return Results(
+        argmax_accuracy=(predicted == data.test.labels).double().mean().item(),
+        owned_digits=int((activations.argmax(dim=1) == torch.arange(DIGITS.width)).sum()),
+        test_sse=squared_error(model, data.test, means),
+        test_elbo=elbo(model, data.test),
+        activations=activations,
+    )
+
+
+def evaluate(run: Run, data: Dataset) -> dict[str, Any]:
+    """Write ``metrics.json`` and the figures into the run's folder."""
+    config, model = run.load_config(), run.load_model()
+    history = read_json(run.history)
+    results = measure(model, data)
+    metrics = {
+        "dataset": config.dataset,
+        "recipe": config.recipe,
+        "routing": config.routing,
+        "seed": config.seed,
+        "epochs": config.epochs,
+        "train_seconds": round(history["train_seconds"], 1),
+        "argmax_accuracy": results.argmax_accuracy,
+        "owned_digits": results.owned_digits,
+        "test_sse": results.test_sse,
+        "test_elbo": results.test_elbo,
+        "mean_activation": [[round(value, 4) for value in row] for row in results.activations.tolist()],
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "threads": history["threads"],
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+    }
+    routing = "" if config.routing else " without routing"
+    title = f"{config.dataset}, recipe {config.recipe}{routing}, seed {config.seed}"
+    figures.save(figures.reconstructions(model, data.test, title), run.figures / "reconstructions.png")
+    figures.save(figures.sweeps(model, title), run.figures / "sweeps.png")
+    figures.save(figures.activation_matrix(results.activations, title), run.figures / "activations.png")
+    figures.save(figures.loss_curves(history, title), run.figures / "losses.png")
+    write_json(run.metrics, metrics)
+    print(f"evaluate: wrote {run.metrics} and 4 figures to {run.figures}")
+    return metrics
+
+
+@torch.no_grad()
+def encode_all(model: VAE, split: Split) -> Tensor:
+    """The latent means of all images, [N, 10]."""
+    return torch.cat([model.encode_mean(batch.float() / 255) for batch in torch.split(split.images, BATCH)])
+
+
+def mean_by_label(means: Tensor, labels: Tensor) -> Tensor:
+    """Row d is the mean of the rows of ``means`` with label d; zero where there is none."""
+    members = F.one_hot(labels, DIGITS.width).to(means.dtype)
+    return (members.T @ means) / members.sum(dim=0).clamp(min=1).unsqueeze(1)
+
+
+@torch.no_grad()
+def squared_error(model: VAE, split: Split, means: Tensor) -> float:
+    """Sum of squared pixel errors, mean over images, of what the means decode to."""
+    total = 0.0
+    for batch, z in zip(torch.split(split.images, BATCH), torch.split(means, BATCH), strict=True):
+        total += (model.decode(z) - batch.float() / 255).square().sum().item()
+    return total / len(split)
+
+
+@torch.no_grad()
+def elbo(model: VAE, split: Split, seed: int = 0) -> float:
+    """The evidence lower bound in nats per image, from one sample of z each, under the same generative model for all.
+
+    That is Bernoulli pixels and a standard normal prior: what the original's loss is not, so its ELBO is low.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    total = 0.0
+    for batch in torch.split(split.images, BATCH):
+        images = batch.float() / 255
+        mean, spread = model.encode(images)
+        logits = model.decode_logits(model.sample(mean, spread, generator))
+        # A spread of exactly zero would make the KL infinite.
+        variance = model.std(spread).square().clamp(min=1e-12)
+        kl = 0.5 * (mean.square() + variance - 1 - variance.log()).sum()
+        total -= (F.binary_cross_entropy_with_logits(logits, images, reduction="sum") + kl).item()
+    return total / len(split)
