@@ -1,0 +1,116 @@
+"""Activation checkpointing keeps the labels of each forward pass, or raises: never an unrouted or misrouted gradient."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import gradroute as gr
+from gradroute.errors import UsageError
+
+SPEC = gr.RoutingSpec.one_per_label(3)
+FIRST, SECOND = torch.tensor([0, 1, 2, 0]), torch.tensor([2, 2, 0, 1])
+
+
+class Model(nn.Module):
+    """A routed block that is checkpointed: not at all (None), non-reentrantly (False) or reentrantly (True)."""
+
+    def __init__(self):
+        super().__init__()
+        self.before, self.after = nn.Linear(4, 5), nn.Linear(3, 1)
+        self.block = nn.Sequential(nn.Linear(5, 3), nn.Tanh())
+        self.reentrant = None
+
+    def forward(self, x):
+        h = self.before(x)
+        h = self.block(h) if self.reentrant is None else checkpoint(self.block, h, use_reentrant=self.reentrant)
+        return self.after(h).square().sum()
+
+
+def routed(reentrant):
+    torch.manual_seed(0)
+    model = Model()
+    model.reentrant = reentrant
+    return model, gr.Router(model, {"block.0": SPEC})
+
+
+def gradients(model):
+    return [parameter.grad for parameter in model.parameters()]
+
+
+@pytest.fixture
+def batches():
+    return torch.randn(4, 4), torch.randn(4, 4)
+
+
+@pytest.fixture
+def expected(batches):
+    model, router = routed(None)
+    for x, labels in zip(batches, (FIRST, SECOND), strict=True):
+        with router(labels):
+            model(x).backward()
+    return gradients(model)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_backward_inside_the_block_of_its_forward_pass(batches, expected, reentrant):
+    model, router = routed(reentrant)
+    for x, labels in zip(batches, (FIRST, SECOND), strict=True):
+        with router(labels):
+            model(x).backward()
+    torch.testing.assert_close(gradients(model), expected)
+
+
+@pytest.mark.parametrize("where", ["after both blocks", "inside the second block"])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_two_forward_passes_before_one_backward(batches, expected, reentrant, where):
+    model, router = routed(reentrant)
+
+    def run():
+        with router(FIRST):
+            first = model(batches[0])
+        with router(SECOND):
+            total = first + model(batches[1])
+            if where == "inside the second block":
+                total.backward()
+        if where == "after both blocks":
+            total.backward()
+
+    if reentrant:
+        with pytest.raises(UsageError, match="does not hold the labels that it first ran under.*use_reentrant=False"):
+            run()
+    else:
+        run()
+        torch.testing.assert_close(gradients(model), expected)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_an_ablated_pass_is_recomputed_ablated_or_raises(batches, reentrant):
+    plain, plain_router = routed(None)
+    with plain_router(FIRST), plain_router.ablated(0):
+        plain(batches[0]).backward()
+    model, router = routed(reentrant)
+    with router(FIRST):
+        with router.ablated(0):
+            model(batches[0]).backward()
+        torch.testing.assert_close(gradients(model), gradients(plain))
+        with router.ablated(0):
+            loss = model(batches[0])
+        with pytest.raises(UsageError, match="Put backward inside the same"):
+            loss.backward()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_unlabeled_training_passes_are_left_alone(batches, reentrant):
+    model, router = routed(reentrant)
+    with router(FIRST):
+        model(batches[0]).backward()
+    twin = copy.deepcopy(Model())
+    twin.load_state_dict(model.state_dict())
+    model.zero_grad()
+    with pytest.warns(gr.UnroutedWarning):
+        model(batches[0]).backward()
+    twin(batches[0]).backward()
+    torch.testing.assert_close(gradients(model), gradients(twin))
