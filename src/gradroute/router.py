@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import threading
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
@@ -86,23 +87,19 @@ class _SiteHook:
         return module.register_forward_hook(self.on_output, prepend=True)
 
     def on_output(self, module: nn.Module, args: Any, output: Any) -> Any:
-        self.ran = True
+        self._before(module, output)
         if not self.state.active:
-            self._idle(module, output)
             return None
         return edit_output(output, self.site.path, self._edit, site=self.name)
 
     def on_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self.ran = True
+        self._before(module, (args, kwargs))
         if not self.state.active:
-            self._idle(module, (args, kwargs))
             return None
         return edit_arguments(args, kwargs, self.site.path, self.arguments, self._edit, site=self.name)
 
     def _edit(self, x: Tensor) -> Tensor:
         state = self.state
-        if not torch.compiler.is_compiling():
-            self._check_pass()
         if state.masks:
             mask = state.masks[self.group]
             if self.time_first and x.ndim == 3 and len(mask.shape) == 1:
@@ -121,8 +118,9 @@ class _SiteHook:
             x = torch.where(self.keep.to(x.device).view(shape), x, 0)
         return x
 
-    def _idle(self, module: nn.Module, tensors: Any) -> None:
-        """No labels are set: right in evaluation; in training, say so once."""
+    def _before(self, module: nn.Module, tensors: Any) -> None:
+        """All that could lose the mask without a word: a stray copy, another thread, a recomputation, no labels."""
+        self.ran = True
         if self.state.orphan and torch.is_grad_enabled() and module.training:
             raise UsageError(
                 f"site {self.name!r}: this model is a copy of a routed model, and its router was not copied "
@@ -132,7 +130,10 @@ class _SiteHook:
             return
         self._check_pass()
         state = self.state
-        if module.training and torch.is_grad_enabled() and not state.warned and _any_requires_grad(tensors):
+        if state.masks or state.warned:
+            return
+        # No labels: right in evaluation. In training, under ablation too, the gradients are whole: say so once.
+        if module.training and torch.is_grad_enabled() and _any_requires_grad(tensors):
             state.warned = True
             warnings.warn(
                 f"site {self.name!r} ran a training forward pass with no labels set: its gradients are not routed. Put "
@@ -497,9 +498,11 @@ def _as_sites(pattern: str, value: RoutingSpec | Site | Sequence[Site]) -> list[
 
 
 def _any_requires_grad(tensors: Any) -> bool:
-    """Whether a tensor in nested tuples, lists and dicts requires gradients."""
+    """Whether a tensor in nested tuples, lists, dicts and dataclasses requires gradients."""
     if isinstance(tensors, Tensor):
         return tensors.requires_grad
     if isinstance(tensors, Mapping):
         tensors = tuple(tensors.values())
+    elif dataclasses.is_dataclass(tensors):
+        tensors = tuple(getattr(tensors, field.name) for field in dataclasses.fields(tensors))
     return isinstance(tensors, tuple | list) and any(_any_requires_grad(inner) for inner in tensors)

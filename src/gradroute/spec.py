@@ -125,9 +125,8 @@ class RoutingSpec:
     width: int
     shared: tuple[int, ...]
     unlabeled: Unlabeled
-    masks: MaskTable = field(
-        compare=False, repr=False
-    )  # what the rest of the library reads; made from the fields above
+    # What the rest of the library reads; made from the fields above.
+    masks: MaskTable = field(compare=False, repr=False)
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import threading
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -227,6 +228,27 @@ class TestWhatCouldLoseTheMask:
             model(torch.ones(2, 2))
             model(torch.ones(2, 2))
         assert len(caught) == 1
+
+    def test_an_ablated_training_pass_without_labels_warns_too(self):
+        model = mlp()
+        router = gr.Router(model, {"0": SPEC})
+        with pytest.warns(gr.UnroutedWarning, match="site '0' ran a training forward pass with no labels set"):
+            with router.ablated(1):
+                model(torch.ones(2, 2))
+
+    def test_a_training_pass_that_returns_a_dataclass_warns_too(self):
+        @dataclass
+        class Output:
+            hidden: torch.Tensor
+
+        class Model(nn.Linear):
+            def forward(self, x):
+                return Output(super().forward(x))
+
+        model = Model(2, 3)
+        gr.Router(model, {"": gr.Site(SPEC, index="hidden")})
+        with pytest.warns(gr.UnroutedWarning, match="no labels set"):
+            model(torch.ones(2, 2))
 
     @pytest.mark.filterwarnings("error")
     def test_evaluation_without_labels_does_not_warn(self):
