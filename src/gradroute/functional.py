@@ -146,7 +146,16 @@ def route_mask(x: Tensor, mask: Mask, dim: int, *, replacing: bool) -> Tensor:
     """
     if not (x.is_floating_point() or x.is_complex()):
         raise RoutingError(f"only floating tensors carry gradients to route; got {x.dtype}.")
+    if x.is_nested:
+        raise RoutingError("nested tensors cannot be routed: route their values(), with one label for each of them.")
     dim = mask.check_fits(x.shape, dim)
+    if _is_exporting():
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise RoutingError(
+                "an exported program has no backward of its own, so whoever trained it would train it unrouted. Export "
+                "without labels or under torch.no_grad()."
+            )
+        return x
     if torch.compiler.is_compiling():
         from . import _dynamo  # noqa: F401, PLC0415  # runs while Dynamo traces: see there
 
@@ -167,12 +176,21 @@ def _route_transformed(x: Tensor, mask: Mask, dim: int, replacing: bool) -> Tens
     return function.apply(x, weights)  # type: ignore[no-any-return]
 
 
+def _is_exporting() -> bool:
+    return torch.compiler.is_exporting()
+
+
 def _forward_mode() -> bool:
     return torch.autograd.forward_ad._current_level >= 0
 
 
 def _masked(grad: Tensor, mask: Tensor) -> Tensor:
     """The gradient times a mask that broadcasts to it: differentiable, and right under every transform."""
+    if grad.layout == torch.sparse_coo:
+        grad = grad.coalesce()
+        kept = mask.expand(grad.shape).sparse_mask(grad)
+        values = _masked(grad.values(), kept.values())
+        return torch.sparse_coo_tensor(grad.indices(), values, grad.shape, is_coalesced=True, check_invariants=False)
     if mask.dtype == torch.bool:
         return torch.where(mask, grad, 0)
     return torch.where(mask != 0, grad * mask.to(grad.dtype), 0)
@@ -180,8 +198,7 @@ def _masked(grad: Tensor, mask: Tensor) -> Tensor:
 
 def _masked_by(grad: Tensor, mask: Mask, dim: int) -> Tensor:
     """The gradient times the mask of a batch: as `_masked`, but at the cost of one multiplication where possible."""
-    plain = type(grad) is Tensor and grad.layout == torch.strided and grad.is_floating_point()
-    if torch.is_grad_enabled() or not plain:  # grad mode inside backward: the caller wants second derivatives
+    if torch.is_grad_enabled() or not _is_plain(grad):  # grad mode inside backward: the caller wants second derivatives
         dtype = torch.bool if mask.is_hard else grad.real.dtype
         return _masked(grad, align(mask.tensor(dtype, grad.device), grad.ndim, dim))
     if not mask.is_hard:
@@ -189,6 +206,16 @@ def _masked_by(grad: Tensor, mask: Mask, dim: int) -> Tensor:
         if not mask.has_zero:
             return grad
     return _combine(torch.bitwise_and, mask.bits(grad.dtype, grad.device), grad, dim)
+
+
+def _is_plain(grad: Tensor) -> bool:
+    """Whether a gradient is ordinary memory that may be read as integers."""
+    if torch.compiler.is_compiling():  # compiled autograd traces the backward pass, too
+        return False
+    if type(grad) is not Tensor or grad.layout != torch.strided or not grad.is_floating_point() or grad.is_neg():
+        return False
+    functorch = torch._C._functorch  # a batch of gradients at once, as in a vectorized Hessian
+    return not (functorch.is_functorch_wrapped_tensor(grad) or functorch.is_legacy_batchedtensor(grad))
 
 
 def _combine(operation: Any, factor: Tensor, grad: Tensor, dim: int) -> Tensor:

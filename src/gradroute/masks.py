@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Final, Literal, TypeAlias
 
 import torch
@@ -35,14 +35,14 @@ class MaskTable:
         self.width = rows.shape[1]
         self.rows = rows
         self.row_of_label = row_of_label
-        keys = torch.tensor(labels) if integer_keys else torch.arange(len(labels))
-        self.row_of_key = torch.full((int(keys.max()) + 2,), len(rows))
+        keys = torch.tensor(labels if integer_keys else range(len(labels)), device="cpu")
+        self.row_of_key = torch.full((int(keys.max()) + 2,), len(rows), device="cpu")
         self.row_of_key[keys] = row_of_label[:-1]
         self.row_of_key[-1] = row_of_label[-1]
         self.is_hard = bool(((rows == 0) | (rows == 1)).all())
         self.has_zero = bool((rows == 0).any())
         # Whether a label tensor without -1 already holds the row numbers, as with one unit per label.
-        self._keys_are_rows = torch.equal(self.row_of_key[:-1], torch.arange(len(self.row_of_key) - 1))
+        self._keys_are_rows = self.row_of_key[:-1].tolist() == list(range(len(self.row_of_key) - 1))
         self._has_gaps = bool((self.row_of_key == len(rows)).any())
         self._moved: dict[object, Tensor] = {}
 
@@ -116,13 +116,19 @@ class MaskTable:
         """A table on another device, moved once. Tables live on the CPU, since a spec knows no model."""
         if device == tensor.device:
             return tensor
-        key = (name, device)
-        if torch.compiler.is_compiling():
-            # Writing to the cache while tracing would change what the graph is guarded on.
-            return self._moved[key] if key in self._moved else tensor.to(device)
-        if key not in self._moved:
-            self._moved[key] = tensor.to(device)
-        return self._moved[key]
+        return self._kept((name, device), lambda: tensor.to(device))
+
+    def _kept(self, key: object, make: Callable[[], Tensor]) -> Tensor:
+        """What was made before under this key, or else what is made now, kept for the next time."""
+        if key in self._moved:
+            return self._moved[key]
+        made = make()
+        # Writing while Dynamo traces would change what the graph is guarded on; a tensor of a torch.func transform or
+        # of a fake mode is good for nothing outside of it.
+        real = not torch.compiler.is_compiling() and type(made) is Tensor and _plain(made) is made
+        if real:
+            self._moved[key] = made
+        return made
 
     def warm(self, device: torch.device) -> None:
         """Move the tables to a device ahead of use, so that compiled code finds them there."""
@@ -132,12 +138,7 @@ class MaskTable:
     def weights(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The distinct masks in a dtype (bool: whether the weight is not 0), on a device: [n_rows, width]."""
         rows = self._on(device, "rows", self.rows)
-        if torch.compiler.is_compiling():
-            return rows.to(dtype)
-        key = (dtype, device)
-        if key not in self._moved:
-            self._moved[key] = rows.to(dtype)
-        return self._moved[key]
+        return rows.to(dtype) if torch.compiler.is_compiling() else self._kept((dtype, device), lambda: rows.to(dtype))
 
     def bits(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The distinct masks as bit patterns under a floating dtype: all bits set where the weight is not 0.
@@ -145,30 +146,34 @@ class MaskTable:
         ``bits & gradient`` keeps a gradient bit for bit, or makes it exactly 0, even where it is inf or NaN, in one
         pass over memory. A multiplication would give 0 * inf = NaN, and `torch.where` takes three times as long.
         """
-        key = ("bits", dtype, device)
-        if key not in self._moved:
-            keep = self.weights(torch.bool, device)
-            self._moved[key] = keep.to(INTEGER_OF_SIZE[dtype.itemsize]).neg_().view(dtype)
-        return self._moved[key]
+
+        def make() -> Tensor:
+            return self.weights(torch.bool, device).to(INTEGER_OF_SIZE[dtype.itemsize]).neg_().view(dtype)
+
+        return self._kept(("bits", dtype, device), make)
 
 
 class Mask:
-    """The mask of one batch, not yet a tensor: what is kept until backward is labels and tables, nothing larger.
+    """The mask of one batch, not yet a tensor: what is kept until backward is labels and tables, nothing larger."""
 
-    Attributes:
-        shape: The shape of the labels without the column dimension of multi-hot and mixture labels.
-        width: The number of units.
-    """
-
-    __slots__ = ("_version", "kind", "labels", "shape", "table", "width")
+    __slots__ = ("_version", "kind", "labels", "table")
 
     def __init__(self, table: MaskTable, labels: Tensor, kind: Kind) -> None:
         self.table = table
         self.labels = labels
         self.kind: Kind = kind
-        self.width = table.width
-        self.shape = labels.shape if kind == "rows" else labels.shape[:-1]
         self._version = 0 if torch.compiler.is_compiling() or labels.is_inference() else labels._version
+
+    # Computed, not stored: what a compiled model finds stored here it takes for a constant, and recompiles for another.
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the labels without the column dimension of multi-hot and mixture labels."""
+        return self.labels.shape if self.kind == "rows" else self.labels.shape[:-1]
+
+    @property
+    def width(self) -> int:
+        """The number of units."""
+        return self.table.width
 
     @property
     def is_hard(self) -> bool:

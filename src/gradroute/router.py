@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
+import sys
 import threading
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
@@ -24,6 +26,13 @@ Labels: TypeAlias = "Tensor | Mapping[str, Tensor]"
 Sites: TypeAlias = Mapping[str, "RoutingSpec | Site | Sequence[Site]"]
 
 
+# The masks of the block that each router is in, by the name of its state. Not an attribute of the state, because of
+# Dynamo: what it reaches through a module of torch.nn, such as a hook, it takes for a part of that module, whose shapes
+# never change. Every batch size would compile anew.
+_IN_FLIGHT: dict[str, tuple[Mask, ...]] = {}
+_NUMBERS = itertools.count()
+
+
 class _State:
     """What the hooks of one router read: the labels of the batch in flight, and what is ablated.
 
@@ -32,8 +41,8 @@ class _State:
     """
 
     def __init__(self) -> None:
+        self.name = f"router {next(_NUMBERS)}"
         self.labels: Labels | None = None
-        self.masks: tuple[Mask, ...] = ()
         self.ablated: frozenset[Hashable] = frozenset()
         self.thread: int | None = None
         self.ever_ablated = False
@@ -42,6 +51,17 @@ class _State:
         self.model_ran = False
         self.warned = False
         self.ledger = Ledger()
+
+    @property
+    def masks(self) -> tuple[Mask, ...]:
+        return _IN_FLIGHT.get(self.name, ())
+
+    @masks.setter
+    def masks(self, masks: tuple[Mask, ...]) -> None:
+        if masks:
+            _IN_FLIGHT[self.name] = masks
+        else:
+            _IN_FLIGHT.pop(self.name, None)
 
     @property
     def active(self) -> bool:
@@ -120,7 +140,8 @@ class _SiteHook:
 
     def _before(self, module: nn.Module, tensors: Any) -> None:
         """All that could lose the mask without a word: a stray copy, another thread, a recomputation, no labels."""
-        self.ran = True
+        if not torch.compiler.is_compiling():
+            self.ran = True
         if self.state.orphan and torch.is_grad_enabled() and module.training:
             raise UsageError(
                 f"site {self.name!r}: this model is a copy of a routed model, and its router was not copied "
@@ -128,9 +149,10 @@ class _SiteHook:
             )
         if torch.compiler.is_compiling():
             return
-        self._check_pass()
+        kind = current_pass()
+        self._check_pass(kind)
         state = self.state
-        if state.masks or state.warned:
+        if state.masks or state.warned or kind is Pass.SECOND:  # of that one, the graph is not used
             return
         # No labels: right in evaluation. In training, under ablation too, the gradients are whole: say so once.
         if module.training and torch.is_grad_enabled() and _any_requires_grad(tensors):
@@ -142,9 +164,8 @@ class _SiteHook:
                 stacklevel=3,
             )
 
-    def _check_pass(self) -> None:
+    def _check_pass(self, kind: Pass) -> None:
         state = self.state
-        kind = current_pass()
         if state.thread not in (None, threading.get_ident()) and torch._C._current_graph_task_id() == -1:
             raise UsageError(
                 f"site {self.name!r}: the router holds the labels of another thread. Give each thread its "
@@ -287,6 +308,8 @@ class Router:
             for spec in self._specs:
                 spec.masks.warm(device)
         # Nothing is registered before everything is checked, so that a refused router leaves no hook behind.
+        _forget_compiled_code()
+        _drop_orphans(model)
         self._handles = [model.register_forward_pre_hook(_MarkRun(self._state))]
         for module, hook in attached:
             self._hooks.append(hook)
@@ -338,6 +361,7 @@ class Router:
 
     def remove(self) -> None:
         """Take the router's own hooks off the model, and no others. Removing twice is fine."""
+        _forget_compiled_code()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -400,12 +424,16 @@ class Router:
         masks: list[Tensor | None] = []
         for _, spec in self._groups:
             off = spec.exclusive(*(label for label in ablated if label in spec.labels))
-            keep = torch.ones(spec.width, dtype=torch.bool)
+            keep = torch.ones(spec.width, dtype=torch.bool, device="cpu")
             keep[list(off)] = False
             masks.append(keep if off else None)
         return [masks[hook.group] for hook in self._hooks]
 
     def _warn_of_silent_sites(self) -> None:
+        if _anything_compiled():
+            # Compiled code notes nothing: Dynamo refuses side effects where it exports and inside of checkpoints. So
+            # a site that noted nothing may well have run.
+            return
         state = self._state
         silent = [hook.name for hook in self._hooks if not hook.ran]
         if silent and not state.warned and (state.model_ran or len(silent) < len(self._hooks)):
@@ -425,7 +453,8 @@ class _MarkRun:
         self.state = state
 
     def __call__(self, module: nn.Module, args: Any) -> None:
-        self.state.model_ran = True
+        if not torch.compiler.is_compiling():
+            self.state.model_ran = True
 
 
 class RoutedModule(nn.Module):
@@ -486,6 +515,35 @@ class RoutedModule(nn.Module):
             if name == "module":  # not yet set: during construction, copying or unpickling
                 raise
             return getattr(self.module, name)
+
+
+def _forget_compiled_code() -> None:
+    """Code compiled before hooks came or went does not notice: by default Dynamo sets no guards on a module's hooks.
+
+    (`torch._dynamo.config.skip_nnmodule_hook_guards`.) It would train unrouted, without a word.
+    """
+    if "torch._dynamo" in sys.modules and not torch.compiler.is_compiling():
+        torch.compiler.reset()
+
+
+def _anything_compiled() -> bool:
+    """Whether Dynamo has compiled anything since the last router came or went."""
+    dynamo = sys.modules.get("torch._dynamo")
+    return dynamo is not None and getattr(dynamo.convert_frame, "FRAME_COUNTER", 1) > 0
+
+
+def _drop_orphans(model: nn.Module) -> None:
+    """Take off the hooks that a copied model carries of a router that was not copied with it."""
+    for module in model.modules():
+        for hooks, flags in (
+            (module._forward_hooks, module._forward_hooks_with_kwargs),
+            (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
+        ):
+            for key, hook in list(hooks.items()):
+                owner = getattr(hook, "__self__", hook)
+                if isinstance(owner, _SiteHook | _MarkRun) and owner.state.orphan:
+                    del hooks[key]
+                    flags.pop(key, None)
 
 
 def _as_sites(pattern: str, value: RoutingSpec | Site | Sequence[Site]) -> list[Site]:

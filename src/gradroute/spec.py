@@ -396,18 +396,18 @@ class RoutingSpec:
         positions: dict[Route | str, int] = {}
         row_of_label = [positions.setdefault(route, len(positions)) for route in self.routes.values()]
         row_of_label.append(positions.setdefault(self.unlabeled, len(positions)))
-        rows = torch.zeros(len(positions), self.width)
-        shared = torch.tensor(self.shared, dtype=torch.int64)
+        rows = torch.zeros(len(positions), self.width, device="cpu")
+        shared = torch.tensor(self.shared, dtype=torch.int64, device="cpu")
         for row, rule in zip(rows, positions, strict=True):
             if isinstance(rule, Route):
                 row.fill_(rule.elsewhere)
                 row[shared] = 1.0
-                row[torch.tensor(rule.index, dtype=torch.int64)] = rule.weight
+                row[torch.tensor(rule.index, dtype=torch.int64, device="cpu")] = rule.weight
             elif rule == "all":
                 row.fill_(1.0)
             elif rule == "shared":
                 row[shared] = 1.0
-        return MaskTable(rows, torch.tensor(row_of_label), self.labels, integer_keys=self.integer_keys)
+        return MaskTable(rows, torch.tensor(row_of_label, device="cpu"), self.labels, integer_keys=self.integer_keys)
 
     def _route(self, label: Hashable) -> Route:
         try:

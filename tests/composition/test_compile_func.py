@@ -1,0 +1,105 @@
+"""torch.compile around torch.func, and inside it: where a plain autograd Function loses its backward without a word."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves
+
+from composition.forms import WARNINGS_OF_TORCH, Routed, batch, functional_loss
+from composition.transforms import TRANSFORMS
+
+pytestmark = WARNINGS_OF_TORCH
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> None:
+    torch.compiler.reset()
+
+
+FORWARD_MODE = ("jvp", "jacfwd")
+
+
+def cases(feature: str, *, without: tuple[str, ...] = ()) -> list[object]:
+    return [
+        pytest.param(transform, id=name, marks=pytest.mark.supports(feature.format(name)))
+        for name, transform in TRANSFORMS.items()
+        if name not in without
+    ]
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("transform", cases("`torch.compile({}(f))`"))
+def test_a_compiled_transform_is_that_of_the_oracle(routed: Routed, transform, backend: str) -> None:
+    loss, params = functional_loss(routed)
+    compiled = torch.compile(
+        lambda params, x, labels: transform(loss, params, x, labels), backend=backend, fullgraph=True
+    )
+    for seed in range(2):
+        x, labels = batch(seed=seed)
+        expected = transform(*functional_loss(Routed("oracle")), x, labels)
+        torch.testing.assert_close(tree_leaves(compiled(params, x, labels)), tree_leaves(expected))
+
+
+@pytest.mark.parametrize("transform", cases("`{}(torch.compile(f))`: backend eager", without=FORWARD_MODE))
+def test_a_transform_of_a_compiled_loss_is_that_of_the_oracle(routed: Routed, transform) -> None:
+    loss, params = functional_loss(routed)
+    compiled = torch.compile(loss, backend="eager", fullgraph=True)
+    x, labels = batch()
+    expected = transform(*functional_loss(Routed("oracle")), x, labels)
+    torch.testing.assert_close(tree_leaves(transform(compiled, params, x, labels)), tree_leaves(expected))
+
+
+@pytest.mark.refuses("`jvp` and `jacfwd` of `torch.compile(f)`: backend eager", "not supported by PyTorch")
+@pytest.mark.parametrize("name", FORWARD_MODE)
+def test_forward_mode_of_a_compiled_loss_is_refused_by_dynamo(routed: Routed, name: str) -> None:
+    loss, params = functional_loss(routed)
+    compiled = torch.compile(loss, backend="eager", fullgraph=True)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="meta conversion to view functorch tensor"):
+        TRANSFORMS[name](compiled, params, *batch())
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+@pytest.mark.refuses("`torch.func` of `torch.compile(f)`: backends aot_eager and inductor", "not supported by PyTorch")
+def test_a_transform_of_an_aot_compiled_loss_is_refused_by_dynamo(routed: Routed, transform) -> None:
+    loss, params = functional_loss(routed)
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="Unsupported functorch tracing attempt"):
+        transform(compiled, params, *batch())
+
+
+@pytest.mark.supports("`torch.compile(vmap(grad(f)))`: inductor")
+def test_per_example_gradients_compiled_by_inductor_are_those_of_the_oracle(routed: Routed) -> None:
+    loss, params = functional_loss(routed)
+    transform = TRANSFORMS["vmap(grad)"]
+    compiled = torch.compile(lambda params, x, labels: transform(loss, params, x, labels), fullgraph=True)
+    x, labels = batch()
+    expected = transform(*functional_loss(Routed("oracle")), x, labels)
+    torch.testing.assert_close(tree_leaves(compiled(params, x, labels)), tree_leaves(expected))
+
+
+FIRST_OF_ALL = """
+import sys, torch, gradroute as gr
+spec = gr.RoutingSpec.one_per_label(3)
+x, labels = torch.ones(2, 3), torch.tensor([2, 0])
+assert "torch._dynamo" not in sys.modules
+transformed = {transform}
+gradient = torch.compile(transformed, backend="eager", fullgraph=True)(x, labels)
+assert torch.equal(gradient, spec.mask(labels)), gradient
+"""
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        "torch.func.grad(lambda x, labels: gr.route(x, labels, spec).sum())",
+        "torch.vmap(torch.func.grad(lambda x, labels: gr.route(x, labels, spec).sum()))",
+    ],
+    ids=["grad", "vmap(grad)"],
+)
+def test_the_first_thing_a_process_compiles_routes(transform: str) -> None:
+    """Nothing may depend on what an earlier compilation has registered."""
+    code = FIRST_OF_ALL.format(transform=transform)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,57 @@
+"""DDP and FSDP2 on two processes: the gradients are those of one process on the joined batch."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from composition.forms import assert_same, batch, expected_gradients
+
+SCRIPT = Path(__file__).parent / "scripts" / "distributed.py"
+TITLES = {
+    "ddp": "DDP",
+    "ddp no_sync": "DDP: accumulation under `no_sync`",
+    "ddp find_unused_parameters": "DDP: `find_unused_parameters`",
+    "ddp static_graph": "DDP: `static_graph`",
+    "ddp gradient_as_bucket_view": "DDP: `gradient_as_bucket_view`",
+    "ddp compiled": "DDP: compiled",
+    "fsdp2": "FSDP2",
+    "fsdp2 accumulation": "FSDP2: accumulation under `set_requires_gradient_sync`",
+    "fsdp2 without reshard": "FSDP2: `reshard_after_forward=False`",
+    "fsdp2 bfloat16": "FSDP2: bfloat16 mixed precision",
+}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, dict[str, torch.Tensor]]]:
+    """What the script saved: all strategies and forms in one start of two processes."""
+    path = tmp_path_factory.mktemp("distributed") / "gradients.pt"
+    paths = [str(SCRIPT.parents[2]), os.environ.get("PYTHONPATH", "")]
+    result = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(SCRIPT), str(path)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+    return torch.load(path)
+
+
+@pytest.mark.xdist_group("distributed")
+@pytest.mark.parametrize(
+    "strategy", [pytest.param(name, marks=pytest.mark.supports(title)) for name, title in TITLES.items()]
+)
+def test_two_processes_give_the_gradients_of_one_on_the_joined_batch(found, form: str, strategy: str) -> None:
+    x, labels = batch(16)
+    expected = {name: gradient / len(x) for name, gradient in expected_gradients(x, labels).items()}
+    rounding = {"rtol": 0.05, "atol": 0.05} if "bfloat16" in strategy else {"rtol": 1e-4, "atol": 1e-5}
+    assert_same(found[strategy][form], expected, **rounding)
+
+
+def test_the_script_runs_every_strategy_that_is_tested(found) -> None:
+    assert found.keys() == TITLES.keys()

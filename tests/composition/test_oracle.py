@@ -1,0 +1,44 @@
+"""The tests here are only worth what their oracle is: it must be the identity forward, and a lost mask must show."""
+
+import pytest
+import torch
+
+from composition.forms import (
+    SOFT,
+    SPEC,
+    Net,
+    Routed,
+    assert_backward_routes,
+    assert_same,
+    batch,
+    expected_gradients,
+    label_kinds,
+)
+
+
+@pytest.mark.parametrize("spec", [SPEC, SOFT], ids=["hard", "soft"])
+@pytest.mark.parametrize("kind", ["ids", "multi_hot", "mixture"])
+def test_every_form_gives_the_oracles_gradient(form: str, spec, kind: str) -> None:
+    x, labels = batch()
+    routed = Routed(form, spec=spec)
+    assert_backward_routes(routed, routed, x, label_kinds(labels)[kind])
+
+
+@pytest.mark.parametrize("spec", [SPEC, SOFT], ids=["hard", "soft"])
+def test_a_lost_mask_would_be_seen(spec) -> None:
+    x, labels = batch()
+    unrouted = Routed("functional")
+    unrouted.net(x).square().sum().backward()
+    with pytest.raises(AssertionError, match="encoder"):
+        assert_same(unrouted.gradients(), expected_gradients(x, labels, spec=spec))
+
+
+def test_other_labels_would_be_seen() -> None:
+    (x, labels), (_, others) = batch(seed=0), batch(seed=1)
+    with pytest.raises(AssertionError, match="encoder"):
+        assert_same(expected_gradients(x, others), expected_gradients(x, labels))
+
+
+def test_the_oracle_leaves_the_forward_pass_alone() -> None:
+    x, labels = batch()
+    assert torch.equal(Routed("oracle")(x, labels), Net.forward(Routed("oracle").net, x))

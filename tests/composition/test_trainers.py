@@ -1,0 +1,117 @@
+"""Trainers of other libraries: a tiny GPT-2 with a label for each token moves as the oracle does in a plain loop."""
+
+import lightning
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments
+
+from composition.forms import WARNINGS_OF_TORCH, assert_same
+from composition.language import LanguageModel, corpus, moved_units, taught_units, trained_by_hand
+
+pytestmark = WARNINGS_OF_TORCH
+
+STEPS, LR = 3, 0.5
+# The name that transformers 4 knows too; in 5 it is deprecated.
+OLD_NAME = r"ignore:`gradient_checkpointing(_kwargs)?` is deprecated:FutureWarning"
+# Lightning walks its batches with a class that torch deprecates.
+LEAF_SPEC = r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning"
+BATCHES = pytest.mark.parametrize("ids", [[0, 1, -1], [1], [0]], ids=["mixed", "forget only", "retain only"])
+
+
+class BlockTrainer(Trainer):
+    """For a `Router`: the whole training step, backward included, inside of the block."""
+
+    def __init__(self, *args, router, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.router = router
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        labels = inputs.pop("route_labels")
+        with self.router(labels):
+            return super().training_step(model, inputs, *args, **kwargs)
+
+
+def train_with_transformers(model: LanguageModel, examples, path, **options) -> None:
+    arguments = TrainingArguments(
+        output_dir=str(path),
+        max_steps=STEPS,
+        per_device_train_batch_size=len(examples),
+        optim="sgd",
+        learning_rate=LR,
+        lr_scheduler_type="constant",
+        max_grad_norm=0.0,
+        remove_unused_columns=False,  # or the Trainer drops route_labels, which no forward of GPT-2 names
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        **options,
+    )
+    kind, extra = (BlockTrainer, {"router": model.router}) if model.form == "router" else (Trainer, {})
+    kind(model=model.module, args=arguments, train_dataset=examples, **extra).train()
+
+
+class Task(lightning.LightningModule):
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__()
+        self.model = model.module
+        self.loss = model.loss
+
+    def training_step(self, batch, batch_idx):
+        return self.loss(**batch)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=LR)
+
+
+def train_with_lightning(model: LanguageModel, examples, path) -> None:
+    trainer = lightning.Trainer(
+        default_root_dir=path,
+        max_steps=STEPS,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Task(model), DataLoader(examples, batch_size=len(examples)))
+
+
+LIGHTNING = [pytest.mark.supports("Lightning `Trainer`"), pytest.mark.filterwarnings(LEAF_SPEC)]
+TRAINERS = [
+    pytest.param(train_with_transformers, id="transformers", marks=pytest.mark.supports("transformers `Trainer`")),
+    pytest.param(train_with_lightning, id="lightning", marks=LIGHTNING),
+]
+
+
+@BATCHES
+@pytest.mark.parametrize("train", TRAINERS)
+def test_a_trainer_moves_what_the_oracle_moves_in_a_plain_loop(form: str, train, ids: list[int], tmp_path) -> None:
+    examples = corpus(ids)
+    model = LanguageModel(form)
+    train(model, examples, tmp_path)
+    assert_same(model.gpt2.state_dict(), trained_by_hand("oracle", examples, steps=STEPS, lr=LR), rtol=1e-4, atol=1e-5)
+    assert moved_units(model) == taught_units(ids)
+
+
+@pytest.mark.supports("transformers `Trainer`: `gradient_checkpointing`, `bf16`", forms=["router", "routed_module"])
+@pytest.mark.parametrize("form", ["router", "routed_module"])
+@pytest.mark.filterwarnings(OLD_NAME)
+def test_a_trainer_with_checkpointing_and_bf16_moves_only_what_is_taught(form: str, tmp_path) -> None:
+    model = LanguageModel(form)
+    options = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}, "bf16": True}
+    train_with_transformers(model, corpus([1]), tmp_path, **options)
+    assert moved_units(model) == taught_units([1])
+
+
+@pytest.mark.supports("transformers `Trainer`: `torch_compile`", forms=["router", "routed_module"])
+@pytest.mark.parametrize("form", ["router", "routed_module"])
+def test_a_trainer_that_compiles_moves_what_the_oracle_moves(form: str, tmp_path) -> None:
+    torch.compiler.reset()
+    examples = corpus()
+    model = LanguageModel(form)
+    train_with_transformers(model, examples, tmp_path, torch_compile=True, torch_compile_backend="aot_eager")
+    assert_same(model.gpt2.state_dict(), trained_by_hand("oracle", examples, steps=STEPS, lr=LR), rtol=1e-4, atol=1e-5)
