@@ -90,11 +90,11 @@ class _RouteBatch(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, None, None]:
-        return None if grad is None else _masked_by(grad, ctx.mask, ctx.dim), None, None, None
+        return None if grad is None else masked_by(grad, ctx.mask, ctx.dim), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, x_tangent: Tensor, *_: Any) -> Tensor:
-        return _masked_by(x_tangent, ctx.mask, ctx.dim)
+        return masked_by(x_tangent, ctx.mask, ctx.dim)
 
 
 def route(x: Tensor, labels: Tensor, spec: RoutingSpec, *, dim: int = -1) -> Tensor:
@@ -162,10 +162,10 @@ def route_mask(x: Tensor, mask: Mask, dim: int, *, replacing: bool) -> Tensor:
         return _route_transformed(x, mask, dim, replacing)
     if torch._C._are_functorch_transforms_active():
         return _route_transformed(x, mask, dim, replacing)
-    if not (torch.is_grad_enabled() and x.requires_grad) and not _forward_mode():
+    if not (torch.is_grad_enabled() and x.requires_grad) and not forward_mode():
         return x
     # Outside torch.func, forward-mode differentiation demands that the tangent of a view be a view, and ours is none.
-    return _RouteBatch.apply(x, mask, dim, replacing or _forward_mode())  # type: ignore[no-any-return]
+    return _RouteBatch.apply(x, mask, dim, replacing or forward_mode())  # type: ignore[no-any-return]
 
 
 def _route_transformed(x: Tensor, mask: Mask, dim: int, replacing: bool) -> Tensor:
@@ -180,7 +180,8 @@ def _is_exporting() -> bool:
     return torch.compiler.is_exporting()
 
 
-def _forward_mode() -> bool:
+def forward_mode() -> bool:
+    """Whether forward-mode differentiation is on, outside of `torch.func`."""
     return torch.autograd.forward_ad._current_level >= 0
 
 
@@ -196,7 +197,7 @@ def _masked(grad: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask != 0, grad * mask.to(grad.dtype), 0)
 
 
-def _masked_by(grad: Tensor, mask: Mask, dim: int) -> Tensor:
+def masked_by(grad: Tensor, mask: Mask, dim: int) -> Tensor:
     """The gradient times the mask of a batch: as `_masked`, but at the cost of one multiplication where possible."""
     if torch.is_grad_enabled() or not _is_plain(grad):  # grad mode inside backward: the caller wants second derivatives
         dtype = torch.bool if mask.is_hard else grad.real.dtype

@@ -185,8 +185,10 @@ class Mask:
         """Whether a weight may be 0."""
         return self.table.has_zero or self.kind == "mixture"
 
-    def check_fits(self, shape: torch.Size, dim: int) -> int:
+    def check_fits(self, shape: torch.Size, dim: int, *, broadcast: bool = False) -> int:
         """Check the mask against the shape of the routed tensor; return `dim` counted from the front.
+
+        With ``broadcast=True`` a mask of one unit fits any number of them.
 
         Raises:
             LabelError: `dim` does not exist, the width differs, or the labels do not lead the shape.
@@ -195,7 +197,7 @@ class Mask:
         if not -ndim <= dim < ndim:
             raise LabelError(f"dim {dim} does not exist in a tensor of shape {tuple(shape)}.")
         dim = dim % ndim
-        if shape[dim] != self.width:
+        if shape[dim] != self.width and not (broadcast and self.width == 1):
             raise LabelError(
                 f"the spec routes {self.width} units, but the tensor of shape {tuple(shape)} has {shape[dim]} along "
                 f"dim {dim}: build the spec with width={shape[dim]}, or name the right dim."
@@ -226,6 +228,17 @@ class Mask:
         with torch.autocast(device.type, enabled=False):
             weights = _union(labels, dense, self.table.is_hard) if self.kind == "union" else _mixture(labels, dense)
         return weights.to(dtype)
+
+    def taught(self) -> Tensor:
+        """Which units at least one entry of the batch may teach: bool [width], on the CPU or the labels' device."""
+        device = self.labels.device
+        if self.kind != "rows":
+            return self.tensor(torch.bool, device).reshape(-1, self.width).any(0)
+        rows = self.table.weights(torch.bool, device)
+        # Which rows occur, then their union: no tensor of the size of the mask.
+        occurs = torch.zeros(len(rows), dtype=torch.bool, device=device)
+        occurs = occurs.index_fill(0, self._labels_on(device).reshape(-1), True)
+        return (rows & occurs[:, None]).any(0)
 
     def bits(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The bit patterns of `MaskTable.bits` for this batch: ``shape + (width,)``, a new tensor."""

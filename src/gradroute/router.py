@@ -8,7 +8,7 @@ import itertools
 import sys
 import threading
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import Any, TypeAlias
 
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from .errors import LabelError, RoutingError, SiteError, SpecError, UnroutedWarning, UsageError, did_you_mean, preview
 from .functional import route_mask
 from .masks import Mask
+from .parameters import OwnForward, Way
 from .recompute import Ledger, Pass, current_pass
-from .sites import Site, argument_names, check_called, edit_arguments, edit_output, leads_with_time, match
+from .sites import Site, argument_names, check_called, check_level, edit_arguments, edit_output, leads_with_time, match
 from .spec import RoutingSpec
 
 Labels: TypeAlias = "Tensor | Mapping[str, Tensor]"
@@ -51,6 +52,8 @@ class _State:
         self.model_ran = False
         self.warned = False
         self.ledger = Ledger()
+        # For each group of sites, the units that may have been taught since this was last cleared; None: nobody asks.
+        self.taught: list[Tensor] | None = None
 
     @property
     def masks(self) -> tuple[Mask, ...]:
@@ -99,8 +102,13 @@ class _SiteHook:
         self.arguments = argument_names(module) if site.on == "input" else []
         self.keep: Tensor | None = None  # bool [width], while a label of this site is ablated
         self.ran = False
+        # Nothing is upstream of an embedding's indices: there, masking the activation is all there is to do.
+        self.routes_parameters = site.level == "parameters" and not isinstance(module, nn.Embedding)
 
     def attach(self, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
+        if self.routes_parameters:
+            own = OwnForward.of(module)
+            (own.writers if self.site.on == "output" else own.readers).append(self)
         if self.site.on == "input":
             return module.register_forward_pre_hook(self.on_input, with_kwargs=True)
         # First among the hooks: whoever else looks at the output sees the routed one, and cannot go around it.
@@ -118,18 +126,22 @@ class _SiteHook:
             return None
         return edit_arguments(args, kwargs, self.site.path, self.arguments, self._edit, site=self.name)
 
+    def way(self) -> Way | None:
+        """The mask of the batch in flight, on its way to this site's tensor; None outside of a block."""
+        masks = self.state.masks
+        if not masks:
+            return None
+        if not torch.compiler.is_compiling():
+            self.ran = True
+        site = self.site
+        return Way(masks[self.group], site.dim, site.path, self.name, self.time_first)
+
     def _edit(self, x: Tensor) -> Tensor:
-        state = self.state
-        if state.masks:
-            mask = state.masks[self.group]
-            if self.time_first and x.ndim == 3 and len(mask.shape) == 1:
-                raise LabelError(
-                    f"site {self.name!r}: labels of shape {tuple(mask.shape)} are per example, but the first "
-                    f"dimension of this tensor of shape {tuple(x.shape)} is time or layers, not the batch. Give labels "
-                    f"for both, labels.expand({x.shape[0]}, -1), or build the module with batch_first=True."
-                )
+        way = self.way()
+        if way is not None and not self.routes_parameters:
+            way.check_order(x)
             try:
-                x = route_mask(x, mask, self.site.dim, replacing=True)
+                x = route_mask(x, way.mask, way.dim, replacing=True)
             except RoutingError as error:
                 raise type(error)(f"site {self.name!r}: {error}") from None
         if self.keep is not None:
@@ -142,6 +154,9 @@ class _SiteHook:
         """All that could lose the mask without a word: a stray copy, another thread, a recomputation, no labels."""
         if not torch.compiler.is_compiling():
             self.ran = True
+        state = self.state
+        if state.taught is not None and not state.masks and module.training and torch.is_grad_enabled():
+            state.taught[self.group].fill_(True)  # an unrouted pass teaches every unit
         if self.state.orphan and torch.is_grad_enabled() and module.training:
             raise UsageError(
                 f"site {self.name!r}: this model is a copy of a routed model, and its router was not copied "
@@ -151,7 +166,6 @@ class _SiteHook:
             return
         kind = current_pass()
         self._check_pass(kind)
-        state = self.state
         if state.masks or state.warned or kind is Pass.SECOND:  # of that one, the graph is not used
             return
         # No labels: right in evaluation. In training, under ablation too, the gradients are whole: say so once.
@@ -179,6 +193,9 @@ class _SiteHook:
             state.ledger.note(None, call)
             state.ledger.note(state.key(), under_labels)
         elif kind is Pass.SECOND:
+            # Sites on parameters save tensors in the first pass, so there must be a block around the second one too.
+            if self.routes_parameters and not state.masks and not state.ledger.settle(None, under_labels):
+                raise self._untrusted("labels")
             if not state.ledger.settle(None, call) and state.ever_ablated:
                 raise self._untrusted("ablated labels")
         elif not state.ledger.settle(state.key(), under_labels):
@@ -209,6 +226,9 @@ class _Block:
         state = self._router._enter()
         self._outer.append((state.labels, state.masks, state.thread))
         state.labels, state.masks = self._labels, self._masks
+        if state.taught is not None and torch.is_grad_enabled():
+            for taught, mask in zip(state.taught, self._masks, strict=True):
+                taught.logical_or_(mask.taught().to(taught.device))
         if not torch.compiler.is_compiling():
             state.thread = threading.get_ident()
         return self._router
@@ -285,6 +305,7 @@ class Router:
             raise SiteError(f"model must be a torch.nn.Module; got {type(model).__name__}.")
         if not isinstance(sites, Mapping) or not sites:
             raise SiteError(f"sites must map module names to specs, such as {{'encoder.fc': spec}}; got {sites!r}.")
+        self._model = model
         self._state = _State()
         self._hooks: list[_SiteHook] = []
         self._groups: list[tuple[str, RoutingSpec]] = []  # one label look-up for each, however many sites share it
@@ -297,6 +318,7 @@ class Router:
                 group = self._groups.index((pattern, site.spec))
                 for name, module in match(pattern, names).items():
                     check_called(name, model)
+                    check_level(name, module, site)
                     time_first = leads_with_time(name, model, site)
                     hook = _SiteHook(name, site, group, self._state, module, time_first=time_first)
                     attached.append((module, hook))
@@ -347,6 +369,11 @@ class Router:
         return _Ablation(self, labels)
 
     @property
+    def model(self) -> nn.Module:
+        """The model that the router is attached to."""
+        return self._model
+
+    @property
     def sites(self) -> Mapping[str, tuple[Site, ...]]:
         """The sites by the qualified name of their module; several on one module in the order they were given."""
         found: dict[str, tuple[Site, ...]] = {}
@@ -359,11 +386,19 @@ class Router:
         """The labels of the batch in flight; None outside of a ``with router(labels)`` block."""
         return self._state.labels
 
+    def _record_taught(self) -> list[Tensor]:
+        """Begin to note which units are taught: bool [width] for each group of sites, for the caller to clear."""
+        if self._state.taught is None:
+            self._state.taught = [torch.zeros(spec.width, dtype=torch.bool, device="cpu") for _, spec in self._groups]
+        return self._state.taught
+
     def remove(self) -> None:
         """Take the router's own hooks off the model, and no others. Removing twice is fine."""
         _forget_compiled_code()
         for handle in self._handles:
             handle.remove()
+        for module in self._model.modules():
+            _remove_own_forward(module, lambda hook: hook in self._hooks)
         self._handles.clear()
         self._hooks.clear()
         self._state.removed = True
@@ -544,6 +579,15 @@ def _drop_orphans(model: nn.Module) -> None:
                 if isinstance(owner, _SiteHook | _MarkRun) and owner.state.orphan:
                     del hooks[key]
                     flags.pop(key, None)
+        _remove_own_forward(module, lambda hook: hook.state.orphan)
+
+
+def _remove_own_forward(module: nn.Module, condition: Callable[[Any], bool]) -> None:
+    own = module.__dict__.get("forward")
+    if isinstance(own, OwnForward):
+        for hook in [*own.writers, *own.readers]:
+            if condition(hook):
+                own.remove(hook)
 
 
 def _as_sites(pattern: str, value: RoutingSpec | Site | Sequence[Site]) -> list[Site]:

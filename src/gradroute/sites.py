@@ -38,6 +38,9 @@ class Site:
         on: ``"output"`` routes the gradient that enters the module from behind (what *writes* the units learns by
             route); ``"input"`` routes the gradient that leaves the module towards what is before it.
         level: ``"activations"`` masks the gradient of the activation, for the module and all upstream of it.
+            ``"parameters"`` masks what the module's *own* parameters learn, and upstream sees the whole gradient: of
+            the output's units their weight rows and biases, of the input's units the weight columns that read them (a
+            bias reads nothing, and learns whole). A spec of one unit routes the module as a whole.
         dim: The dimension that holds the units.
         index: Which tensor, where the module returns or takes several: a position in a tuple or list, a key of a
             dict, a field of a dataclass, or a tuple of these to reach into nested ones. For inputs, a position or an
@@ -63,10 +66,8 @@ class Site:
             raise SiteError(f"a site needs a RoutingSpec; got {type(self.spec).__name__}.")
         if self.on not in ("output", "input"):
             raise SiteError(f"on must be 'output' or 'input'; got {self.on!r}.")
-        if self.level == "parameters":
-            raise SiteError("level 'parameters' is not available in this version; use level='activations'.")
-        if self.level != "activations":
-            raise SiteError(f"level must be 'activations'; got {self.level!r}.")
+        if self.level not in ("activations", "parameters"):
+            raise SiteError(f"level must be 'activations' or 'parameters'; got {self.level!r}.")
         if not isinstance(self.dim, int) or isinstance(self.dim, bool):
             raise SiteError(f"dim must be an integer; got {self.dim!r}.")
         if not all(isinstance(step, int | str) for step in self.path):
@@ -123,6 +124,23 @@ def check_called(name: str, model: nn.Module) -> None:
             f"{name!r} is never called: nn.MultiheadAttention reads its weights itself, so a site there would route "
             f"nothing. Put the site on {parent!r} with index=0: its output is that of the projection."
         )
+
+
+def check_level(name: str, module: nn.Module, site: Site) -> None:
+    """Refuse a site of level "parameters" where there are none, or none that read the input's units.
+
+    Raises:
+        SiteError: There are none.
+    """
+    if site.level == "activations":
+        return
+    if next(module.parameters(), None) is None:
+        raise SiteError(
+            f"site {name!r}: level='parameters' routes a module's own parameters, and a {type(module).__name__} has "
+            "none. Use level='activations', or the layers that write or read its tensor."
+        )
+    if isinstance(module, nn.Embedding) and site.on == "input":
+        raise SiteError(f"site {name!r}: an embedding's input are indices, not units. Use on='output'.")
 
 
 def leads_with_time(name: str, model: nn.Module, site: Site) -> bool:

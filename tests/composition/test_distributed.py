@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from composition import parameter_forms
 from composition.forms import assert_same, batch, expected_gradients
 
 SCRIPT = Path(__file__).parent / "scripts" / "distributed.py"
@@ -51,6 +52,19 @@ def test_two_processes_give_the_gradients_of_one_on_the_joined_batch(found, form
     expected = {name: gradient / len(x) for name, gradient in expected_gradients(x, labels).items()}
     rounding = {"rtol": 0.05, "atol": 0.05} if "bfloat16" in strategy else {"rtol": 1e-4, "atol": 1e-5}
     assert_same(found[strategy][form], expected, **rounding)
+
+
+@pytest.mark.xdist_group("distributed")
+@pytest.mark.parametrize("form", ["router", "routed_module"])
+@pytest.mark.parametrize(
+    "strategy",
+    [pytest.param(name, marks=pytest.mark.supports(f'level="parameters": {title}')) for name, title in TITLES.items()],
+)
+def test_parameters_learn_by_route_on_two_processes_as_on_one(found, form: str, strategy: str) -> None:
+    x, labels = batch(16)
+    expected = {name: gradient / len(x) for name, gradient in parameter_forms.expected(x, labels).items()}
+    rounding = {"rtol": 0.05, "atol": 0.05} if "bfloat16" in strategy else {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(found[strategy][f"{form}, parameters"], expected, **rounding)
 
 
 def test_the_script_runs_every_strategy_that_is_tested(found) -> None:

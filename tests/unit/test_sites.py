@@ -20,8 +20,7 @@ ROUTED = torch.eye(3)[LABELS]  # the gradient of a sum, masked
     [
         ({"spec": {0: 0}}, "a site needs a RoutingSpec; got dict"),
         ({"on": "outputs"}, "on must be 'output' or 'input'; got 'outputs'"),
-        ({"level": "weights"}, "level must be 'activations'"),
-        ({"level": "parameters"}, "level 'parameters' is not available in this version"),
+        ({"level": "weights"}, "level must be 'activations' or 'parameters'; got 'weights'"),
         ({"dim": "1"}, "dim must be an integer; got '1'"),
         ({"index": 1.5}, "index must be an integer, a string, a tuple of these or None; got 1.5"),
     ],

@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from composition.forms import FORMS, Net, Routed, batch
+from composition.forms import FORMS, SPEC, Net, Routed, batch
+from composition.parameter_forms import sites
 
 BF16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
 
@@ -63,7 +64,9 @@ def without_sync(model, last: bool):
 
 def gradients(form: str, strategy: str) -> dict[str, torch.Tensor]:
     wrap, options, parts = STRATEGIES[strategy]
-    routed = Routed(form, PartlyUsed if "find_unused_parameters" in options else Net)
+    form, _, level = form.partition(", ")
+    make = PartlyUsed if "find_unused_parameters" in options else Net
+    routed = Routed(form, make, sites=sites(SPEC) if level == "parameters" else None)
     model = wrap(routed, **options)
     x, labels = (joined.chunk(dist.get_world_size())[dist.get_rank()] for joined in batch(16))
     for _ in range(2):  # the second step is the one of a running training: static graphs, rebuilt buckets
@@ -83,7 +86,8 @@ def main(path: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     try:
-        found = {strategy: {form: gradients(form, strategy) for form in FORMS} for strategy in STRATEGIES}
+        forms = [*FORMS, "router, parameters", "routed_module, parameters"]
+        found = {strategy: {form: gradients(form, strategy) for form in forms} for strategy in STRATEGIES}
         if dist.get_rank() == 0:
             torch.save(found, path)
     finally:
