@@ -1,0 +1,152 @@
+"""`block_sites`: the right layers in four families, and nothing learns in them but what the labels may teach."""
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+import gradroute as gr
+from gradroute.blocks import block_sites
+
+HEADS = gr.RoutingSpec({"retain": [0, 1, 2], "forget": 3}, 4)
+WIDTH = 8
+
+
+def gpt2() -> nn.Module:
+    config = transformers.GPT2Config(vocab_size=20, n_embd=WIDTH, n_layer=2, n_head=4, n_positions=16, n_inner=24)
+    return transformers.GPT2LMHeadModel(config)
+
+
+def gpt_neo() -> nn.Module:
+    return transformers.GPTNeoForCausalLM(
+        transformers.GPTNeoConfig(
+            vocab_size=20,
+            hidden_size=WIDTH,
+            num_layers=2,
+            attention_types=[[["global", "local"], 1]],
+            num_heads=4,
+            max_position_embeddings=16,
+            intermediate_size=24,
+        )
+    )
+
+
+def llama(kv: int = 4) -> nn.Module:
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=20,
+            hidden_size=WIDTH,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=kv,
+        )
+    )
+
+
+def vit() -> nn.Module:
+    return transformers.ViTForImageClassification(
+        transformers.ViTConfig(
+            hidden_size=WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=24,
+            image_size=8,
+            patch_size=4,
+        )
+    )
+
+
+NEURONS = gr.RoutingSpec.split({"retain": 20, "forget": 4})
+FAMILIES = {"GPT-2": gpt2, "GPT-Neo": gpt_neo, "Llama": llama, "Llama, grouped heads": lambda: llama(2), "ViT": vit}
+
+
+def inputs(model: nn.Module) -> dict[str, torch.Tensor]:
+    if hasattr(model.config, "vocab_size"):
+        return {"input_ids": torch.arange(12).view(3, 4)}
+    return {"pixel_values": torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))}
+
+
+@pytest.fixture(params=FAMILIES.values(), ids=FAMILIES)
+def model(request: pytest.FixtureRequest) -> nn.Module:
+    torch.manual_seed(0)
+    return request.param().eval()
+
+
+def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    model(**inputs(model)).logits.square().sum().backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def test_labels_teach_their_own_neurons_and_heads_and_all_else_as_before(model: nn.Module) -> None:
+    whole = gradients(model)
+    plain = model(**inputs(model)).logits
+    router = gr.Router(model, block_sites(model, mlp=NEURONS, heads=HEADS))
+    with router(torch.tensor([1, 1, 1])):  # all forget
+        assert torch.equal(model(**inputs(model)).logits, plain)
+        forget = gradients(model)
+    with router(torch.tensor([0, 0, 0])):
+        retain = gradients(model)
+    routed = {f"{name}.weight" for name in router.sites} | {f"{name}.bias" for name in router.sites}
+    for name, gradient in whole.items():
+        if name not in routed:
+            torch.testing.assert_close(forget[name], gradient, msg=name)
+        elif "kv" not in name:
+            both = (forget[name] != 0) & (retain[name] != 0)
+            if not _shared(name, router):
+                torch.testing.assert_close(forget[name] + retain[name], gradient, msg=name)
+                assert not both.any(), name
+
+
+def _shared(name: str, router: gr.Router) -> bool:
+    """Biases of what reads, and key and value heads that several query heads use."""
+    layer, _, parameter = name.rpartition(".")
+    (site,) = router.sites[layer]
+    reads = parameter == "bias" and site.on == "input"
+    return reads or (site.spec.width < WIDTH and site.spec.width != NEURONS.width)
+
+
+def test_every_block_has_its_sites(model: nn.Module) -> None:
+    sites = block_sites(model, mlp=NEURONS, heads=HEADS)
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if type(module).__name__ in ("Linear", "Conv1D") and ".1." in name
+    ]
+    assert {name for name in sites if ".1." in name} == set(linear)
+    readers = {name for name, site in sites.items() if site.on == "input"}
+    assert len(readers) == 4  # two in each block
+    assert all(any(part in name for part in ("c_proj", "out_proj", "o_proj", "down_proj", "fc2")) for name in readers)
+
+
+def test_grouped_heads_are_taught_by_whoever_teaches_one_of_them() -> None:
+    sites = block_sites(llama(2), heads=HEADS)
+    (keys,) = (site.spec for name, site in sites.items() if "layers.0" in name and "k_proj" in name)
+    assert keys.table[:2].tolist() == [[1, 1, 1, 1], [0, 0, 1, 1]]
+
+
+class TestMisuse:
+    def test_no_spec(self) -> None:
+        with pytest.raises(gr.errors.SiteError, match="needs a spec"):
+            block_sites(gpt2())
+
+    def test_no_transformer(self) -> None:
+        with pytest.raises(gr.errors.SiteError, match="no transformer block was found in Sequential"):
+            block_sites(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), mlp=NEURONS)
+
+    def test_multihead_attention_says_why(self) -> None:
+        encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 4), 2, enable_nested_tensor=False)
+        with pytest.raises(gr.errors.SiteError, match="weights without a module"):
+            block_sites(encoder, heads=HEADS)
+
+    def test_widths(self) -> None:
+        with pytest.raises(gr.errors.SpecError, match="24 MLP neurons"):
+            block_sites(gpt2(), mlp=gr.RoutingSpec.one_per_label(5))
+        with pytest.raises(gr.errors.SpecError, match="the spec's width must be the number of heads"):
+            block_sites(gpt2(), heads=gr.RoutingSpec.one_per_label(3))
+
+    def test_soft_weights_on_grouped_heads(self) -> None:
+        soft = gr.RoutingSpec({"retain": gr.Route([0, 1, 2], weight=0.5), "forget": 3}, 4)
+        with pytest.raises(gr.errors.SpecError, match="weights 1 and 0 only"):
+            block_sites(llama(2), heads=soft)
