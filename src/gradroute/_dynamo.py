@@ -9,6 +9,6 @@ compiles has registered in time, and nobody else pays.
 import torch
 
 from .functional import ReplacingRouteMask, RouteMask
-from .parameters import Sum
+from .ways import Sum
 
 torch.compiler.allow_in_graph([RouteMask, ReplacingRouteMask, Sum])  # type: ignore[no-untyped-call]

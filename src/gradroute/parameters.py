@@ -5,7 +5,7 @@ computes with a weight of its own, ``m[i, u] * n[i, j] * W[u, j]``, that learns,
 So the weight's gradient is ``(grad * m).T @ (x * n)``, the bias's is the sum of ``grad * m``, and the input's is
 ``grad @ W``, as without routing.
 
-There are two ways to it. In plain eager mode, for the layers that `_layer` knows, one autograd Function computes these
+There are two ways to it. In plain eager mode, for the layers of `own_layers`, one autograd Function computes these
 products and no more. Everywhere else, and for derivatives of derivatives, the output is put together from two or three
 runs of the module of which one learns: ordinary operations, which every transform of PyTorch knows.
 """
@@ -14,66 +14,19 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.nn import functional as F
 
-from .errors import LabelError, RoutingError, SiteError, UsageError
-from .functional import RouteMask, forward_mode, masked_by
-from .masks import Mask, align
-from .sites import Step, edit_arguments, edit_output
-from .units import kind_of, unit_dims
-
-
-@dataclass(frozen=True)
-class Way:
-    """One site's mask on its way to a module's parameters.
-
-    Attributes:
-        mask: The mask of the batch.
-        dim: The dimension that holds the units.
-        path: Which output or argument it is about.
-        site: The site's name, for errors.
-        time_first: Whether the first dimension is time by torch's convention.
-    """
-
-    mask: Mask
-    dim: int
-    path: tuple[Step, ...]
-    site: str
-    time_first: bool
-
-    def check(self, x: Tensor) -> int:
-        """Check the mask against the tensor; return `dim` counted from the front."""
-        self.check_order(x)
-        try:
-            return self.mask.check_fits(x.shape, self.dim, broadcast=True)
-        except RoutingError as error:
-            raise type(error)(f"site {self.site!r}: {error}") from None
-
-    def check_order(self, x: Tensor) -> None:
-        """Refuse labels per example where the first dimension is not the batch."""
-        if self.time_first and x.ndim == 3 and len(self.mask.shape) == 1:
-            raise LabelError(
-                f"site {self.site!r}: labels of shape {tuple(self.mask.shape)} are per example, but the first "
-                f"dimension of this tensor of shape {tuple(x.shape)} is time or layers, not the batch. Give labels "
-                f"for both, labels.expand({x.shape[0]}, -1), or build the module with batch_first=True."
-            )
-
-    def on(self, x: Tensor) -> Tensor:
-        """A tensor times the mask, at the cost of one multiplication: outside of transforms, without a graph."""
-        return masked_by(x, self.mask, self.check(x))
-
-    def weights(self, x: Tensor) -> Tensor:
-        """The mask, such that it broadcasts against x."""
-        dtype = x.dtype if x.is_floating_point() else torch.float32
-        return align(self.mask.tensor(dtype, x.device), x.ndim, self.check(x))
+from .errors import SiteError, UsageError
+from .functional import forward_mode
+from .own_layers import Layer, known_layer
+from .sites import edit_arguments, edit_output
+from .ways import Sum, Way, product, scaled, times
 
 
 class OwnForward:
@@ -116,6 +69,7 @@ class OwnForward:
         return inspect.signature(type(self.module).forward.__get__(self.module))
 
     def plain(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's output as it is without routing."""
         if self.previous is not None:
             return self.previous(*args, **kwargs)
         return type(self.module).forward(self.module, *args, **kwargs)
@@ -128,7 +82,7 @@ class OwnForward:
             return self.plain(*args, **kwargs)
         if torch.compiler.is_compiling():
             from . import _dynamo  # noqa: F401, PLC0415  # runs while Dynamo traces: see there
-        layer = _layer(self.module) if self.previous is None else None
+        layer = known_layer(self.module) if self.previous is None else None
         if layer is None or kwargs or len(args) != 1 or any(way.path not in ((), (0,)) for way in readers):
             return _twice(self, (args, kwargs), writers, readers)
         return _apply(layer, self.plain, args[0], writers, readers)
@@ -146,155 +100,7 @@ def _ways(hooks: list[Any]) -> list[Way]:
 # ------------------------------------------------------------------ layers that are known
 
 
-class _Layer:
-    """How a kind of layer computes, and its gradients from a gradient and an input that may each be masked."""
-
-    reads_what_it_writes = False
-
-    def __init__(self, module: Any) -> None:
-        self.weight: Tensor = module.weight
-        self.bias: Tensor | None = getattr(module, "bias", None)
-
-    def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        raise NotImplementedError
-
-    def grad_input(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def grad_own(self, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The gradients of weight and bias. In one call where PyTorch does so: bit for bit the same sums."""
-        raise NotImplementedError
-
-    def composed(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, writers: Sequence[Way], readers: Sequence[Way]
-    ) -> Tensor:
-        """The output by ordinary operations: the parts that learn and do not, and a value that is neither's sum."""
-        fixed = weight.detach(), _detached(bias)
-        whole = self.run(x, *fixed)
-        m = _product([way.weights(whole) for way in writers])
-        n = _product([way.weights(x) for way in readers])
-        parts = [_scaled(self.run(_times(x, n), weight, bias), m)]
-        if m is not None:
-            parts.append(_scaled(whole, 1 - m))
-        if n is not None:
-            parts.append(_scaled(self.run(_times(x, 1 - n), fixed[0], None), m))
-        return Sum.apply(whole.detach(), *parts)  # type: ignore[no-any-return]
-
-
-class _Linear(_Layer):
-    def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(x, weight, bias)
-
-    def grad_input(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        return grad @ weight
-
-    def grad_own(self, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        grad, x = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
-        return grad.t() @ x, None if bias is None else grad.sum(0)
-
-
-class _TransposedLinear(_Linear):
-    """The linear layer of GPT-2 in transformers."""
-
-    def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(x, weight.t(), bias)
-
-    def grad_input(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        return grad @ weight.t()
-
-    def grad_own(self, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        grad, x = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
-        return x.t() @ grad, None if bias is None else grad.sum(0)
-
-
-class _Convolution(_Layer):
-    def __init__(self, module: Any) -> None:
-        super().__init__(module)
-        self.settings = module.stride, module.padding, module.dilation
-        self.groups = module.groups
-
-    def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        function = (F.conv1d, F.conv2d, F.conv3d)[len(self.settings[0]) - 1]
-        return function(x, weight, bias, *self.settings, self.groups)
-
-    def grad_input(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        found = self._backward(grad, x, weight, [True, False, False])[0]
-        return found if x.ndim == weight.ndim else found.squeeze(0)
-
-    def grad_own(self, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        _, of_weight, of_bias = self._backward(grad, x, weight, [False, True, bias is not None])
-        return of_weight, of_bias if bias is not None else None
-
-    def _backward(self, grad: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor, ...]:
-        if x.ndim < weight.ndim:
-            grad, x = grad.unsqueeze(0), x.unsqueeze(0)
-        stride, padding, dilation = self.settings
-        zeros = [0] * len(stride)
-        found: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
-            grad, x, weight, [len(weight)], stride, padding, dilation, False, zeros, self.groups, wanted
-        )
-        return found
-
-
-class _Norm(_Layer):
-    """LayerNorm and RMSNorm: a unit's weight is both its writer and its reader; the bias only writes."""
-
-    reads_what_it_writes = True
-
-    def __init__(self, module: Any) -> None:
-        super().__init__(module)
-        self.of_layer = isinstance(module, nn.LayerNorm)
-        self.shape, self.eps = module.normalized_shape, module.eps
-
-    def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.of_layer:
-            return F.layer_norm(x, self.shape, weight, bias, self.eps)
-        return F.rms_norm(x, self.shape, weight, self.eps)
-
-    def grad_input(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        x = x.detach().requires_grad_()
-        return self._gradients(grad, (x, weight.detach(), None), [x])[0]
-
-    def grad_own(self, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        own = [parameter.detach().requires_grad_() for parameter in (weight, bias) if parameter is not None]
-        found = self._gradients(grad, (x.detach(), own[0], own[1] if bias is not None else None), own)
-        return found[0], found[1] if bias is not None else None
-
-    def _gradients(self, grad: Tensor, inputs: tuple[Any, ...], wanted: list[Tensor]) -> tuple[Tensor, ...]:
-        """Computed anew, which is cheap, rather than from statistics that would have to be kept."""
-        with torch.enable_grad():
-            y = self.run(*inputs)
-        return torch.autograd.grad(y, wanted, grad.to(y.dtype))
-
-    def composed(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, writers: Sequence[Way], readers: Sequence[Way]
-    ) -> Tensor:
-        whole = self.run(x, weight.detach(), _detached(bias))
-        m = _product([way.weights(whole) for way in writers])
-        of_weight = _product([way.weights(whole) for way in [*writers, *readers]])
-        assert of_weight is not None
-        parts = [_scaled(self.run(x, weight, _detached(bias)), of_weight), _scaled(whole, 1 - of_weight)]
-        if bias is not None:
-            parts.append(_scaled(self.run(x.detach(), weight.detach(), bias), m))
-        return Sum.apply(whole.detach(), *parts)  # type: ignore[no-any-return]
-
-
-def _layer(module: nn.Module) -> _Layer | None:
-    """The layer of a module whose class and settings are known."""
-    if unit_dims(module, "output") is None or module.weight is None:
-        return None
-    name = kind_of(module).__name__
-    if name in ("Linear", "NonDynamicallyQuantizableLinear"):
-        return _Linear(module)
-    if name == "Conv1D":
-        return _TransposedLinear(module)
-    if name in ("Conv1d", "Conv2d", "Conv3d"):
-        plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
-        return _Convolution(module) if plain else None
-    return _Norm(module) if name in ("LayerNorm", "RMSNorm") else None
-
-
-def _apply(layer: _Layer, run: Callable[..., Any], x: Tensor, writers: list[Way], readers: list[Way]) -> Tensor:
+def _apply(layer: Layer, run: Callable[..., Any], x: Tensor, writers: list[Way], readers: list[Way]) -> Tensor:
     for way in readers:
         way.check(x)
     plain = type(x) in (Tensor, nn.Parameter) and type(layer.weight) in (Tensor, nn.Parameter)
@@ -312,7 +118,7 @@ class _OwnParameters(Function):
 
     @staticmethod
     def forward(  # noqa: PLR0917  # autograd takes no keywords
-        ctx: Any, y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, layer: _Layer, *ways: list[Way]
+        ctx: Any, y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, layer: Layer, *ways: list[Way]
     ) -> Tensor:
         ctx.save_for_backward(x, weight, bias)
         # As attributes: activation checkpointing recomputes what is saved, and the router may hold other labels then.
@@ -372,55 +178,6 @@ def _composed_gradients(
     return tuple(gradients)
 
 
-class Sum(Function):
-    """Forward: the first argument, a value. Backward: the gradient goes whole to each of the others, the parts."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(value: Tensor, *parts: Tensor) -> Tensor:  # noqa: D102  # the class says it, for all of these
-        return value.detach()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: D102
-        ctx.n_parts = len(inputs) - 1
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
-        return (None, *[grad] * ctx.n_parts)
-
-    @staticmethod
-    def jvp(ctx: Any, _: Any, *tangents: Tensor | None) -> Tensor | None:  # noqa: D102
-        found = [tangent for tangent in tangents if tangent is not None]
-        total = found[0]
-        for tangent in found[1:]:
-            total = total + tangent
-        return total
-
-
-def _detached(parameter: Tensor | None) -> Tensor | None:
-    return None if parameter is None else parameter.detach()
-
-
-def _product(factors: list[Tensor]) -> Tensor | None:
-    if not factors:
-        return None
-    product = factors[0]
-    for factor in factors[1:]:
-        product = product * factor
-    return product
-
-
-def _times(x: Tensor, mask: Tensor | None) -> Tensor:
-    """A tensor times a mask, and exactly 0 where that is 0, even for an inf."""
-    return x if mask is None else torch.where(mask != 0, x * mask.to(x.dtype), 0)
-
-
-def _scaled(part: Tensor, mask: Tensor | None) -> Tensor:
-    """A part whose gradient is multiplied by a mask."""
-    return part if mask is None else RouteMask.apply(part, mask)
-
-
 # ------------------------------------------------------------------ any other module
 
 
@@ -461,7 +218,7 @@ def _twice(
 
 
 def _seen(way: Way, x: Tensor) -> Tensor:
-    return _times(x.detach(), way.weights(x))
+    return times(x.detach(), way.weights(x))
 
 
 def _joined(own: Tensor, ways: list[Way], cut: bool, whole: Tensor) -> Tensor:
@@ -469,10 +226,10 @@ def _joined(own: Tensor, ways: list[Way], cut: bool, whole: Tensor) -> Tensor:
 
     With ``cut=True`` nothing goes on to the input from the run that learns, so all of it goes to the other.
     """
-    m = _product([way.weights(whole) for way in ways])
+    m = product([way.weights(whole) for way in ways])
     assert m is not None
-    rest = whole if cut else _scaled(whole, 1 - m)
-    return Sum.apply(whole.detach(), _scaled(own, m), rest)  # type: ignore[no-any-return]
+    rest = whole if cut else scaled(whole, 1 - m)
+    return Sum.apply(whole.detach(), scaled(own, m), rest)  # type: ignore[no-any-return]
 
 
 class _Twin(nn.Module):

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from .errors import LabelError, RoutingError, SiteError, SpecError, UnroutedWarning, UsageError, did_you_mean, preview
 from .functional import route_mask
 from .masks import Mask
-from .parameters import OwnForward, Way
+from .parameters import OwnForward
 from .recompute import Ledger, Pass, current_pass
 from .sites import Site, argument_names, check_called, check_level, edit_arguments, edit_output, leads_with_time, match
 from .spec import RoutingSpec
+from .ways import Way
 
 Labels: TypeAlias = "Tensor | Mapping[str, Tensor]"
 Sites: TypeAlias = Mapping[str, "RoutingSpec | Site | Sequence[Site]"]

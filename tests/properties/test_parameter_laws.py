@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 import gradroute as gr
-from gradroute import parameters
+from gradroute import own_layers
 
 WIDTH = 6  # of every routed tensor here
 HARD = gr.RoutingSpec({"retain": slice(0, 3), "forget": slice(3, 5)}, WIDTH, shared=5)
@@ -277,8 +277,8 @@ def test_running_statistics_count_a_batch_once() -> None:
 
 def test_the_fast_way_is_taken_for_known_layers(monkeypatch) -> None:
     """One forward and one backward: the slow way would show as another number of products."""
-    monkeypatch.setattr(parameters._Layer, "composed", None)
-    monkeypatch.setattr(parameters._Norm, "composed", None)
+    monkeypatch.setattr(own_layers.Layer, "composed", None)
+    monkeypatch.setattr(own_layers._Norm, "composed", None)
     for case in KNOWN.values():
         x, labels = inputs(case.shape)
         module = case.module()
