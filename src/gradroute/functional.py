@@ -12,6 +12,11 @@ from .errors import RoutingError
 from .masks import INTEGER_OF_SIZE, Mask, align
 from .spec import RoutingSpec
 
+SMALL = 2**14
+"""Up to this many elements, the number of operations is what a backward pass costs, and not memory: one `where`."""
+
+_ZEROS = {dtype: torch.zeros((), dtype=dtype, device="cpu") for dtype in (torch.float32, torch.float64, torch.bfloat16)}
+
 
 class RouteMask(Function):
     """Forward: identity. Backward: multiplies the gradient by the mask.
@@ -86,7 +91,7 @@ class _RouteBatch(Function):
         ctx.mask = mask
         ctx.dim = dim
         ctx.set_materialize_grads(False)
-        return x.detach() if replacing else x.view_as(x)
+        return x.detach() if replacing else x  # of which autograd makes a view
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, None, None]:
@@ -149,14 +154,14 @@ def route_mask(x: Tensor, mask: Mask, dim: int, *, replacing: bool) -> Tensor:
     if x.is_nested:
         raise RoutingError("nested tensors cannot be routed: route their values(), with one label for each of them.")
     dim = mask.check_fits(x.shape, dim)
-    if _is_exporting():
-        if torch.is_grad_enabled() and x.requires_grad:
-            raise RoutingError(
-                "an exported program has no backward of its own, so whoever trained it would train it unrouted. Export "
-                "without labels or under torch.no_grad()."
-            )
-        return x
     if torch.compiler.is_compiling():
+        if torch.compiler.is_exporting():
+            if torch.is_grad_enabled() and x.requires_grad:
+                raise RoutingError(
+                    "an exported program has no backward of its own, so whoever trained it would train it unrouted. "
+                    "Export without labels or under torch.no_grad()."
+                )
+            return x
         from . import _dynamo  # noqa: F401, PLC0415  # runs while Dynamo traces: see there
 
         return _route_transformed(x, mask, dim, replacing)
@@ -174,10 +179,6 @@ def _route_transformed(x: Tensor, mask: Mask, dim: int, replacing: bool) -> Tens
     function = ReplacingRouteMask if replacing else RouteMask
     weights = align(mask.tensor(dtype, x.device), x.ndim, dim)
     return function.apply(x, weights)  # type: ignore[no-any-return]
-
-
-def _is_exporting() -> bool:
-    return torch.compiler.is_exporting()
 
 
 def forward_mode() -> bool:
@@ -199,9 +200,14 @@ def _masked(grad: Tensor, mask: Tensor) -> Tensor:
 
 def masked_by(grad: Tensor, mask: Mask, dim: int) -> Tensor:
     """The gradient times the mask of a batch: as `_masked`, but at the cost of one multiplication where possible."""
+    table = mask.table
     if torch.is_grad_enabled() or not _is_plain(grad):  # grad mode inside backward: the caller wants second derivatives
         dtype = torch.bool if mask.is_hard else grad.real.dtype
         return _masked(grad, align(mask.tensor(dtype, grad.device), grad.ndim, dim))
+    if grad.numel() <= SMALL and table.is_hard and mask.kind == "rows" and grad.device == mask.labels.device:
+        ndim = grad.ndim
+        if dim == ndim - 1:
+            return torch.where(mask.keep(ndim), grad, _ZEROS.get(grad.dtype, 0))
     if not mask.is_hard:
         grad = _combine(torch.mul, mask.tensor(grad.dtype, grad.device), grad, dim)
         if not mask.has_zero:

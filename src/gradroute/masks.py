@@ -39,6 +39,7 @@ class MaskTable:
         self.row_of_key = torch.full((int(keys.max()) + 2,), len(rows), device="cpu")
         self.row_of_key[keys] = row_of_label[:-1]
         self.row_of_key[-1] = row_of_label[-1]
+        self.keeps = rows != 0
         self.is_hard = bool(((rows == 0) | (rows == 1)).all())
         self.has_zero = bool((rows == 0).any())
         # Whether a label tensor without -1 already holds the row numbers, as with one unit per label.
@@ -60,6 +61,10 @@ class MaskTable:
             raise LabelError(
                 f"labels must be a torch.Tensor; got {type(labels).__name__}: RoutingSpec.encode makes one from names."
             )
+        if labels.dtype is torch.int64 and not torch._C._are_functorch_transforms_active() and _can_read(labels):
+            lowest = self._check_keys(labels)
+            if lowest >= 0 and self._keys_are_rows:  # the common case, in few steps
+                return Mask(self, labels, "rows")
         labels = labels.detach()
         if labels.dtype.is_floating_point or labels.dtype == torch.bool:
             n = len(self.labels)
@@ -92,7 +97,8 @@ class MaskTable:
         """Raise for integers that are neither a key nor -1; return the smallest."""
         if labels.numel() == 0:
             return 0
-        lowest, highest = torch.stack(torch.aminmax(labels)).tolist()
+        smallest, largest = torch.aminmax(labels)
+        lowest, highest = smallest.item(), largest.item()
         known = lowest >= UNLABELED and highest < len(self.row_of_key) - 1
         if known and self._has_gaps:
             known = bool((self.row_of_key[labels.reshape(-1)] < len(self.rows)).all())
@@ -156,12 +162,13 @@ class MaskTable:
 class Mask:
     """The mask of one batch, not yet a tensor: what is kept until backward is labels and tables, nothing larger."""
 
-    __slots__ = ("_version", "kind", "labels", "table")
+    __slots__ = ("_keep", "_version", "kind", "labels", "table")
 
     def __init__(self, table: MaskTable, labels: Tensor, kind: Kind) -> None:
         self.table = table
         self.labels = labels
         self.kind: Kind = kind
+        self._keep: Tensor | None = None
         self._version = 0 if torch.compiler.is_compiling() or labels.is_inference() else labels._version
 
     # Computed, not stored: what a compiled model finds stored here it takes for a constant, and recompiles for another.
@@ -197,6 +204,11 @@ class Mask:
         if not -ndim <= dim < ndim:
             raise LabelError(f"dim {dim} does not exist in a tensor of shape {tuple(shape)}.")
         dim = dim % ndim
+        if dim == ndim - 1 and self.kind == "rows" and shape[-1] == self.table.width:
+            # The common case, in few steps: at small sizes these checks are most of what routing costs.
+            labels = self.labels.shape
+            if labels == shape[: len(labels)] and len(labels) < ndim:
+                return dim
         if shape[dim] != self.width and not (broadcast and self.width == 1):
             raise LabelError(
                 f"the spec routes {self.width} units, but the tensor of shape {tuple(shape)} has {shape[dim]} along "
@@ -229,6 +241,20 @@ class Mask:
             weights = _union(labels, dense, self.table.is_hard) if self.kind == "union" else _mixture(labels, dense)
         return weights.to(dtype)
 
+    def keep(self, ndim: int) -> Tensor:
+        """For small tensors, which units keep their gradient, bool, aligned with the last of `ndim` dimensions.
+
+        Computed once for all sites that share the mask.
+        """
+        self._check_version()
+        keep = self._keep
+        if keep is None:
+            labels = self.labels
+            rows = self.table.keeps if labels.is_cpu else self.table.weights(torch.bool, labels.device)
+            flat = rows.index_select(0, labels if labels.ndim == 1 else labels.reshape(-1))
+            keep = self._keep = flat if labels.ndim == 1 else flat.view(*labels.shape, self.table.width)
+        return keep if keep.ndim == ndim else align(keep, ndim, ndim - 1)
+
     def taught(self) -> Tensor:
         """Which units at least one entry of the batch may teach: bool [width], on the CPU or the labels' device."""
         device = self.labels.device
@@ -248,16 +274,17 @@ class Mask:
         return self.tensor(torch.bool, device).to(INTEGER_OF_SIZE[dtype.itemsize]).neg_().view(dtype)
 
     def _labels_on(self, device: torch.device) -> Tensor:
-        if (
-            not torch.compiler.is_compiling()
-            and not self.labels.is_inference()
-            and self.labels._version != self._version
-        ):
+        self._check_version()
+        return self.labels.to(device, non_blocking=True)
+
+    def _check_version(self) -> None:
+        if torch.compiler.is_compiling() or self.labels.is_inference():
+            return
+        if self.labels._version != self._version:
             raise LabelError(
                 "the label tensor was changed in place between forward and backward, so the gradient would follow "
                 "other labels than the forward pass was given: pass labels.clone()."
             )
-        return self.labels.to(device, non_blocking=True)
 
 
 def align(weights: Tensor, ndim: int, dim: int) -> Tensor:
@@ -293,8 +320,9 @@ def _can_read(tensor: Tensor) -> bool:
     """Whether a tensor's values can be looked at here without tracing them and without waiting for a device."""
     if torch.compiler.is_compiling():
         return False
-    tensor = _plain(tensor)
-    return type(tensor) is Tensor and tensor.device.type == "cpu"
+    if torch._C._are_functorch_transforms_active():
+        tensor = _plain(tensor)
+    return type(tensor) is Tensor and tensor.is_cpu
 
 
 def _plain(tensor: Tensor) -> Tensor:

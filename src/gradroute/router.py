@@ -138,11 +138,12 @@ class _SiteHook:
         return Way(masks[self.group], site.dim, site.path, self.name, self.time_first)
 
     def _edit(self, x: Tensor) -> Tensor:
-        way = self.way()
-        if way is not None and not self.routes_parameters:
-            way.check_order(x)
+        masks = self.state.masks
+        if masks and not self.routes_parameters:
+            if self.time_first:
+                self.way().check_order(x)  # type: ignore[union-attr]  # there are masks
             try:
-                x = route_mask(x, way.mask, way.dim, replacing=True)
+                x = route_mask(x, masks[self.group], self.site.dim, replacing=True)
             except RoutingError as error:
                 raise type(error)(f"site {self.name!r}: {error}") from None
         if self.keep is not None:
@@ -331,7 +332,7 @@ class Router:
             for spec in self._specs:
                 spec.masks.warm(device)
         # Nothing is registered before everything is checked, so that a refused router leaves no hook behind.
-        _forget_compiled_code()
+        _make_compiled_code_look_at_hooks()
         _drop_orphans(model)
         self._handles = [model.register_forward_pre_hook(_MarkRun(self._state))]
         for module, hook in attached:
@@ -395,7 +396,7 @@ class Router:
 
     def remove(self) -> None:
         """Take the router's own hooks off the model, and no others. Removing twice is fine."""
-        _forget_compiled_code()
+        _make_compiled_code_look_at_hooks()
         for handle in self._handles:
             handle.remove()
         for module in self._model.modules():
@@ -553,13 +554,19 @@ class RoutedModule(nn.Module):
             return getattr(self.module, name)
 
 
-def _forget_compiled_code() -> None:
-    """Code compiled before hooks came or went does not notice: by default Dynamo sets no guards on a module's hooks.
+def _make_compiled_code_look_at_hooks() -> None:
+    """Have code that Dynamo compiles notice when hooks come or go, and forget what it compiled so far.
 
-    (`torch._dynamo.config.skip_nnmodule_hook_guards`.) It would train unrouted, without a word.
+    By default Dynamo sets no guards on a module's hooks (`skip_nnmodule_hook_guards`), so code that was compiled for a
+    model without a router, or for an unrouted twin of the same class, would serve a routed one too: unrouted, without a
+    word. The import costs a training program nothing, since optimizers import Dynamo as well.
     """
-    if "torch._dynamo" in sys.modules and not torch.compiler.is_compiling():
-        torch.compiler.reset()
+    if torch.compiler.is_compiling():
+        return
+    from torch._dynamo import config  # noqa: PLC0415  # not when gradroute is imported: it takes as long as importing torch
+
+    config.skip_nnmodule_hook_guards = False
+    torch.compiler.reset()
 
 
 def _anything_compiled() -> bool:

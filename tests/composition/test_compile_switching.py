@@ -133,3 +133,22 @@ def test_graph_breaks_inside_the_model_keep_the_labels(form: str) -> None:
     for seed in range(2):
         x, labels = batch(seed=seed)
         assert_same(step(routed.net, routed(x, labels, via=compiled)), expected_gradients(x, labels))
+
+
+@pytest.mark.supports("`torch.compile`: an unrouted twin compiled before or after", forms=["router", "routed_module"])
+@pytest.mark.parametrize("form", ["router", "routed_module"])
+@pytest.mark.parametrize("attached_first", [True, False])
+def test_code_compiled_for_an_unrouted_twin_does_not_serve_a_routed_model(form: str, attached_first: bool) -> None:
+    """Twins share one code object, and by default Dynamo does not look at the hooks that tell them apart."""
+    x, labels = batch()
+    twin = torch.compile(Net(), backend="aot_eager", fullgraph=True)
+    if not attached_first:
+        twin(x).sum().backward()
+    routed = Routed(form)
+    if attached_first:
+        twin(x).sum().backward()
+    compiled = torch.compile(routed.module, backend="aot_eager", fullgraph=True)
+    assert_same(step(routed.net, routed(x, labels, via=compiled)), expected_gradients(x, labels))
+    twin.zero_grad()
+    twin(x).square().sum().backward()
+    assert twin.encoder.weight.grad.all(), "nor the other way round"
