@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN ?= runs/mnist_vae
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types docs clean
+.PHONY: help demo test check lint types docs bench composition clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -31,6 +31,12 @@ types: $(VENV)/.dev ## mypy --strict on the library and the examples
 docs: $(VENV)/.dev ## build the documentation into site/
 	$(BIN)/mkdocs build --strict --quiet
 	@echo "documentation: site/index.html"
+
+bench: $(VENV)/.dev ## run the benchmarks, one a claim, and write their tables into the documentation (about 12 minutes)
+	$(BIN)/python benchmarks --docs
+
+composition: $(VENV)/.dev ## run the composition tests and write their table into the documentation
+	$(BIN)/python -m pytest -n 2 tests/composition --composition-table docs/assets/composition/table.md
 
 clean: ## remove the environment and what was built; runs/ and data stay
 	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis

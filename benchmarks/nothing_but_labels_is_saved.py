@@ -1,0 +1,40 @@
+"""Until backward, routing keeps labels and a table of masks, never a tensor of x's shape.
+
+For every shape and dtype, eager and compiled: the graph keeps at most the labels as int64 and the table as float32.
+"""
+
+import torch
+
+from cases import DTYPES, SHAPES, TOKENS, Case, build
+from claims import Check, Outcome, at_most, main
+from measure import Spread
+from memory import check_instrument
+from memory import measure as measure_memory
+from settings import Settings
+
+#: For the smallest block that the CUDA allocator hands out, and for scalars.
+SLACK = 1024
+
+
+def measure(settings: Settings) -> Outcome:
+    check_instrument(build(TOKENS, torch.float32, settings.device))
+    checks: list[Check] = []
+    for name in SHAPES:
+        for dtype in DTYPES:
+            case = build(name, dtype, settings.device)
+            checks.append(_saved(case, "eager"))
+            if not settings.quick:
+                checks.append(_saved(case, "compiled"))
+    return Outcome(checks)
+
+
+def _saved(case: Case, mode: str) -> Check:
+    routing = torch.compile(case.routed, dynamic=False) if mode == "compiled" else case.routed
+    saved = measure_memory(routing, case).saved
+    table = case.spec.table.nbytes
+    what = f"{case.name}, {case.dtype}, {mode}: saved (x has {case.x.nbytes:,})"
+    return at_most(what, Spread.exact(saved), case.labels.nbytes + table + SLACK, unit="bytes")
+
+
+if __name__ == "__main__":
+    main(__doc__, measure)
