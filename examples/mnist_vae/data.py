@@ -65,6 +65,8 @@ class Split:
 class Dataset:
     train: Split
     test: Split
+    #: The data folder, where what is computed once per data set can be kept.
+    root: Path | None = None
 
 
 def load(
@@ -96,7 +98,7 @@ def load(
     else:
         print(f"data: {spec.folder}, 4 files in {raw}, checked")
     train, test = (_read_split(raw, part) for part in ("train", "t10k"))
-    return Dataset(train, test)
+    return Dataset(train, test, root.expanduser())
 
 
 def find_problems(spec: DatasetSpec, folder: Path, files: Sequence[str] | None = None) -> dict[str, str]:

@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mnist_vae import figures
+from mnist_vae import classifier, figures
+from mnist_vae.config import DatasetName
 from mnist_vae.data import Dataset, Split
 from mnist_vae.files import read_json, write_json
 from mnist_vae.model import DIGITS, VAE
+from mnist_vae.probe import best_permutation_accuracy, probe_accuracy
 from mnist_vae.run import Run
+from mnist_vae.slider import STRENGTHS, recognised, slider_accuracy
 
 BATCH = 1000
 
@@ -22,20 +25,25 @@ class Results:
     """Computed without augmentation; every image once."""
 
     argmax_accuracy: float
+    #: Under the best one-to-one renaming of dimensions, and of a linear probe of the means fitted on the training set.
+    best_permutation_accuracy: float
+    probe_accuracy: float
     owned_digits: int
     test_sse: float
     test_elbo: float
-    #: Mean of each latent mean by digit on the training set, [digit, dimension].
+    #: Mean of each latent mean (or norm of a slice) by digit on the training set, [digit, dimension].
     activations: Tensor
 
 
 @torch.no_grad()
 def measure(model: VAE, data: Dataset) -> Results:
-    means = encode_all(model, data.test)
-    predicted = means.argmax(dim=1)
-    activations = mean_by_label(encode_all(model, data.train), data.train.labels)
+    means, train_means = encode_all(model, data.test), encode_all(model, data.train)
+    scores = model.scores(means)
+    activations = mean_by_label(model.scores(train_means), data.train.labels)
     return Results(
-        argmax_accuracy=(predicted == data.test.labels).double().mean().item(),
+        argmax_accuracy=(scores.argmax(dim=1) == data.test.labels).double().mean().item(),
+        best_permutation_accuracy=best_permutation_accuracy(scores, data.test.labels),
+        probe_accuracy=probe_accuracy(train_means, data.train.labels, means, data.test.labels),
         owned_digits=int((activations.argmax(dim=1) == torch.arange(DIGITS.width)).sum()),
         test_sse=squared_error(model, data.test, means),
         test_elbo=elbo(model, data.test),
@@ -43,22 +51,43 @@ def measure(model: VAE, data: Dataset) -> Results:
     )
 
 
+def judge(model: VAE, data: Dataset, dataset: DatasetName) -> dict[str, Any]:
+    """What the independent classifier sees in each digit's slider, for ``metrics.json``."""
+    reader = classifier.load_or_train(data.train, data.root)
+    accuracy = classifier.checked_accuracy(reader, data.test, dataset)
+    seen = recognised(model, reader)
+    return {
+        "slider_accuracy": slider_accuracy(seen),
+        "slider_strengths": list(STRENGTHS),
+        "slider_seen_as": seen.tolist(),
+        "classifier_accuracy": accuracy,
+    }
+
+
 def evaluate(run: Run, data: Dataset) -> dict[str, Any]:
     """Write ``metrics.json`` and the figures into the run's folder."""
     config, model = run.load_config(), run.load_model()
     history = read_json(run.history)
     results = measure(model, data)
+    settings = config.settings()
     metrics = {
         "dataset": config.dataset,
         "recipe": config.recipe,
         "routing": config.routing,
         "seed": config.seed,
         "epochs": config.epochs,
+        "label_fraction": config.label_fraction,
+        "units": settings.units,
+        "shared": settings.shared,
+        "kl_weight": settings.kl_weight,
         "train_seconds": round(history["train_seconds"], 1),
         "argmax_accuracy": results.argmax_accuracy,
+        "best_permutation_accuracy": results.best_permutation_accuracy,
+        "probe_accuracy": results.probe_accuracy,
         "owned_digits": results.owned_digits,
         "test_sse": results.test_sse,
         "test_elbo": results.test_elbo,
+        **judge(model, data, config.dataset),
         "mean_activation": [[round(value, 4) for value in row] for row in results.activations.tolist()],
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "threads": history["threads"],
@@ -77,7 +106,7 @@ def evaluate(run: Run, data: Dataset) -> dict[str, Any]:
 
 @torch.no_grad()
 def encode_all(model: VAE, split: Split) -> Tensor:
-    """The latent means of all images, [N, 10]."""
+    """The latent means of all images, [N, units]."""
     return torch.cat([model.encode_mean(batch.float() / 255) for batch in torch.split(split.images, BATCH)])
 
 

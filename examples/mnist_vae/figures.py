@@ -32,18 +32,17 @@ def reconstructions(model: VAE, split: Split, title: str, per_digit: int = 2) ->
         images = split.images[(split.labels == digit).nonzero().flatten()[:per_digit]].float() / 255
         sheet[0 : 2 * len(images) : 2, digit] = images[:, 0]
         sheet[1 : 2 * len(images) : 2, digit] = model.decode(model.encode_mean(images))[:, 0]
-    heading = "Input, and below it what its ten numbers decode to"
+    heading = "Input, and below it what its latent means decode to"
     columns = [str(digit) for digit in range(DIGITS.width)]
     return _contact_sheet(sheet, f"{heading}\n{title}", rows=["input", "decoded"] * per_digit, columns=columns)
 
 
 @torch.no_grad()
 def sweeps(model: VAE, title: str, steps: int = 9, highest: float = 4.0) -> Figure:
-    """One row per dimension: the others at zero, this one from 0 to `highest`."""
+    """One row per digit: its dimension from 0 to `highest`, all others at zero."""
     values = torch.linspace(0, highest, steps)
-    z = torch.eye(DIGITS.width).unsqueeze(1) * values.view(1, -1, 1)
-    sheet = model.decode(z.flatten(0, 1)).view(DIGITS.width, steps, SIDE, SIDE)
-    heading = f"One latent dimension at a time, from 0 to {highest:g}, the other nine at zero"
+    sheet = model.decode(model.pure(values).flatten(0, 1)).view(DIGITS.width, steps, SIDE, SIDE)
+    heading = f"One latent dimension at a time, from 0 to {highest:g}, all others at zero"
     columns = [f"{value:g}" for value in values.tolist()]
     return _contact_sheet(sheet, f"{heading}\n{title}", rows=_dimension_names(), columns=columns)
 

@@ -1,7 +1,10 @@
 """A run in a few lines of text."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+from mnist_vae import tables
 from mnist_vae.errors import ExampleError
 from mnist_vae.files import read_json
 from mnist_vae.run import Run
@@ -9,17 +12,37 @@ from mnist_vae.run import Run
 
 def report(run: Run) -> str:
     """A table of what was found, and the files that the run has written."""
-    if not run.metrics.is_file():
-        raise ExampleError(f"{run.folder} has no {run.metrics.name}. Run `evaluate` with the same --out first.")
-    metrics: dict[str, Any] = read_json(run.metrics)
-    try:
-        rows = _rows(metrics)
-    except KeyError as error:
-        raise ExampleError(f"{run.metrics} lacks {error}. Run `evaluate` again to write it anew.") from error
+    with _complete(run):
+        rows = _rows(_metrics(run))
     width = max(len(name) for name, _ in rows)
     lines = [f"  {name:<{width}}  {value}" for name, value in rows]
     files = [f"  {path}  ({_size(path.stat().st_size)})" for path in run.files()]
     return "\n".join(["", *lines, "", "files", *files])
+
+
+def table(runs: Sequence[Run]) -> str:
+    """One row for each run."""
+    found = []
+    for run in runs:
+        with _complete(run):
+            found.append(tables.of_run(_metrics(run)))
+    return tables.markdown(tables.RUN_HEADINGS, found)
+
+
+def _metrics(run: Run) -> dict[str, Any]:
+    if not run.metrics.is_file():
+        raise ExampleError(f"{run.folder} has no {run.metrics.name}. Run `evaluate` with the same --out first.")
+    metrics: dict[str, Any] = read_json(run.metrics)
+    return metrics
+
+
+@contextmanager
+def _complete(run: Run) -> Iterator[None]:
+    """Turn a metric that an older version did not write into an error that says what to do."""
+    try:
+        yield
+    except KeyError as error:
+        raise ExampleError(f"{run.metrics} lacks {error}. Run `evaluate` again to write it anew.") from error
 
 
 def _rows(metrics: dict[str, Any]) -> list[tuple[str, str]]:
@@ -30,12 +53,27 @@ def _rows(metrics: dict[str, Any]) -> list[tuple[str, str]]:
         ("recipe", f"{metrics['recipe']}{'' if metrics['routing'] else ', without routing'}"),
         ("seed, epochs", f"{metrics['seed']}, {metrics['epochs']}"),
         ("training", f"{metrics['train_seconds']:.0f} s on {metrics['threads']} threads"),
-        ("argmax accuracy", f"{metrics['argmax_accuracy']:.2%} of test images have their digit's mean as the largest"),
+        ("argmax accuracy", f"{metrics['argmax_accuracy']:.2%} of test images speak loudest of their digit"),
+        ("best permutation", f"{metrics['best_permutation_accuracy']:.2%} once dimensions are renamed in the best way"),
+        ("linear probe", f"{metrics['probe_accuracy']:.2%} of test images"),
         ("owned digits", f"{metrics['owned_digits']} of {len(matrix)}"),
+        ("sliders", _sliders(metrics)),
         ("own activation", f"{min(own):.2f} to {max(own):.2f}, mean of a digit on its own dimension"),
         ("test SSE", f"{metrics['test_sse']:.2f} per image"),
         ("test ELBO", f"{metrics['test_elbo']:.2f} nats per image"),
     ]
+
+
+def _sliders(metrics: dict[str, Any]) -> str:
+    strengths, seen = metrics["slider_strengths"], metrics["slider_seen_as"]
+    wrong = [
+        f"{strength:g} on {digit} as {found}"
+        for digit, row in enumerate(seen)
+        for strength, found in zip(strengths, row, strict=True)
+        if found != digit
+    ]
+    text = f"{tables.sliders(metrics)} are recognised by a classifier of {metrics['classifier_accuracy']:.2%}"
+    return f"{text}; not {', '.join(wrong)}" if wrong else text
 
 
 def _size(count: int) -> str:
