@@ -1,4 +1,4 @@
-"""The command line: ``python examples/mnist_vae [all|train|evaluate|report] [flags]``."""
+"""The command line: ``python examples/mnist_vae [COMMAND] [flags]``; see `Command` for the commands."""
 
 import sys
 from collections.abc import Sequence
@@ -8,15 +8,18 @@ from typing import Annotated
 
 import torch
 import tyro
-from tyro.conf import arg, subcommand
+from tyro.conf import Positional, arg, subcommand
 
-from mnist_vae import data
-from mnist_vae.config import RECIPES, Config, DatasetName, RecipeName
+from mnist_vae import curves, data, figures
+from mnist_vae.compare import chosen, compare, controls, markdown, summaries, write
+from mnist_vae.config import RECIPES, Config, DatasetName, RecipeName, Unlabeled
 from mnist_vae.errors import ExampleError
 from mnist_vae.evaluate import evaluate
-from mnist_vae.report import report
+from mnist_vae.publish import publish
+from mnist_vae.report import report, table
 from mnist_vae.run import Run
 from mnist_vae.sources import default_root
+from mnist_vae.tradeoff import tradeoff
 from mnist_vae.train import train
 
 DESCRIPTION = """A variational autoencoder with one latent dimension per digit, made so by gradient routing alone.
@@ -39,6 +42,15 @@ class Train:
     seed: int = 0
     epochs: Annotated[int | None, arg(help="Passes over the training set; by default the recipe's own number.")] = None
     routing: Annotated[bool, arg(help="Whether to route gradients by label; without it, a plain VAE.")] = True
+    label_fraction: Annotated[float, arg(help="Part of the training images whose label routes.")] = 1.0
+    unlabeled: Annotated[
+        Unlabeled, arg(help="What the others teach: all units, none, or the digit of which their code speaks loudest.")
+    ] = "all"
+    labeled_epochs: Annotated[int, arg(help="Epochs at the start that see labeled images only.")] = 0
+    units: Annotated[int | None, arg(help="Latent units per digit (recipe wide).")] = None
+    shared: Annotated[int | None, arg(help="Latent units that all digits share (recipe wide).")] = None
+    kl_weight: Annotated[float | None, arg(help="Weight of the KL; of style units only, in recipe wide.")] = None
+    presence_kl_weight: Annotated[float | None, arg(help="Weight of the presence units' KL (recipe wide).")] = None
     fresh: Annotated[bool, arg(help="Delete what the folder holds of a run, and train from the start.")] = False
     out: Out = Path("runs/mnist_vae")
     data: Data = field(default_factory=default_root)
@@ -46,7 +58,20 @@ class Train:
 
     def config(self) -> Config:
         epochs = RECIPES[self.recipe].epochs if self.epochs is None else self.epochs
-        return Config(self.dataset, self.recipe, self.routing, self.seed, epochs)
+        return Config(
+            self.dataset,
+            self.recipe,
+            self.routing,
+            self.seed,
+            epochs,
+            label_fraction=self.label_fraction,
+            unlabeled=self.unlabeled,
+            labeled_epochs=self.labeled_epochs,
+            units=self.units,
+            shared=self.shared,
+            kl_weight=self.kl_weight,
+            presence_kl_weight=self.presence_kl_weight,
+        )
 
     def run(self) -> None:
         config, run = self.config(), Run(self.out)
@@ -78,6 +103,135 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Table:
+    """Print evaluated runs as a table in Markdown, one row each."""
+
+    runs: Annotated[tuple[Path, ...], Positional, arg(help="Folders of runs.")]
+    threads: Threads = 2
+
+    def run(self) -> None:
+        if not self.runs:
+            raise ExampleError("`table` needs the folders of the runs to show: table runs/a runs/b")
+        print(table([Run(folder) for folder in self.runs]))
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Train and evaluate the controls that are not in the folder yet, and print all that are as one table."""
+
+    recipe: Annotated[RecipeName, arg(help="Of all rows but the original's.")] = "quick"
+    dataset: DatasetName = "mnist"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    epochs: Annotated[int | None, arg(help="Of all rows but the original's; by default the recipe's own.")] = None
+    original_epochs: Annotated[int, arg(help="Of the original's two rows, of its 100, which take 40 minutes.")] = 13
+    only: Annotated[tuple[str, ...], arg(help="Names of the rows to train; by default all.")] = ()
+    out: Annotated[Path | None, arg(help="By default runs/compare, and runs/compare-DATASET for another.")] = None
+    data: Data = field(default_factory=default_root)
+    threads: Threads = 2
+
+    def run(self) -> None:
+        rows = controls(self.dataset, self.recipe, self.epochs, self.original_epochs)
+        suffix = "" if self.dataset == "mnist" else f"-{self.dataset}"
+        folder = Path(f"runs/compare{suffix}") if self.out is None else self.out
+        compare(chosen(rows, self.only), self.seeds, data.load(self.dataset, self.data), folder)
+        summary, title = summaries(rows, folder), f"{self.dataset}, recipe {self.recipe}"
+        write(summary, title, folder)
+        figures.save(curves.scatter(summary, "What routing does, and what it costs", title), folder / "compare.png")
+        figures.save(curves.label_fractions(summary, title), folder / "compare_labels.png")
+        print(f"\n{markdown(summary)}\n\ncompare: wrote compare.json, .md and two figures to {folder}")
+
+
+@dataclass(frozen=True)
+class Tradeoff:
+    """Train and evaluate the recipe wide with more and fewer units, and print accuracy and reconstruction of each."""
+
+    dataset: DatasetName = "mnist"
+    seeds: tuple[int, ...] = (0,)
+    epochs: int = 2
+    only: Annotated[tuple[str, ...], arg(help="Names of the rows to train; by default all.")] = ()
+    out: Annotated[Path, arg(help="A folder for the runs.")] = Path("runs/tradeoff")
+    data: Data = field(default_factory=default_root)
+    threads: Threads = 2
+
+    def run(self) -> None:
+        rows = tradeoff(self.dataset, self.epochs)
+        compare(chosen(rows, self.only), self.seeds, data.load(self.dataset, self.data), self.out)
+        summary, title = summaries(rows, self.out), f"{self.dataset}, epochs: {self.epochs}"
+        write(summary, title, self.out)
+        figures.save(curves.lines(summary, title), self.out / "tradeoff.png")
+        print(f"\n{markdown(summary)}\n\ntradeoff: wrote compare.json, .md and a figure to {self.out}")
+
+
+@dataclass(frozen=True)
+class Publish:
+    """Put the tables and figures of all these runs into the README and the documentation (for maintainers)."""
+
+    runs: Annotated[Path, arg(help="The folder that holds them.")] = Path("runs")
+    threads: Threads = 2
+
+    def run(self) -> None:
+        publish(self.runs)
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a run's ONNX files, its weights in half precision and their metrics, checked against PyTorch."""
+
+    out: Out = Path("runs/mnist_vae")
+    to: Annotated[Path | None, arg(help="Where to; by default the folder `export` in the run's.")] = None
+    data: Data = field(default_factory=default_root)
+    threads: Threads = 2
+
+    def run(self) -> None:
+        # Imported here, since the exporter takes seconds to load.
+        from mnist_vae.export import export  # noqa: PLC0415
+
+        run = Run(self.out)
+        dataset = data.load(run.load_config().dataset, self.data)
+        export(run, dataset, run.folder / "export" if self.to is None else self.to)
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Write the model that comes with the example: the default recipe, seed 0, trained unless the folder holds it."""
+
+    fresh: Annotated[bool, arg(help="Delete what the folder holds of a run, and train from the start.")] = False
+    out: Out = Path("runs/mnist_vae")
+    data: Data = field(default_factory=default_root)
+    threads: Threads = 2
+
+    def run(self) -> None:
+        from mnist_vae.demo import write_pretrained  # noqa: PLC0415
+
+        config, run = Config(), Run(self.out)
+        dataset = data.load(config.dataset, self.data)
+        train(config, dataset.train, run, fresh=self.fresh)
+        write_pretrained(run, dataset)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Build the page that runs a model in the browser, and serve it on this machine.
+
+    The model is that of the run or, where there is none, the pretrained one.
+    """
+
+    out: Out = Path("runs/mnist_vae")
+    pretrained: Annotated[bool, arg(help="Show the pretrained model even if there is a run.")] = False
+    serve: Annotated[bool, arg(help="Serve the page; without it, only build it.")] = True
+    browser: Annotated[bool, arg(help="Open a browser at it.")] = False
+    port: Annotated[int, arg(help="Where on localhost; 0 for any free one.")] = 8000
+    data: Data = field(default_factory=default_root)
+    threads: Threads = 2
+
+    def run(self) -> None:
+        from mnist_vae.demo import make_page, show  # noqa: PLC0415
+
+        folder = make_page(Run(self.out), self.data, pretrained=self.pretrained)
+        show(folder, self.port, serving=self.serve, browser=self.browser)
+
+
+@dataclass(frozen=True)
 class All(Train):
     """Train, evaluate and report."""
 
@@ -94,6 +248,13 @@ Command = (
     | Annotated[Train, subcommand("train")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Report, subcommand("report")]
+    | Annotated[Table, subcommand("table")]
+    | Annotated[Compare, subcommand("compare")]
+    | Annotated[Tradeoff, subcommand("tradeoff")]
+    | Annotated[Publish, subcommand("publish")]
+    | Annotated[Export, subcommand("export")]
+    | Annotated[Pretrained, subcommand("pretrained")]
+    | Annotated[Demo, subcommand("demo")]
 )
 
 
@@ -101,12 +262,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         arguments = ["all", *arguments]
-    command: All | Train | Evaluate | Report = tyro.cli(
-        Command,
-        default=All(),
-        args=arguments,
-        prog="python examples/mnist_vae",
-        description=DESCRIPTION,
+    command: All | Train | Evaluate | Report | Table | Compare | Tradeoff | Publish | Export | Pretrained | Demo = (
+        tyro.cli(
+            Command,
+            default=All(),
+            args=arguments,
+            prog="python examples/mnist_vae",
+            description=DESCRIPTION,
+        )
     )
     try:
         if command.threads < 1:

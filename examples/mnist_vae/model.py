@@ -38,32 +38,68 @@ class Losses(NamedTuple):
 
 
 class VAE(nn.Module):
-    """Shared by all recipes: image [N, 1, 28, 28] in [0, 1] to latent z [N, 10], and back."""
+    """Shared by all recipes: image [N, 1, 28, 28] in [0, 1] to latent z [N, units], ten units in most, and back.
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, *, routing: bool = True, route_kl: bool = False) -> None:
+    Args:
+        encoder: Image to mean and log-variance, side by side.
+        decoder: What `decode_logits` makes of z, to 784 logits.
+        spec: Which units the reconstruction of each digit may teach.
+        routing: Without it, a plain VAE; may be set at any time.
+        route_kl: Route the KL, too.
+        loudest: Let an unlabeled image teach the digit of which its own code speaks loudest, and no other.
+        kl_weight: Of the KL in the loss: one number, or one for each unit.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        spec: gr.RoutingSpec = DIGITS,
+        *,
+        routing: bool = True,
+        route_kl: bool = False,
+        loudest: bool = False,
+        kl_weight: float | Tensor = 1.0,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
+        self.spec = spec
         self.routing = routing
-        self.route_kl = routing and route_kl
+        self.route_kl = route_kl
+        self.loudest = loudest
+        self.kl_weight = kl_weight
 
     def losses(self, images: Tensor, labels: Tensor, generator: Generator | None = None) -> Losses:
         mean, log_var = self.encode(images)
         z = self.sample(mean, log_var, generator)
         if self.routing:
-            z = gr.route(z, labels, DIGITS)
-        if self.route_kl:
-            mean, log_var = gr.route(mean, labels, DIGITS), gr.route(log_var, labels, DIGITS)
+            if self.loudest:
+                labels = torch.where(labels == gr.UNLABELED, self.scores(mean.detach()).argmax(dim=1), labels)
+            z = gr.route(z, labels, self.spec)
+            if self.route_kl:
+                mean, log_var = gr.route(mean, labels, self.spec), gr.route(log_var, labels, self.spec)
         return self.weigh(images, self.decode_logits(z), mean, log_var)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of the posterior over z, [N, 10] each."""
+        """Mean and log-variance of the posterior over z, [N, units] each."""
         mean, log_var = self.encoder(images).chunk(2, dim=1)
         return mean, log_var
 
     def encode_mean(self, images: Tensor) -> Tensor:
-        """The posterior's mean [N, 10], as it is: the decoder clips it at zero, this does not."""
+        """The posterior's mean [N, units], as it is: the decoder clips it at zero, this does not."""
         return self.encode(images)[0]
+
+    def scores(self, z: Tensor) -> Tensor:
+        """How strongly z speaks of each digit, [N, 10]; the largest is the prediction."""
+        return z
+
+    def pure(self, strengths: Tensor) -> Tensor:
+        """Codes [10, S, units] that speak of one digit and of nothing else, as strongly as given in [S].
+
+        The strengths are those of the model with one unit per digit, in which an image's own unit is near 3.
+        """
+        return torch.eye(DIGITS.width).unsqueeze(1) * strengths.view(1, -1, 1)
 
     def std(self, log_var: Tensor) -> Tensor:
         return torch.exp(0.5 * log_var)
@@ -78,15 +114,18 @@ class VAE(nn.Module):
         return logits.view(-1, 1, SIDE, SIDE)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Image [N, 1, 28, 28] in [0, 1] of a latent z [N, 10]."""
+        """Image [N, 1, 28, 28] in [0, 1] of a latent z [N, units]."""
         return torch.sigmoid(self.decode_logits(z))
 
     def weigh(self, images: Tensor, logits: Tensor, mean: Tensor, log_var: Tensor) -> Losses:
-        """The negative ELBO: summed over pixels and over dimensions, averaged over images."""
+        """The negative ELBO: summed over pixels and over dimensions, averaged over images.
+
+        With `kl_weight`, the loss is that of a beta-VAE; the KL is reported as it is.
+        """
         count = len(images)
         reconstruction = F.binary_cross_entropy_with_logits(logits, images, reduction="sum") / count
-        kl = 0.5 * (mean.square() + log_var.exp() - 1 - log_var).sum() / count
-        return Losses(reconstruction + kl, reconstruction, kl)
+        kl = 0.5 * (mean.square() + log_var.exp() - 1 - log_var) / count
+        return Losses(reconstruction + (kl * self.kl_weight).sum(), reconstruction, kl.sum())
 
 
 class OriginalVAE(VAE):
@@ -133,17 +172,46 @@ class TwoHeads(nn.Module):
 
 def build_model(config: Config) -> VAE:
     """The recipe's model, initialised from the config's seed."""
-    recipe = config.settings()
+    # Imported here, since its models build on this one.
+    from mnist_vae.wide import PresenceVAE, SliceVAE  # noqa: PLC0415
+
+    recipe, routing = config.settings(), config.routing
+    loudest = config.unlabeled == "loudest"
+    # With the rule "loudest" no image is unlabeled by the time it is routed.
+    rule = "all" if config.unlabeled == "loudest" else config.unlabeled
+    sizes = dict.fromkeys(range(DIGITS.width), recipe.units)
+    spec = gr.RoutingSpec.split(sizes, shared=recipe.shared, unlabeled=rule)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        if recipe.model == "original":
-            return OriginalVAE(
-                nn.Sequential(nn.Flatten(), *_mlp(PIXELS, 2048, 512, 10), TwoHeads()),
-                nn.Sequential(*_mlp(10, 512, 2048, PIXELS)),
-                routing=config.routing,
-            )
-        decoder = nn.Sequential(*_mlp(10, 256, 512, PIXELS, bias=False), BlankPage())
-        return VAE(_conv_encoder(), decoder, routing=config.routing, route_kl=recipe.route_kl)
+        if recipe.model in ("original", "original-our-decoder"):
+            encoder = nn.Sequential(nn.Flatten(), *_mlp(PIXELS, 2048, 512, 10), TwoHeads())
+            original = recipe.model == "original"
+            decoder = nn.Sequential(*_mlp(10, 512, 2048, PIXELS)) if original else _blank_decoder(10)
+            return OriginalVAE(encoder, decoder, spec, routing=routing, loudest=loudest)
+        encoder, decoder = _conv_encoder(spec.width), _blank_decoder(spec.width)
+        if recipe.model == "presence":
+            return PresenceVAE(encoder, decoder, spec, recipe, routing=routing, loudest=loudest)
+        if recipe.model == "slices":
+            return SliceVAE(encoder, decoder, spec, recipe, routing=routing, loudest=loudest)
+        return VAE(
+            encoder,
+            decoder,
+            spec,
+            routing=routing,
+            route_kl=recipe.route_kl,
+            loudest=loudest,
+            kl_weight=recipe.kl_weight,
+        )
+
+
+def _blank_decoder(units: int) -> nn.Sequential:
+    layers = _mlp(units, 256, 512, PIXELS, bias=False)
+    # Torch scales the first weights for inputs that all speak at once, and of many slices only one does. With ten units
+    # this changes nothing.
+    with torch.no_grad():
+        for parameter in layers[0].parameters():
+            parameter.mul_((units / DIGITS.width) ** 0.5)
+    return nn.Sequential(*layers, BlankPage())
 
 
 def _mlp(*widths: int, bias: bool = True) -> list[nn.Module]:
@@ -153,7 +221,7 @@ def _mlp(*widths: int, bias: bool = True) -> list[nn.Module]:
     return layers[:-1]
 
 
-def _conv_encoder() -> nn.Sequential:
+def _conv_encoder(units: int) -> nn.Sequential:
     """28 x 28 pixels to 14 x 14, 7 x 7 and 4 x 4, then 256 features, then mean and log-variance."""
     encoder = nn.Sequential(
         ChannelsLast(),
@@ -164,7 +232,7 @@ def _conv_encoder() -> nn.Sequential:
         nn.Linear(128 * 4 * 4, 256, bias=False),
         nn.BatchNorm1d(256),
         nn.ReLU(),
-        nn.Linear(256, 2 * DIGITS.width),
+        nn.Linear(256, 2 * units),
     )
     return encoder.to(memory_format=torch.channels_last)
 

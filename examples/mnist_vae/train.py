@@ -9,11 +9,13 @@ import torch
 from torch import Generator
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+import gradroute as gr
 from mnist_vae.augment import random_affine
 from mnist_vae.config import Config, Recipe
 from mnist_vae.data import Split
 from mnist_vae.errors import ExampleError
 from mnist_vae.files import read_json, replacing, write_json
+from mnist_vae.labels import routing_labels
 from mnist_vae.model import build_model
 from mnist_vae.run import Run
 
@@ -53,7 +55,7 @@ class Trainer:
     def __init__(self, config: Config, data: Split) -> None:
         self.config = config
         self.recipe = config.settings()
-        self.data = data
+        self.data = Split(data.images, routing_labels(data.labels, config))
         self.model = build_model(config)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.recipe.learning_rate, fused=True)
         self.batch_size = min(self.recipe.batch_size, len(data))
@@ -68,9 +70,17 @@ class Trainer:
         # A generator of its own for each epoch: to resume needs no saved random state.
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.epoch)
         self.model.train()
+        last_routed = self.config.epochs if self.config.routed_epochs is None else self.config.routed_epochs
+        self.model.routing = self.config.routing and self.epoch < last_routed
         window: list[list[float]] = []
         bar.set_description(f"epoch {self.epoch + 1}/{self.config.epochs}")
         order = torch.randperm(len(self.data), generator=generator)
+        if self.epoch < self.config.labeled_epochs:
+            labeled = (self.data.labels != gr.UNLABELED).nonzero().flatten()
+            if len(labeled) == 0:
+                raise ExampleError("--labeled-epochs needs a label: --label-fraction leaves none.")
+            # As many steps as ever: what is left over of the permutation goes round the labeled images again.
+            order = labeled[order % len(labeled)]
         # Whole batches only, since batch normalisation cannot take a rest of one image; the rest differs each epoch.
         for index, batch in enumerate(torch.split(order, self.batch_size)[: self.steps_per_epoch]):
             step = self.epoch * self.steps_per_epoch + index

@@ -8,8 +8,15 @@ import pytest
 import torch
 from fake_mnist import idx_bytes, synthetic
 
-from mnist_vae import data
+from mnist_vae import classifier, data
 from mnist_vae.sources import DatasetSpec
+
+
+@pytest.fixture(autouse=True)
+def quick_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the synthetic dataset, a few steps are enough, and what is asked of the real one is too much."""
+    monkeypatch.setattr(classifier, "TRAINING", classifier.Training(steps=3, batch_size=40))
+    monkeypatch.setattr(classifier, "REQUIRED", {})
 
 
 @pytest.fixture(scope="session")

@@ -35,6 +35,29 @@ REQUIRED = {
 FIGURES = ["activations.png", "losses.png", "reconstructions.png", "sweeps.png"]
 
 
+def test_a_table_has_a_row_for_each_run(
+    tmp_path: Path, command_line: Arguments, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    main(command_line("--out", str(first), "--epochs", "1", "--seed", "5"))
+    main(command_line("--out", str(second), "--epochs", "1", "--seed", "6", "--no-routing"))
+    capsys.readouterr()
+    main(["table", str(first), str(second)])
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()]
+    heading, _, *rows = cells
+    found = json.loads((first / "metrics.json").read_text())
+    assert [row[:3] for row in rows] == [["default", "5", "1"], ["default, not routed", "6", "1"]]
+    assert rows[0][heading.index("argmax accuracy")] == f"{found['argmax_accuracy']:.2%}"
+    right = sum(answer == digit for digit, answers in enumerate(found["slider_seen_as"]) for answer in answers)
+    assert rows[0][heading.index("sliders")] == f"{right} of 40"
+
+    with pytest.raises(SystemExit, match="table runs/a runs/b"):
+        main(["table"])
+    (second / "metrics.json").write_text("{}")
+    with pytest.raises(SystemExit, match="lacks 'routing'"):
+        main(["table", str(first), str(second)])
+
+
 @pytest.mark.parametrize("extra", [[], ["--no-routing"], ["--recipe", "original"], ["--recipe", "routed-kl"]])
 def test_train_evaluate_report_end_to_end(
     tmp_path: Path, command_line: Arguments, capsys: pytest.CaptureFixture[str], extra: list[str]

@@ -145,7 +145,8 @@ def test_all_recipes_share_encode_mean_and_decode(recipe: RecipeName, images: Te
     model = build(recipe).eval()
     mean = model.encode_mean(images)
     decoded = model.decode(mean)
-    assert mean.shape == (len(images), 10)
+    assert mean.shape == (len(images), model.spec.width)
+    assert model.scores(mean).shape == (len(images), 10)
     assert decoded.shape == images.shape
     assert 0 <= decoded.min() <= decoded.max() <= 1
 
