@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-RUN ?= runs/mnist_vae
+RUN ?= runs/quick
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check lint types docs bench composition clean
@@ -10,8 +10,10 @@ RUN ?= runs/mnist_vae
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-demo: $(VENV)/.example ## set up, fetch MNIST, train the VAE, evaluate it, and say where everything is
-	$(BIN)/python examples/mnist_vae --out $(RUN)
+demo: $(VENV)/.example ## set up, fetch MNIST, train the VAE for a minute, and build the page to play with it
+	$(BIN)/python examples/mnist_vae train --recipe quick --out $(RUN)
+	$(BIN)/python examples/mnist_vae evaluate --out $(RUN)
+	$(BIN)/python examples/mnist_vae demo --no-serve --out $(RUN)
 
 test: $(VENV)/.dev ## set up and run the whole test suite
 	$(BIN)/python -m pytest -n 2

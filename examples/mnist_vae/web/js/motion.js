@@ -1,0 +1,77 @@
+// Animations that the person starts and can stop; only one at a time.
+
+const calm = matchMedia("(prefers-reduced-motion: reduce)");
+
+/** The running one's stop, if any. @type {(() => void) | null} */
+let stopRunning = null;
+
+export function stopMotion() {
+  stopRunning?.();
+}
+
+/**
+ * A button that starts and stops an animation.
+ * @param {HTMLButtonElement} button
+ * @param {(seconds: number, calm: boolean) => void} frame called once per screen frame, `calm` if motion is unwelcome
+ */
+export function motionButton(button, frame) {
+  const name = button.textContent;
+  button.addEventListener("click", () => {
+    const wasRunning = button.getAttribute("aria-pressed") === "true";
+    stopMotion();
+    if (!wasRunning) {
+      start();
+    }
+  });
+
+  function start() {
+    let request = 0;
+    let started = null;
+    const tick = (now) => {
+      started ??= now;
+      request = requestAnimationFrame(tick);
+      frame((now - started) / 1000, calm.matches);
+    };
+    button.setAttribute("aria-pressed", "true");
+    button.textContent = "Stop";
+    stopRunning = () => {
+      cancelAnimationFrame(request);
+      stopRunning = null;
+      button.setAttribute("aria-pressed", "false");
+      button.textContent = name;
+    };
+    request = requestAnimationFrame(tick);
+  }
+}
+
+/** Seconds that each number has in a sweep. */
+const TURN = 1.6;
+
+/**
+ * One number after another from zero to the highest and back, the others at zero.
+ * @param {number} seconds
+ * @param {boolean} calm stills in place of motion
+ * @param {{units: number, lowest: number, highest: number}} range
+ */
+export function sweepCode(seconds, calm, { units, lowest, highest }) {
+  const turn = Math.floor(seconds / TURN);
+  const part = seconds / TURN - turn;
+  const code = new Float32Array(units);
+  if (calm) {
+    code[turn % units] = 0.9 * highest;
+  } else if (lowest < 0) {
+    code[turn % units] = highest * Math.sin(2 * Math.PI * part);
+  } else {
+    code[turn % units] = highest * Math.sin(Math.PI * part) ** 2;
+  }
+  return code;
+}
+
+/** There and back again in four seconds, resting at both ends. */
+export function swing(seconds, calm) {
+  const phase = (seconds % 4) / 4;
+  if (calm) {
+    return Math.floor(seconds % 5) / 4;
+  }
+  return Math.min(1, Math.max(0, 0.5 - 0.6 * Math.cos(2 * Math.PI * phase)));
+}

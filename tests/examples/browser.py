@@ -1,0 +1,168 @@
+"""A real browser on the built page: what it shows, and that it complains of nothing."""
+
+import base64
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+import torch
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from torch import Tensor
+
+from mnist_vae.serve import make_server
+
+#: As Debian and others name it. Playwright would download one of its own, which not every network lets through.
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+DESKTOP = {"viewport": {"width": 1280, "height": 900}}
+PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "has_touch": True, "is_mobile": True}
+
+
+def miss(what: str) -> None:
+    """Skip what needs something that this machine lacks; in continuous integration (``CI`` is set) that is a failure."""
+    text = f"the page is tested in a real browser, and {what}"
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(text)
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        miss("there is no Chromium here: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of the folder, ending in a slash."""
+    with make_server(folder) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield f"http://localhost:{server.server_address[1]}/"
+        server.shutdown()
+        thread.join()
+
+
+@dataclass
+class Watched:
+    """A page in a context of its own, with all that it complains of."""
+
+    page: Page
+    context: BrowserContext
+    home: str
+    complaints: list[str] = field(default_factory=list)
+
+    def watch(self) -> None:
+        self.page.on("pageerror", lambda error: self.complaints.append(f"page error: {error}"))
+        self.page.on("console", self._console)
+        self.context.on("request", self._request)
+
+    def _console(self, message: Any) -> None:
+        if message.type in ("error", "warning"):
+            self.complaints.append(f"console: {message.text}")
+
+    def _request(self, request: Any) -> None:
+        if not request.url.startswith((self.home, "data:", "blob:", "file:")):
+            self.complaints.append(f"a request to {request.url}")
+
+    def open(self, state: str = "ready", url: str | None = None) -> Page:
+        self.page.goto(url or self.home)
+        self.page.wait_for_selector("html[data-state]", state="attached")
+        assert self.page.evaluate("document.documentElement.dataset.state") == state
+        return self.page
+
+    def settle(self) -> None:
+        """Wait until the picture shows the last of what was asked for."""
+        self.page.wait_for_selector("#picture[aria-busy=false]")
+
+    def pixels(self, canvas: str = "#picture") -> Tensor:
+        """What a canvas shows, [H, W] in [0, 1]: the opacity of its ink."""
+        self.settle()
+        script = """canvas => {
+            const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+            let opacity = "";
+            for (let i = 3; i < data.length; i += 4) {
+                opacity += String.fromCharCode(data[i]);
+            }
+            return [canvas.height, canvas.width, btoa(opacity)];
+        }"""
+        height, width, opacity = self.page.locator(canvas).evaluate(script)
+        return torch.frombuffer(bytearray(base64.b64decode(opacity)), dtype=torch.uint8).view(height, width) / 255
+
+    def draw(self, *strokes: Sequence[tuple[float, float]]) -> None:
+        """With the mouse; points in parts of the pad's width, each line drawn in small steps."""
+        mouse = self.page.mouse
+        for stroke in strokes:
+            at = [self.on_pad(*point) for point in stroke]
+            mouse.move(*at[0])
+            mouse.down()
+            for point in at[1:]:
+                mouse.move(*point, steps=2)
+            mouse.up()
+        self._read_drawing()
+
+    def draw_with_pen(self, *strokes: Sequence[tuple[float, float]]) -> None:
+        session = self.context.new_cdp_session(self.page)
+
+        def pen(kind: str, point: tuple[float, float]) -> None:
+            x, y = self.on_pad(*point)
+            event = {"type": kind, "x": x, "y": y, "pointerType": "pen", "force": 0.5, "button": "left", "buttons": 1}
+            session.send("Input.dispatchMouseEvent", {**event, "clickCount": 1})
+
+        for stroke in strokes:
+            pen("mousePressed", stroke[0])
+            for point in stroke[1:]:
+                pen("mouseMoved", point)
+            pen("mouseReleased", stroke[-1])
+        self._read_drawing()
+
+    def draw_with_finger(self, *strokes: Sequence[tuple[float, float]], steps: int = 10) -> None:
+        session = self.context.new_cdp_session(self.page)
+
+        def touch(kind: str, *points: tuple[float, float]) -> None:
+            at = [dict(zip("xy", self.on_pad(*point), strict=True)) for point in points]
+            session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": at})
+
+        for stroke in strokes:
+            touch("touchStart", stroke[0])
+            for (x, y), (right, below) in pairwise(stroke):
+                for part in (step / steps for step in range(1, steps + 1)):
+                    touch("touchMove", (x + part * (right - x), y + part * (below - y)))
+            touch("touchEnd")
+        self._read_drawing()
+
+    def on_pad(self, x: float, y: float) -> tuple[float, float]:
+        """Where on the screen a place on the pad is, given in parts of the pad's width."""
+        box = self.page.locator("#pad").bounding_box()
+        assert box is not None
+        return box["x"] + x * box["width"], box["y"] + y * box["height"]
+
+    def _read_drawing(self) -> None:
+        # What is drawn is read with the next frame.
+        self.page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        self.settle()
+
+    def slide(self, digit: int, value: float) -> None:
+        self.page.locator(f"#z{digit}").fill(str(value))
+        self.settle()
+
+    def verdict(self) -> str:
+        self.settle()
+        return self.page.locator("#verdict").inner_text()
