@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from ..errors import SiteError, preview
 from . import links
-from .errors import SiteError, preview
 from .links import argument, is_tensor, name_of, place, shape_of
 from .program import Program
 

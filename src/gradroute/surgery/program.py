@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from ..errors import SiteError, preview
 from . import links
-from .errors import SiteError, preview
 from .links import argument, is_tensor, name_of, shape_of
 
 

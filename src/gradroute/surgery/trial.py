@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from .errors import SiteError
-from .router import Router, _SiteHook
+from ..errors import SiteError
+from ..router import Router, _SiteHook
 
 Example: TypeAlias = "Tensor | tuple[Any, ...] | Mapping[str, Any]"
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from .errors import SiteError
+from ..errors import SiteError
 
 Axis: TypeAlias = "tuple[int, Tensor]"
 """A dimension of a tensor, and which positions along it: bool [size]."""

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from . import units
-from .errors import SiteError, UsageError
+from .. import units
+from ..errors import SiteError, UsageError
 
 Change = Callable[[Tensor, bool], Tensor]
 """Makes the new tensor of an old one; told whether that is the parameter itself, or something kept for each entry."""

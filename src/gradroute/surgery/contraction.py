@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from ..errors import SiteError, UsageError
+from ..router import Router, _drop_orphans
 from . import resize
 from .ablation import add_constant
-from .errors import SiteError, UsageError
 from .flow import Flow, Heads, Plan
 from .program import Program, first_line
-from .router import Router, _drop_orphans
 from .trial import Example, arguments, compare, in_evaluation, model_of, off, outputs
 
 _HEAD_COUNTS: Final = ("num_heads", "num_attention_heads", "n_heads", "n_head")

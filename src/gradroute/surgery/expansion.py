@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from . import resize, units
-from .errors import SiteError, preview
+from .. import units
+from ..errors import SiteError, preview
+from . import resize
 
 Layers: TypeAlias = "nn.Module | Sequence[nn.Module]"
 

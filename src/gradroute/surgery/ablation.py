@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from . import links, units
-from .errors import SiteError
+from .. import units
+from ..errors import SiteError
+from ..router import Router, _SiteHook
+from ..sites import argument_names
+from . import links
 from .flow import Cut, Flow, Plan
 from .links import argument, is_tensor, name_of
 from .program import Program
 from .resize import drawn_like
-from .router import Router, _SiteHook
-from .sites import argument_names
 from .trial import Example, arguments, compare, in_evaluation, model_of, off, outputs
 
 Reinit: TypeAlias = "bool | Callable[[Tensor], object]"
