@@ -35,6 +35,7 @@ def clip_grad_norm_per_route_(
 
     Args:
         router: The router of the model whose gradients are clipped, in place. Its sites must name the same labels.
+            Under a `GradScaler`, ``scaler.unscale_(optimizer)`` comes first, as for torch's own clipping.
         max_norm: The largest norm that each group keeps.
         norm_type: The p of the p-norm, positive; may be ``float("inf")``.
         error_if_nonfinite: Whether to raise where a group's norm is inf or NaN. If not, the damage stays in that group.
@@ -46,7 +47,8 @@ def clip_grad_norm_per_route_(
 
     Raises:
         SiteError: As `Isolation`.
-        UsageError: The sites name different labels, or the gradients are distributed tensors.
+        UsageError: The sites name different labels, `norm_type` is not positive, or the gradients are distributed
+            tensors.
         RuntimeError: As in `torch.nn.utils.clip_grad_norm_`: a norm is not finite and `error_if_nonfinite` is set.
 
     Examples:
@@ -67,6 +69,8 @@ def clip_grad_norm_per_route_(
         2013 (arXiv:1211.5063).
     """
     norm_type = float(norm_type)
+    if not norm_type > 0:
+        raise UsageError(f"norm_type must be positive, such as 2.0 or inf; got {norm_type}.")
     places = places_of(router, sites)
     partition = _partition(router)
     groups = {parameter: partition.groups(used) for parameter, used in places.items()}

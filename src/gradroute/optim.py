@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
-from collections.abc import Collection, Iterable, Iterator
-from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary, WeakSet
+import weakref
+from collections.abc import Collection, Iterable
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim import LBFGS, Adafactor, Optimizer
+from torch.optim import Optimizer
 
 from .clipping import clip_grad_norm_per_route_
 from .entries import Block, FrozenBlocks, local, put, take
 from .errors import UsageError
+from .optimizer_state import refuse_mixing, state_of_units, untouched_state
 from .owners import places_of
 from .router import Router
 
@@ -44,8 +44,10 @@ class Isolation:
     is frozen. A parameter that several modules share is frozen where all of them freeze it, and so nowhere if one of
     them is not routed.
 
-    A unit counts as taught if an example of any forward pass since the last step may teach it, on any process: labels
-    decide, not gradients. A training pass without labels teaches all units.
+    A unit counts as taught if an example of any forward pass since the last step may teach it, on any process. Labels
+    decide, not gradients: a unit that is ablated in the pass counts too, and so does a pass without a backward one. A
+    pass without labels that computes gradients teaches all units, in evaluation mode too: evaluate under
+    `torch.no_grad`.
 
     What units share goes on: the count of steps behind Adam's bias correction belongs to a parameter, not to a unit, so
     a unit that was frozen for a while is corrected by the parameter's count. (Where all units of a parameter are frozen
@@ -71,7 +73,8 @@ class Isolation:
     Raises:
         SiteError: No parameters are known that belong to the units of a site, or `sites` names none.
         UsageError: The optimizer holds none of these parameters, or mixes units in its state (LBFGS, Adafactor; others
-            when their first step shows it).
+            when their first step shows it, such as those whose 8-bit state shares scales). In a step: the router was
+            removed.
 
     Note:
         Make it before the first forward pass, and take the step for a batch before the forward pass of the next. When a
@@ -124,24 +127,16 @@ class Isolation:
                 "parameters of the very model that the router is attached to; those that an unrouted module shares are "
                 "never frozen."
             )
-        for group in optimizer.param_groups:
-            if isinstance(optimizer, LBFGS):
-                raise _mixes(optimizer, "its history of whole gradients")
-            if isinstance(optimizer, Adafactor) and any(parameter.ndim > 1 for parameter in learning):
-                raise _mixes(optimizer, "its second moments of rows and columns")
-            if group.get("differentiable"):
-                raise UsageError(
-                    "an optimizer with differentiable=True cannot be isolated: putting back is no function."
-                )
+        refuse_mixing(optimizer, learning)
+        if any(group.get("differentiable") for group in optimizer.param_groups):
+            raise UsageError("an optimizer with differentiable=True cannot be isolated: putting back is no function.")
         self._router = router
         self._optimizer = optimizer
         self._process_group = process_group
-        _collect(router)
-        _ISOLATIONS.setdefault(router, WeakSet()).add(self)
-        self._taught = [torch.zeros_like(taught) for taught in router._record_taught()]
+        self._record = router._record_taught()
+        self._end_of_record = weakref.finalize(self, router._state.records.remove, self._record)
         if any(parameter.grad is not None for parameter in learning):
-            for taught in self._taught:
-                taught.fill_(True)  # by whom these gradients were made is not known
+            self._record.clear(True)  # by whom these gradients were made is not known
         self._held: list[_Held] = []
         self._hidden: list[tuple[Tensor, Tensor]] = []
         self._after_closure = False
@@ -163,16 +158,19 @@ class Isolation:
                 if scaler.get_scale() < scale:
                     isolation.discard()
         """
-        _collect(self._router)
-        for taught in self._taught:
-            taught.fill_(False)
+        self._record.clear()
 
     def remove(self) -> None:
         """Take the isolation's own hooks off the optimizer, and no others. Removing twice is fine."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        _ISOLATIONS[self._router].discard(self)
+        self._end_of_record()
+
+    def __reduce__(self) -> NoReturn:
+        raise UsageError(
+            "an isolation can be neither copied nor pickled: make one for the copied router and optimizer."
+        )
 
     def __enter__(self) -> Isolation:
         return self
@@ -185,6 +183,11 @@ class Isolation:
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if self._router._state.removed:
+            raise UsageError(
+                "the router of this isolation was removed from its model, so nothing says any more which units are "
+                "taught: remove the isolation too, isolation.remove()."
+            )
         self._held, self._hidden, self._after_closure = [], [], False
         closure = args[1] if len(args) > 1 else kwargs.get("closure")  # the first argument is the optimizer
         if closure is None:
@@ -209,60 +212,48 @@ class Isolation:
 
     @torch.no_grad()
     def _hold(self) -> None:
-        _collect(self._router)
+        if self._router._state.masks:
+            self._record.note(self._router._state.masks)  # of a block with several steps inside, the labels of each
         blocks_of = FrozenBlocks(self._taught_anywhere())
         for parameter in _parameters(self._optimizer) & self._blocks.keys():
+            if parameter.grad is None:
+                continue  # the optimizer leaves it alone
             blocks = self._blocks[parameter]
             frozen = [block for along in blocks if (block := blocks_of(parameter, along)) is not None]
-            if [] in frozen:  # the whole parameter: without a gradient the optimizer leaves it alone
-                if parameter.grad is not None:
-                    self._hidden.append((parameter, parameter.grad))
-                    parameter.grad = None
+            if [] in frozen:  # the whole parameter: so it shall be left alone
+                self._hidden.append((parameter, parameter.grad))
                 continue
-            state = dict(_state_of_units(self._optimizer, parameter)) if frozen else {}
+            state = state_of_units(self._optimizer, parameter) if frozen else {}
             for block in frozen:
                 before = {key: take(local(tensor), block) for key, tensor in state.items()}
                 self._held.append(_Held(parameter, block, take(local(parameter), block), before))
+        for hidden, _ in self._hidden:  # only now: nothing raises any more, and no gradient is lost
+            hidden.grad = None
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         held, hidden = self._held, self._hidden
         self._held, self._hidden = [], []
-        for taught in self._taught:
-            taught.fill_(False)
+        self._record.clear()
         for parameter, gradient in hidden:
             parameter.grad = gradient
         for parameter, block, values, _ in held:
             put(local(parameter), block, values)
         for parameter, block, values, before in held:
-            state = dict(_state_of_units(optimizer, parameter))
+            state = state_of_units(optimizer, parameter)
             new = state.keys() - before.keys()
-            created = _untouched_state(optimizer, parameter, values) if new else {}
+            created = untouched_state(optimizer, parameter, values) if new else {}
             for key, tensor in state.items():
                 put(local(tensor), block, created[key] if key in new else before[key])
 
     def _taught_anywhere(self) -> list[Tensor]:
         """What was taught since the last step, here or on another process."""
         if not (dist.is_available() and dist.is_initialized()):
-            return self._taught
+            return self._record.units
         device = next(iter(self._blocks)).device  # the backend may take no other
-        joined = torch.cat(self._taught).to(device, torch.uint8)
+        joined = torch.cat(self._record.units).to(device, torch.uint8)
         dist.all_reduce(joined, dist.ReduceOp.MAX, self._process_group)
-        return list(joined.cpu().bool().split([len(taught) for taught in self._taught]))  # type: ignore[no-untyped-call]
-
-
-# A router records once what it teaches, for all of its isolations, whose optimizers need not step at the same time.
-_ISOLATIONS: WeakKeyDictionary[Router, WeakSet[Isolation]] = WeakKeyDictionary()
-
-
-def _collect(router: Router) -> None:
-    """Hand the router's record to each of its isolations, and clear it."""
-    recorded = router._record_taught()
-    for isolation in _ISOLATIONS.get(router, ()):
-        for mine, taught in zip(isolation._taught, recorded, strict=True):
-            mine.logical_or_(taught)
-    for taught in recorded:
-        taught.fill_(False)
+        return list(joined.cpu().bool().split([len(taught) for taught in self._record.units]))  # type: ignore[no-untyped-call]
 
 
 def _parameters(optimizer: Optimizer) -> set[nn.Parameter]:
@@ -275,57 +266,3 @@ def _along(choice: Iterable[tuple[int | None, int]]) -> dict[int | None, tuple[i
     for dim, group in choice:
         along[dim] = (*along.get(dim, ()), group)
     return along
-
-
-# ---------------------------------------------------------------------- the optimizer's state
-
-
-def _state_of_units(optimizer: Optimizer, parameter: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """The tensors in a parameter's state that have an entry for each of its own; single numbers are shared.
-
-    Raises:
-        UsageError: There is state of another form, which units may share.
-    """
-    for key, value in optimizer.state.get(parameter, {}).items():
-        if isinstance(value, Tensor):
-            if value.shape == parameter.shape:
-                yield key, value
-            elif value.numel() > 1:
-                raise _mixes(
-                    optimizer, f"{key!r} of shape {tuple(value.shape)} for a parameter of {tuple(parameter.shape)}"
-                )
-        elif isinstance(value, list | tuple | dict) and value:
-            raise _mixes(optimizer, f"{key!r}, a {type(value).__name__}")
-
-
-def _mixes(optimizer: Optimizer, what: str) -> UsageError:
-    return UsageError(
-        f"{type(optimizer).__name__} cannot be isolated: units share its state, {what}, so that what one unit learns "
-        "changes another's. Use an optimizer whose state has the shapes of the parameters, such as AdamW."
-    )
-
-
-def _untouched_state(optimizer: Optimizer, parameter: Tensor, values: Tensor) -> dict[str, Tensor]:
-    """The state that a step makes for these values of a parameter from zero gradients, and without weight decay.
-
-    Zeros would be right for most optimizers, but not for the step sizes of Rprop or for a copy of the weights.
-    """
-    group = next(group for group in optimizer.param_groups if any(p is parameter for p in group["params"]))
-    probe = nn.Parameter(values.clone())
-    probe.grad = torch.zeros_like(probe)
-    if parameter.grad is not None and parameter.grad.is_sparse:
-        probe.grad = probe.grad.to_sparse()
-    known = inspect.signature(type(optimizer)).parameters
-    options = {key: value for key, value in (optimizer.defaults | group).items() if key in known and key != "params"}
-    if "weight_decay" in options:
-        options["weight_decay"] = 0.0
-    try:
-        twin = type(optimizer)([probe], **options)
-        twin.step()
-    except Exception as error:
-        raise UsageError(
-            f"this step created state for units that nobody taught. What it should be, a second "
-            f"{type(optimizer).__name__} with the same options was to tell, but none could be made "
-            f"({type(error).__name__}: {error}). Take the optimizer's first step before the isolation is made."
-        ) from error
-    return dict(_state_of_units(twin, probe))

@@ -1,6 +1,7 @@
 """`Isolation` with what else drives an optimizer: AMP, accumulation, compiled code, checkpointing, other processes."""
 
 import copy
+import functools
 import itertools
 import os
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from composition.forms import WARNINGS_OF_TORCH, batch
+from composition.forms import WARNINGS_OF_TORCH, Routed, batch, functional_loss, label_kinds
 from composition.isolation import (
     ALL_UNITS,
     FORGET,
@@ -138,15 +139,100 @@ def test_a_whole_compiled_training_step_holds_what_it_leaves_untaught(form: str)
 
 
 @pytest.mark.supports("`optim.Isolation`: activation checkpointing")
-def test_recomputation_teaches_nothing_new(running) -> None:
+@pytest.mark.parametrize("use_reentrant", [False, True], ids=["", "reentrant"])
+def test_recomputation_teaches_nothing_new(running, use_reentrant: bool) -> None:
     routed, optimizer, _ = running
     x, _ = batch(8)
     with routed.block(RETAIN):
         out = torch.utils.checkpoint.checkpoint(
-            lambda x: routed.call(routed.module, x, RETAIN), x.requires_grad_(), use_reentrant=False
+            lambda x: routed.call(routed.module, x, RETAIN), x.requires_grad_(), use_reentrant=use_reentrant
         )
         out.square().sum().backward()
     assert moved(routed, optimizer, optimizer.step) == UNITS_OF_RETAIN
+
+
+@pytest.mark.supports("`optim.Isolation`: activation checkpointing")
+def test_recomputation_after_the_block_is_no_unrouted_pass(form: str) -> None:
+    """Level "activations", since level "parameters" wants the block around backward too."""
+    routed = Routed(form)
+    optimizer = torch.optim.AdamW(routed.net.encoder.parameters(), lr=0.1, weight_decay=0.1)
+    Isolation(routed.router, optimizer)
+    x, _ = batch(8)
+    for labels, expected in ((UNLABELED, ALL_UNITS), (RETAIN, UNITS_OF_RETAIN), (FORGET, UNITS_OF_FORGET)):
+        optimizer.zero_grad()
+        run = functools.partial(routed.call, routed.module, labels=labels)
+        with routed.block(labels):
+            out = torch.utils.checkpoint.checkpoint(run, x.requires_grad_(), use_reentrant=False)
+        out.square().sum().backward()
+        assert moved(routed, optimizer, optimizer.step) == expected
+
+
+@pytest.mark.supports("`optim.Isolation`: `torch.func.grad`")
+def test_gradients_of_torch_func_are_noted(running) -> None:
+    routed, optimizer, _ = running
+    loss, params = functional_loss(routed)
+    x, _ = batch(8)
+    for labels, expected in ((RETAIN, UNITS_OF_RETAIN), (FORGET, UNITS_OF_FORGET)):
+        gradients = torch.func.grad(loss)(params, x, labels)
+        for name, parameter in routed.module.named_parameters():
+            parameter.grad = gradients[name].detach()
+        assert moved(routed, optimizer, optimizer.step) == expected
+
+
+@pytest.mark.supports("`optim.Isolation`: `torch.func.vmap` of `grad`")
+@pytest.mark.parametrize("kind", ["ids", "multi_hot"])
+def test_gradients_for_each_example_are_noted(running, kind: str) -> None:
+    routed, optimizer, _ = running
+    loss, params = functional_loss(routed)
+    x, _ = batch(8)
+    for labels, expected in ((RETAIN, UNITS_OF_RETAIN), (FORGET, UNITS_OF_FORGET)):
+        rows = label_kinds(labels)[kind]
+        rows, dim = (rows, 0) if kind == "ids" else (rows.T, 1)  # a batch dimension that is not the first
+        each = torch.func.vmap(lambda x, row: torch.func.grad(loss)(params, x[None], row[None]), (0, dim))
+        gradients = each(x, rows)
+        for name, parameter in routed.module.named_parameters():
+            parameter.grad = gradients[name].sum(0)
+        assert moved(routed, optimizer, optimizer.step) == expected
+
+
+@pytest.mark.refuses(
+    "`optim.Isolation`: `torch.compile` of `torch.func.grad`, the block inside", "no side effects there"
+)
+def test_a_record_cannot_be_written_inside_compiled_gradients(form: str) -> None:
+    """Without fullgraph=True it falls back to eager mode and is right; with the block outside it compiles."""
+    routed, optimizer, _ = isolated(form)
+    loss, params = functional_loss(routed)
+    x, _ = batch(8)
+    compiled = torch.compile(torch.func.grad(loss), backend="aot_eager", fullgraph=True)
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        compiled(params, x, RETAIN)
+    torch.compiler.reset()
+    gradients = torch.compile(torch.func.grad(loss), backend="aot_eager")(params, x, RETAIN)
+    for name, parameter in routed.module.named_parameters():
+        parameter.grad = gradients[name].detach()
+    assert moved(routed, optimizer, optimizer.step) == UNITS_OF_RETAIN
+
+
+@pytest.mark.supports("`optim.Isolation`: an optimizer for each parameter, in backward")
+def test_steps_taken_in_backward_hold_what_the_block_leaves_untaught(form: str) -> None:
+    routed, _, isolation = isolated(form)
+    isolation.remove()
+    owned = [routed.net.encoder.weight, routed.net.encoder.bias, routed.net.decoder.weight]
+    optimizers = {parameter: torch.optim.AdamW([parameter], lr=0.1, weight_decay=0.1) for parameter in owned}
+
+    def step(parameter: torch.Tensor) -> None:
+        optimizers[parameter].step()
+        optimizers[parameter].zero_grad()
+
+    for parameter, optimizer in optimizers.items():
+        Isolation(routed.router, optimizer)
+        parameter.register_post_accumulate_grad_hook(step)
+    for labels, expected in ((UNLABELED, ALL_UNITS), (RETAIN, UNITS_OF_RETAIN), (FORGET, UNITS_OF_FORGET)):
+        before = [parameter.detach().clone() for parameter in owned]
+        backward(routed, labels)
+        for parameter, old, dim in zip(owned, before, (0, 0, 1), strict=True):
+            differ = (parameter != old).movedim(dim, 0).reshape(len(ALL_UNITS), -1).any(1)
+            assert differ.nonzero().flatten().tolist() == expected
 
 
 @pytest.mark.supports("`optim.Isolation`: learning rate schedules")

@@ -191,6 +191,12 @@ class TestRefuses:
             clip_grad_norm_per_route_(router, 1.0)
         assert set(clip_grad_norm_per_route_(router, 1.0, sites=["0"])) == set(ROWS)
 
+    @pytest.mark.parametrize("norm_type", [0.0, -1.0, float("-inf"), float("nan")])
+    def test_norms_that_do_not_add_up(self, norm_type):
+        router = gr.Router(model_with_gradients(), {"0": SPEC})
+        with pytest.raises(UsageError, match="norm_type must be positive.*got"):
+            clip_grad_norm_per_route_(router, 1.0, norm_type)
+
     def test_sparse_gradients(self):
         model = nn.Embedding(3, 7, sparse=True)
         model(torch.tensor([1])).sum().backward()

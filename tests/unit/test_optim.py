@@ -1,6 +1,7 @@
 """`Isolation`: untaught units stay bitwise the same under every optimizer, and taught ones move as without it."""
 
 import copy
+import gc
 import inspect
 
 import pytest
@@ -236,6 +237,23 @@ class TestOptimizers:
         with pytest.raises(UsageError, match=message):
             Isolation(gr.Router(model, WRITER), make(model.parameters()))
 
+    def test_that_hide_another_optimizer_are_refused_for_the_inner_one(self):
+        class Outer(torch.optim.Optimizer):
+            """As `ZeroRedundancyOptimizer` does."""
+
+            def __init__(self, inner):
+                super().__init__(inner.param_groups, inner.defaults)
+                self.inner = inner
+
+        model = Neurons()
+        router = gr.Router(model, WRITER)
+        outer = Outer(OPTIMIZERS["AdamW"](model.parameters()))
+        with pytest.raises(
+            UsageError, match=r"Outer leaves its steps to another optimizer.*the inner optimizer, \.inner"
+        ):
+            Isolation(router, outer)
+        Isolation(router, outer.inner)
+
     def test_adafactor_of_biases_alone_is_like_any_other(self):
         model = Neurons()
         Isolation(gr.Router(model, WRITER), torch.optim.Adafactor([model.writer.bias]))
@@ -245,6 +263,7 @@ class TestOptimizers:
         [
             (torch.ones(7, 1), r"'scale' of shape \(7, 1\) for a parameter of \(7, 4\)"),
             ([torch.ones(7, 4)], "'scale', a list"),
+            (object(), "'scale', a object"),
             (torch.ones(7, 4).as_subclass(type("Blocks", (torch.Tensor,), {})), "the class Blocks cannot be isolated"),
         ],
     )
@@ -317,7 +336,7 @@ class TestTaught:
         teach(router, RETAIN)
         assert moved_units(model, optimizer.step) == [0, 1, 2, 4, 6]
 
-    def test_is_nothing_under_no_grad_and_in_evaluation(self):
+    def test_is_nothing_under_no_grad(self):
         model, router, optimizer, _ = isolated()
         teach(router, FORGET)
         with torch.no_grad():
@@ -326,10 +345,54 @@ class TestTaught:
         assert moved_units(model, optimizer.step) == [3, 4, 5, 6]
 
     @pytest.mark.filterwarnings("ignore::gradroute.UnroutedWarning")
-    def test_is_everything_in_an_unrouted_training_pass(self):
+    @pytest.mark.parametrize("training", [True, False])
+    def test_is_everything_in_an_unrouted_pass(self, training):
+        """In eval mode too, in which models are fine-tuned whose batch norms shall not change."""
         model, router, optimizer, _ = isolated()
         teach(router, FORGET)
-        model(torch.ones(1, 4))
+        model.train(training)(torch.ones(1, 4))
+        assert moved_units(model, optimizer.step) == list(range(7))
+
+    def test_is_the_same_in_each_of_several_steps_inside_one_block(self):
+        model, router, optimizer, isolation = isolated()
+        with router(FORGET):
+            for _ in range(3):
+                model(torch.ones(1, 4))
+                assert moved_units(model, optimizer.step) == [3, 4, 5, 6]
+            isolation.discard()
+            model(torch.ones(1, 4))
+        assert moved_units(model, optimizer.step) == [3, 4, 5, 6]
+        with router(RETAIN):  # what was taught before its block is over with the step
+            model(torch.ones(1, 4))
+            assert moved_units(model, optimizer.step) == [0, 1, 2, 4, 6]
+
+    def test_is_known_where_the_isolation_is_made_inside_the_block(self):
+        model, router, optimizer, isolation = isolated()
+        isolation.remove()
+        model.zero_grad()
+        with router(FORGET):
+            Isolation(router, optimizer)
+            model(torch.ones(1, 4)).sum().backward()
+        assert moved_units(model, optimizer.step) == [3, 4, 5, 6]
+
+    @pytest.mark.parametrize(
+        ("labels", "expected"),
+        [
+            (torch.tensor([[1.0, 0.0]]), [0, 1, 2, 4, 6]),
+            (torch.tensor([[0.5, 0.5]]), list(range(7))),
+            (torch.tensor([[False, True]]), [3, 4, 5, 6]),
+        ],
+        ids=["mixture of one", "mixture of both", "multi-hot"],
+    )
+    def test_is_what_any_weight_but_0_teaches(self, labels, expected):
+        model, router, optimizer, _ = isolated()
+        teach(router, labels)
+        assert moved_units(model, optimizer.step) == expected
+
+    def test_is_everything_for_examples_whose_labels_are_missing(self):
+        spec = gr.RoutingSpec({"retain": slice(0, 3), "forget": [3, 5]}, 7, unlabeled="all")
+        model, router, optimizer, _ = isolated({"writer": spec})
+        teach(router, torch.tensor([0, gr.UNLABELED]))
         assert moved_units(model, optimizer.step) == list(range(7))
 
     def test_is_everything_where_gradients_were_there_before_the_isolation(self):
@@ -400,6 +463,17 @@ class TestTaught:
         optimizer.param_groups[0]["betas"] = (0.9, 0.999)
         model.reader.bias.grad = gradient
         assert moved_units(model, optimizer.step) == [0, 1, 2, 4, 6]
+
+    def test_a_refused_step_loses_no_gradient(self):
+        forget_only = gr.RoutingSpec({"retain": [], "forget": slice(0, 7)}, 7)
+        sites = {"writer": gr.Site(forget_only, level="parameters"), "reader": BOTH_ENDS["reader"]}
+        model, router, optimizer, _ = isolated(sites)
+        gradient = model.writer.weight.grad
+        optimizer.state[model.reader.weight]["scale"] = torch.ones(2)
+        teach(router, RETAIN)
+        with pytest.raises(UsageError, match="'scale'"):
+            optimizer.step()
+        assert model.writer.weight.grad is gradient
 
 
 class TestWholeParameters:
@@ -583,6 +657,29 @@ class TestLife:
         gradients_everywhere(model)
         assert moved_units(model, optimizer.step) == list(range(7))
         assert called == [1, 1]
+
+    def test_ends_with_an_error_if_the_router_goes_first(self):
+        model, router, optimizer, isolation = isolated()
+        router.remove()
+        with pytest.raises(UsageError, match=r"router of this isolation was removed.*isolation\.remove\(\)"):
+            optimizer.step()
+        isolation.remove()
+        assert moved_units(model, optimizer.step) == list(range(7))
+
+    def test_leaves_no_record_behind(self):
+        _, router, optimizer, isolation = isolated()
+        isolation.remove()
+        assert not router._state.records
+        isolation = Isolation(router, optimizer)
+        assert len(router._state.records) == 1
+        del isolation, optimizer
+        gc.collect()
+        assert not router._state.records
+
+    def test_cannot_be_copied(self):
+        *_, isolation = isolated()
+        with pytest.raises(UsageError, match="neither copied nor pickled: make one for the copied router"):
+            copy.deepcopy(isolation)
 
     def test_goes_on_after_the_optimizer_has_loaded_a_checkpoint(self):
         model, router, optimizer, _ = isolated()
