@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from ..errors import SiteError, UsageError
 from ..router import Router, _drop_orphans
-from . import resize
-from .ablation import add_constant
-from .flow import Flow, Heads, Plan
+from .flow import Flow
+from .plan import Heads, Plan
 from .program import Program, first_line
+from .resize import check_optimizer, kept, resize
 from .trial import Example, arguments, compare, in_evaluation, model_of, off, outputs
 
 _HEAD_COUNTS: Final = ("num_heads", "num_attention_heads", "n_heads", "n_head")
@@ -66,6 +65,7 @@ def contract(router: Router, *labels: Hashable, example: Example, optimizer: Opt
         UsageError: Nothing would go, or the optimizer cannot be carried along.
 
     Examples:
+        >>> import torch
         >>> from gradroute import RoutingSpec
         >>> model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 1))
         >>> router = Router(model, {"1": RoutingSpec.split({"retain": 4, "forget": 2})})
@@ -80,10 +80,14 @@ def contract(router: Router, *labels: Hashable, example: Example, optimizer: Opt
         Cloud et al., 2024 (arXiv:2410.04332), where the ablated part of an expanded model is thrown away.
     """
     model = model_of(router)
+    sites = [(hook.name, hook.site.dim, keep) for hook, keep in off(router, labels)]
+    if optimizer is not None:
+        own = set(model.parameters())
+        if any(parameter not in own for group in optimizer.param_groups for parameter in group["params"]):
+            raise UsageError("the optimizer trains parameters that are not the model's: contract cannot copy these.")
     args, kwargs = arguments(example)
     with in_evaluation(model), router.ablated(*labels):
         expected = outputs(model, args, kwargs)
-        sites = [(hook.name, keep, hook.site.dim) for hook, keep in off(router, labels)]
         plan = Flow(Program(model, args, kwargs, sites)).plan()
     for cut in plan.cuts:
         if bool(cut.mask.all()):
@@ -92,12 +96,11 @@ def contract(router: Router, *labels: Hashable, example: Example, optimizer: Opt
                 "needs at least one. ablate_ folds the ablation into the weights without changing a size."
             )
     if optimizer is not None:
-        own = set(model.parameters())
-        if any(parameter not in own for group in optimizer.param_groups for parameter in group["params"]):
-            raise UsageError("the optimizer trains parameters that are not the model's: contract cannot copy these.")
+        names = plan.names
+        check_optimizer(optimizer, [parameter for name, parameter in model.named_parameters() if name in names])
     smaller, carried = copy.deepcopy((model, optimizer))
     _drop_orphans(smaller)
-    _cut(smaller, plan, carried)
+    left = _cut(smaller, plan, carried)
     with in_evaluation(smaller):
         try:
             found = outputs(smaller, args, kwargs)
@@ -108,36 +111,34 @@ def contract(router: Router, *labels: Hashable, example: Example, optimizer: Opt
                 "ablation into the weights without changing a size."
             ) from error
         compare(expected, found)
-    kept: dict[str, dict[int, tuple[int, ...]]] = {}
-    for cut in plan.cuts:
-        kept.setdefault(cut.name, {})[cut.dim] = tuple((~cut.mask).nonzero().flatten().tolist())
-    return Contracted(smaller, carried, MappingProxyType(kept))
+    return Contracted(smaller, carried, MappingProxyType(left))
 
 
-def _cut(model: nn.Module, plan: Plan, optimizer: Optimizer | None) -> None:
-    """Carry out a plan on a model."""
+def _cut(model: nn.Module, plan: Plan, optimizer: Optimizer | None) -> dict[str, dict[int, tuple[int, ...]]]:
+    """Carry out a plan on a model; return what is left along each dimension of what got smaller."""
     modules = list(model.modules())
     tensors = {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
     }
-    with torch.no_grad():
-        for fold in plan.folds:
-            add_constant(tensors[fold.weight], fold.dim, tensors[fold.bias], fold.values)
+    plan.fold(tensors)
+    left: dict[str, dict[int, tuple[int, ...]]] = {}
     for cut in plan.cuts:
-        old = tensors[cut.name]
-        new = resize.replace(modules, old, resize.kept(cut.mask, cut.dim), cut.dim, optimizer)
-        tensors = {name: new if tensor is old else tensor for name, tensor in tensors.items()}
-    for heads in dict.fromkeys(plan.heads):
-        _note_heads(model.get_submodule(heads.module), heads)
+        resize(tensors[cut.name], kept(cut.mask, cut.dim), cut.dim, modules, optimizer)
+        for name, tensor in tensors.items():
+            if tensor is tensors[cut.name]:
+                left.setdefault(name, {})[cut.dim] = tuple((~cut.mask).nonzero().flatten().tolist())
+    for module in {heads.module for heads in plan.heads}:
+        _note_heads(model.get_submodule(module), [heads for heads in plan.heads if heads.module == module])
+    return left
 
 
-def _note_heads(attention: nn.Module, heads: Heads) -> None:
+def _note_heads(attention: nn.Module, found: list[Heads]) -> None:
     """Correct the sizes that attentions keep under their usual names; whether that was all, the example tells."""
-    left = heads.before - heads.gone
-    for name in _HEAD_COUNTS:
-        if getattr(attention, name, None) == heads.before:
-            setattr(attention, name, left)
-    for name in _HEAD_WIDTHS:
-        if getattr(attention, name, None) == heads.before * heads.size:
-            setattr(attention, name, left * heads.size)
+    for names, per_head in ((_HEAD_COUNTS, False), (_HEAD_WIDTHS, True)):
+        for name in names:
+            for heads in found:
+                size = heads.size if per_head else 1
+                if getattr(attention, name, None) == heads.before * size:
+                    setattr(attention, name, (heads.before - heads.gone) * size)
+                    break

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
@@ -16,14 +15,19 @@ from . import resize
 
 Layers: TypeAlias = "nn.Module | Sequence[nn.Module]"
 
+_CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 # What a new unit meets in a batch norm: such values that it passes unchanged, but for eps.
 _FRESH_NORM: Final = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
 _MIXING: Final = (
     *(nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
-    *(nn.Softmax, nn.Softmax2d, nn.LogSoftmax),
+    *(nn.LocalResponseNorm, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle, nn.GLU),
+    *(nn.Softmax, nn.Softmax2d, nn.Softmin, nn.LogSoftmax),
 )
 _NO_LAYERS: Final = (*_MIXING, *_NORMS, nn.Embedding)
+
+# A tensor, how it changes, and the dimension whose size does.
+_Edit: TypeAlias = "tuple[Tensor, resize.Change, int]"
 
 
 def expand_(
@@ -45,13 +49,13 @@ def expand_(
     Args:
         producer: The layer whose output the units are: nn.Linear, nn.Conv1d to nn.Conv3d, or Conv1D of transformers. Or
             several of the same width, which all get the units, such as the gate and up projections of a gated MLP.
-        consumer: The layer that reads them, of the same kinds; or several that all read them. One that reads k features
-            for each unit, as behind nn.Flatten, gets k columns for each.
+        consumer: The layer that reads them, of the same kinds; or several that all read them. A linear layer behind a
+            convolution and nn.Flatten reads k features of each unit, and gets k columns for each.
         extra: How many units.
-        between: The modules between the two in the model. Batch norms among them grow too; a norm that mixes the units,
-            as nn.LayerNorm does, is refused.
+        between: The modules between the two in the model. Batch norms among them grow too; what mixes the units, as
+            nn.LayerNorm or nn.Softmax does, is refused.
         init: Fills the new rows of a producer's weight, in place, instead of the draw; biases are then 0.
-        optimizer: Its groups then hold the new parameters, and its state has zeros for the new entries.
+        optimizer: Its state for these parameters gets zeros for the new entries.
         generator: Where the rows are drawn from.
 
     Returns:
@@ -62,8 +66,12 @@ def expand_(
         UsageError: The optimizer's state cannot be carried along.
 
     Note:
-        Sizes that the model keeps elsewhere, such as in the config of a transformers model, are not changed. What reads
-        the units beside the consumer raises in the next forward pass, since the widths do not fit any more.
+        Only the layers are seen here, not the model's code: what lies between without being named in `between`, such as
+        a call of torch.softmax, must treat each unit by itself. What reads the units beside the consumer raises in the
+        next forward pass, since the widths do not fit any more. The parameters stay the same objects, so an optimizer
+        that has them goes on with them; if it has state, pass it as `optimizer`, or its next step raises. Sizes that
+        the model keeps elsewhere, as in the config of a transformers model, are not changed.
+        Make the router afterwards.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(3, 2), nn.GELU(), nn.Linear(2, 1))
@@ -79,33 +87,29 @@ def expand_(
     """
     if not isinstance(extra, int) or isinstance(extra, bool) or extra < 1:
         raise SiteError(f"extra must be an integer of at least 1; got {extra!r}.")
-    producers, consumers = _layers(producer), _layers(consumer)
-    width = _check_chain(producers, consumers, between, optimizer)
-    modules = [*producers, *consumers, *between]
-    for layer in producers:
-        for name, dim in resize.entries(layer, "output").items():
-            old = getattr(layer, name)
-            shape = [extra if d == dim else size for d, size in enumerate(old.shape)]
+    chain = _Chain(producer, consumer, between, optimizer)
+    edits: list[_Edit] = []
+    for layer, name, dim in chain.made:
+        old = getattr(layer, name)
+        shape = [extra if d == dim else size for d, size in enumerate(old.shape)]
+        if init is None:
+            new = resize.drawn_like(old, shape, generator)
+        else:
             new = torch.zeros(shape, device=old.device, dtype=old.dtype)
-            if init is None:
-                new = resize.drawn_like(old, shape, generator)
-            elif name == "weight":
-                with torch.no_grad():
-                    init(new)
-            resize.replace(modules, old, resize.extended(new, dim), dim, optimizer)
-    for norm in between:
-        for name, value in _FRESH_NORM.items() if isinstance(norm, _NORMS) else ():
+            if name == "weight":
+                init(new)
+        edits.append((old, resize.extended(new, dim), dim))
+    for norm in chain.norms:
+        for name, value in _FRESH_NORM.items():
             old = getattr(norm, name)
             if old is not None:
-                resize.replace(modules, old, resize.extended(old.new_full((extra,), value), 0), 0, optimizer)
-        if isinstance(norm, _NORMS):
-            norm.num_features = width + extra
-    for layer in consumers:
-        for name, dim in resize.entries(layer, "input").items():
-            old = getattr(layer, name)
-            shape = [extra * (size // width) if d == dim else size for d, size in enumerate(old.shape)]
-            resize.replace(modules, old, resize.extended(old.detach().new_zeros(shape), dim), dim, optimizer)
-    return slice(width, width + extra)
+                edits.append((old, resize.extended(old.detach().new_full((extra,), value), 0), 0))
+    for layer, name, dim in chain.read:
+        old = getattr(layer, name)
+        shape = [extra * (size // chain.width) if d == dim else size for d, size in enumerate(old.shape)]
+        edits.append((old, resize.extended(old.detach().new_zeros(shape), dim), dim))
+    chain.carry_out(edits, chain.width + extra)
+    return slice(chain.width, chain.width + extra)
 
 
 def contract_(
@@ -125,7 +129,7 @@ def contract_(
         consumer: As for `expand_`.
         which: The units to take out: indices, or a slice such as `expand_` returns.
         between: As for `expand_`.
-        optimizer: Its groups then hold the new parameters, and its state what belongs to the units that stay.
+        optimizer: Its state for these parameters then is what belongs to the units that stay.
 
     Raises:
         SiteError: As for `expand_`; or all units would go, or one does not exist.
@@ -141,35 +145,95 @@ def contract_(
           (2): Linear(in_features=2, out_features=1, bias=True)
         )
     """
-    producers, consumers = _layers(producer), _layers(consumer)
-    width = _check_chain(producers, consumers, between, optimizer)
-    indices = list(range(width))[which] if isinstance(which, slice) else list(which)
-    wrong = [index for index in indices if not isinstance(index, int) or not 0 <= index < width]
+    chain = _Chain(producer, consumer, between, optimizer)
+    indices = list(range(chain.width))[which] if isinstance(which, slice) else list(which)
+    wrong = [index for index in indices if not isinstance(index, int) or not 0 <= index < chain.width]
     if wrong:
-        raise SiteError(f"there is no unit {preview(wrong)}: they are numbered 0 to {width - 1}.")
-    gone = torch.zeros(width, dtype=torch.bool)
+        raise SiteError(f"there is no unit {preview(wrong)}: they are numbered 0 to {chain.width - 1}.")
+    gone = torch.zeros(chain.width, dtype=torch.bool)
     gone[indices] = True
     if bool(gone.all()):
-        raise SiteError(f"all {width} units would go: leave at least one, or take the layers out of the model.")
-    modules = [*producers, *consumers, *between]
-    for layer in producers:
-        for name, dim in resize.entries(layer, "output").items():
-            resize.replace(modules, getattr(layer, name), resize.kept(gone, dim), dim, optimizer)
-    for norm in between:
-        for name in _FRESH_NORM if isinstance(norm, _NORMS) else ():
-            if getattr(norm, name) is not None:
-                resize.replace(modules, getattr(norm, name), resize.kept(gone, 0), 0, optimizer)
-        if isinstance(norm, _NORMS):
-            norm.num_features = width - int(gone.sum())
-    for layer in consumers:
-        for name, dim in resize.entries(layer, "input").items():
-            old = getattr(layer, name)
-            columns = gone.repeat_interleave(old.shape[dim] // width)
-            resize.replace(modules, old, resize.kept(columns, dim), dim, optimizer)
+        raise SiteError(f"all {chain.width} units would go: leave at least one, or take the layers out of the model.")
+    edits = [(getattr(layer, name), resize.kept(gone, dim), dim) for layer, name, dim in chain.made]
+    for norm in chain.norms:
+        tensors = [getattr(norm, name) for name in _FRESH_NORM]
+        edits += [(tensor, resize.kept(gone, 0), 0) for tensor in tensors if tensor is not None]
+    for layer, name, dim in chain.read:
+        old = getattr(layer, name)
+        columns = gone.repeat_interleave(old.shape[dim] // chain.width)
+        edits.append((old, resize.kept(columns, dim), dim))
+    chain.carry_out(edits, chain.width - int(gone.sum()))
+
+
+class _Chain:
+    """Layers between which units can be put, or taken out from there.
+
+    Attributes:
+        width: How many units there are.
+        made: The layers, names and dimensions of what makes them.
+        norms: The batch norms between.
+        read: The layers, names and dimensions of what reads them.
+
+    Raises:
+        SiteError: They cannot.
+        UsageError: The optimizer's state cannot be carried along.
+    """
+
+    def __init__(
+        self, producer: Layers, consumer: Layers, between: Sequence[nn.Module], optimizer: Optimizer | None
+    ) -> None:
+        producers, consumers = _layers(producer), _layers(consumer)
+        inner = list(dict.fromkeys(module for given in between for module in given.modules()))
+        self._modules = [*producers, *consumers, *inner]
+        self._optimizer = optimizer
+        self.norms = [module for module in inner if isinstance(module, _NORMS)]
+        self.made = [(layer, *entry) for layer in producers for entry in _entries(layer, "output").items()]
+        self.read = [(layer, *entry) for layer in consumers for entry in _entries(layer, "input").items()]
+        widths = {units.n_units(layer, "output") for layer in producers}
+        if len(widths) != 1:
+            raise SiteError(f"the producers make different numbers of units: {preview(sorted(widths))}.")
+        self.width = widths.pop()
+        if any(isinstance(layer, _CONVOLUTIONS) and layer.groups != 1 for layer in producers):
+            raise SiteError("the producer is a grouped convolution, whose groups must stay of one size.")
+        made = {id(getattr(layer, name)) for layer, name, _ in self.made}
+        if any(id(getattr(layer, name)) in made for layer, name, _ in self.read):
+            raise SiteError("one weight both makes the units and reads them: untie it first, by a copy.")
+        flattened = any(isinstance(module, nn.Flatten) for module in inner)
+        flattened = flattened and all(isinstance(layer, _CONVOLUTIONS) for layer in producers)
+        for layer in consumers:
+            self._check_reader(layer, flattened=flattened)
+        for module in inner:
+            _check_between(module, self.width)
+        if optimizer is not None:
+            own = [parameter for module in self._modules for parameter in module.parameters()]
+            resize.check_optimizer(optimizer, own)
+
+    def _check_reader(self, layer: nn.Module, *, flattened: bool) -> None:
+        read = units.n_units(layer, "input")
+        if read == self.width:
+            return
+        if read % self.width or not isinstance(layer, nn.Linear):
+            raise SiteError(
+                f"the producer makes {self.width} units, but a consumer reads {read}: it does not read them, or not "
+                "alone."
+            )
+        if not flattened:
+            raise SiteError(
+                f"the producer makes {self.width} units, and a consumer reads {read} features, {read // self.width} "
+                "for each: in which order is only known between a convolution and a linear layer with an nn.Flatten "
+                "in `between` (give nn.Flatten() for a call of torch.flatten)."
+            )
+
+    def carry_out(self, edits: Sequence[_Edit], width: int) -> None:
+        """Change the tensors; one that several of the layers share, once."""
+        for old, change, dim in {id(old): (old, change, dim) for old, change, dim in edits}.values():
+            resize.resize(old, change, dim, self._modules, self._optimizer)
+        for norm in self.norms:
+            norm.num_features = width
 
 
 def _layers(layers: Layers) -> list[nn.Module]:
-    found = [layers] if isinstance(layers, nn.Module) else list(layers)
+    found = [layers] if isinstance(layers, nn.Module) else list(dict.fromkeys(layers))
     if not found or not all(isinstance(layer, nn.Module) for layer in found):
         raise SiteError(
             f"expected a module or several; got {preview(type(layer).__name__ for layer in found) or 'none'}."
@@ -177,56 +241,25 @@ def _layers(layers: Layers) -> list[nn.Module]:
     return found
 
 
-def _check_chain(
-    producers: list[nn.Module], consumers: list[nn.Module], between: Sequence[nn.Module], optimizer: Optimizer | None
-) -> int:
-    """Check that units can be put between these layers, or taken out from there; return how many there are.
-
-    Raises:
-        SiteError: They cannot.
-        UsageError: The optimizer's state cannot be carried along.
-    """
-    ends = [(layer, "output") for layer in producers] + [(layer, "input") for layer in consumers]
-    for layer, end in ends:
-        if isinstance(layer, _NO_LAYERS):
-            raise SiteError(
-                f"a {type(layer).__name__} is no layer between whose {end} and another layer units can be put."
-            )
-    widths = {units.n_units(layer, "output") for layer in producers if resize.entries(layer, "output")}
-    if len(widths) != 1:
-        raise SiteError(f"the producers make different numbers of units: {preview(sorted(widths))}.")
-    width = widths.pop()
-    if any(isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) and layer.groups != 1 for layer in producers):
-        raise SiteError("the producer is a grouped convolution, whose groups must stay of one size.")
-    for layer in consumers:
-        resize.entries(layer, "input")
-        read = units.n_units(layer, "input")
-        flat = isinstance(layer, nn.Linear)
-        if read % width or (read != width and not flat):
-            raise SiteError(
-                f"the producer makes {width} units, but a consumer reads {read}: it does not read them, or not alone."
-            )
-    for module in between:
-        _check_between(module, width)
-    if optimizer is not None:
-        for module in [*producers, *consumers, *between]:
-            for parameter in module.parameters():
-                resize.check_state(optimizer, parameter)
-    return width
+def _entries(layer: nn.Module, end: units.End) -> dict[str, int]:
+    if isinstance(layer, _NO_LAYERS):
+        raise SiteError(f"a {type(layer).__name__} is no layer between whose {end} and another layer units can be put.")
+    return resize.entries(layer, end)
 
 
 def _check_between(module: nn.Module, width: int) -> None:
     """Refuse a module between two layers that would not treat each unit by itself."""
+    kind = type(module).__name__
     if isinstance(module, _MIXING):
         raise SiteError(
-            f"a {type(module).__name__} lies between, which mixes the units: each is scaled by statistics of all, "
-            "which other units change, whatever reads them. Choose layers with no such norm between them."
+            f"a {kind} lies between, which mixes the units: what becomes of one depends on how many others there are, "
+            "whatever reads them. Choose layers with no such module between them."
         )
-    if isinstance(module, _NORMS) and module.num_features != width:
-        raise SiteError(f"a norm between is over {module.num_features} units, and the producer makes {width}.")
-    own = sum(math.prod(parameter.shape) for parameter in module.parameters())
-    if own and not isinstance(module, _NORMS):
+    if isinstance(module, _NORMS):
+        if module.num_features != width:
+            raise SiteError(f"a norm between is over {module.num_features} units, and the producer makes {width}.")
+    elif next(module.parameters(recurse=False), None) is not None:
         raise SiteError(
-            f"a {type(module).__name__} with parameters lies between, of which it is not known what a unit more or "
-            "less means: only batch norms and modules without parameters may."
+            f"a {kind} with parameters lies between, of which it is not known what a unit more or less means: only "
+            "batch norms and modules without parameters may."
         )

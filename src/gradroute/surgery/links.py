@@ -1,41 +1,57 @@
-"""How each operation of an exported program passes units on: which positions of one tensor are those of another."""
+"""How each operation of a program ties its tensors to each other: which positions of one are those of another.
+
+This is all that is known of operations: one that is not in `_RULES` is one through which no unit can be followed.
+"""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
 from ..errors import SiteError
+from .program import IDENTITIES, argument, is_tensor, name_of, place, shape_of
 
 Axis: TypeAlias = "tuple[int, Tensor]"
-"""A dimension of a tensor, and which positions along it: bool [size]."""
+"""A dimension of a tensor, and something for each position along it, such as whether it is off: bool [size]."""
+Step: TypeAlias = "Callable[[int, Tensor], Axis | None]"
 
-# The value of a unit is the same before and after.
-IDENTITIES = frozenset({"to", "_to_copy", "clone", "contiguous", "alias", "detach", "dropout", "feature_dropout"})
-ACTIVATIONS = frozenset(
-    {"relu", "relu6", "gelu", "silu", "mish", "tanh", "sigmoid", "elu", "leaky_relu", "hardtanh", "hardswish"}
-    | {"hardsigmoid", "softplus", "log_sigmoid", "erf", "exp", "abs", "neg", "pow", "sqrt", "rsqrt", "square"}
-    | {"clamp", "clamp_min", "clamp_max"}
+ACTIVATIONS: Final = frozenset(
+    {"relu", "relu6", "gelu", "silu", "mish", "tanh", "sigmoid", "elu", "selu", "celu", "leaky_relu", "hardtanh"}
+    | {"hardswish", "hardsigmoid", "softplus", "softshrink", "hardshrink", "threshold", "log_sigmoid", "erf", "exp"}
+    | {"log", "abs", "neg", "pow", "sqrt", "rsqrt", "square", "reciprocal", "clamp", "clamp_min", "clamp_max"}
 )
-SUMS = frozenset({"add", "sub", "rsub", "where", "maximum", "minimum"})
-PRODUCTS = frozenset({"mul", "div"})
-POINTWISE = IDENTITIES | ACTIVATIONS | SUMS | PRODUCTS
-VIEWS = frozenset({"view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze", "squeeze"})
-PIECES = frozenset({"cat", "slice"})
-LINEAR = frozenset({"linear", "addmm", "conv1d", "conv2d", "conv3d"})
-ATTENTION = frozenset({"scaled_dot_product_attention", "matmul", "bmm"})
-_POOLS = {
+SUMS: Final = frozenset({"add", "sub", "rsub", "where", "masked_fill", "maximum", "minimum"})
+PRODUCTS: Final = frozenset({"mul", "div"})
+POINTWISE: Final = IDENTITIES | ACTIVATIONS | SUMS | PRODUCTS
+VIEWS: Final = frozenset({"view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze", "squeeze"})
+TRANSPOSES: Final = frozenset({"permute", "transpose", "t", "numpy_T"})
+ATTENTION: Final = frozenset({"scaled_dot_product_attention", "matmul", "bmm"})
+POOLS: Final = {
     f"{kind}{n}d": n
     for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "upsample_nearest")
     for n in (1, 2, 3)
 }
-POOLS = frozenset(_POOLS)
+
+
+class Linear(NamedTuple):
+    """The arguments of a linear operation by position, and the dimensions of its weight."""
+
+    x: int
+    weight: int
+    bias: int
+    makes: int
+    reads: int
+
+
+LINEAR: Final = {
+    "addmm": Linear(x=1, weight=2, bias=0, makes=1, reads=0),
+    **dict.fromkeys(("linear", "conv1d", "conv2d", "conv3d"), Linear(x=0, weight=1, bias=2, makes=0, reads=1)),
+}
 
 
 @dataclass(frozen=True)
@@ -44,76 +60,22 @@ class Edge:
 
     a: Node
     b: Node
-    forth: Callable[[int, Tensor], Axis | None]
-    back: Callable[[int, Tensor], Axis | None]
-
-
-def name_of(node: Node) -> str:
-    """The name of a node's operation, the same for the in-place form; empty for what is no operation."""
-    if node.target is operator.getitem:
-        return "getitem"
-    schema = getattr(node.target, "_schema", None)
-    return str(schema.name).split("::")[-1].removesuffix("_") if schema is not None else ""
-
-
-def shape_of(node: Node) -> tuple[int, ...]:
-    """The shape of a node's tensor; of the tensor that was split, for a node that holds its parts."""
-    if name_of(node) in ("split", "split_with_sizes", "chunk"):
-        return shape_of(argument(node, 0))
-    return tuple(node.meta["val"].shape)
-
-
-def is_tensor(node: Any) -> bool:
-    """Whether an argument is a node that holds a tensor."""
-    return isinstance(node, Node) and isinstance(node.meta.get("val"), Tensor)
-
-
-def argument(node: Node, position: int, default: Any = None) -> Any:
-    """An operation's argument, whether it was passed by position or by name."""
-    if position < len(node.args):
-        return node.args[position]
-    schema = node.target._schema  # type: ignore[union-attr]
-    return node.kwargs.get(schema.arguments[position].name, default) if position < len(schema.arguments) else default
-
-
-def place(node: Node) -> str:
-    """Where in the model a node is, for messages."""
-    stack = node.meta.get("nn_module_stack")
-    module = next(reversed(stack.values()))[0] if stack else ""
-    return f"{name_of(node) or node.name} in {module!r}" if module else f"{name_of(node) or node.name}"
-
-
-def module_of(node: Node) -> str:
-    """The qualified name of the innermost module that runs a node."""
-    stack = node.meta.get("nn_module_stack")
-    return str(next(reversed(stack.values()))[0]) if stack else ""
+    forth: Step
+    back: Step
 
 
 def edges(node: Node) -> list[Edge]:
     """The edges of one operation; none for an operation of which nothing is known.
 
-    Raises:
-        SiteError: The operation is known, and mixes units whatever is tied to what.
+    Following an edge raises a `SiteError` where the operation mixes positions, whatever is tied to what.
     """
-    name = name_of(node)
-    if name in POINTWISE:
-        return list(_pointwise(node))
-    if name in VIEWS:
-        return [_view(argument(node, 0), node)]
-    rule = _RULES.get(name)
-    if rule is None and name in POOLS:
-        rule = _pool
+    rule = _RULES.get(name_of(node))
     return list(rule(node)) if rule is not None else []
 
 
-def along(a: Node, b: Node, dims: Mapping[int, int]) -> Edge:
-    """An edge between equal positions of pairs of dimensions, from those of a to those of b."""
-    inverse = {there: here for here, there in dims.items()}
-
-    def follow(pairs: Mapping[int, int]) -> Callable[[int, Tensor], Axis | None]:
-        return lambda dim, mask: (pairs[dim], mask) if dim in pairs else None
-
-    return Edge(a, b, follow(dims), follow(inverse))
+def channel_of(node: Node) -> int:
+    """The dimension of a linear operation's input and of its output that holds the units."""
+    return 1 if name_of(node).startswith("conv") else len(shape_of(node)) - 1
 
 
 def regroup(
@@ -156,162 +118,25 @@ def _groups(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[list[int],
         yield mine, theirs
 
 
-def _view(a: Node, b: Node) -> Edge:
-    def follow(old: Node, new: Node) -> Callable[[int, Tensor], Axis | None]:
-        def step(dim: int, mask: Tensor) -> Axis | None:
-            for new_dim, found in regroup(mask.long(), dim, shape_of(old), shape_of(new), -1):
-                if bool((found >= 0).all()) and (shape_of(new)[new_dim] > 1 or shape_of(old)[dim] == 1):
-                    return new_dim, found.bool()
-            raise SiteError(
-                f"{place(b)} turns a tensor of shape {shape_of(old)} into {shape_of(new)}, and the units are no whole "
-                "slices of it: whole heads, or whole channels, can be cut, and no part of one."
-            )
+def _along(a: Node, b: Node, dims: Mapping[int, int]) -> Edge:
+    """An edge between equal positions of pairs of dimensions, from those of a to those of b."""
+    inverse = {there: here for here, there in dims.items()}
 
-        return step
+    def follow(pairs: Mapping[int, int]) -> Step:
+        return lambda dim, mask: (pairs[dim], mask) if dim in pairs else None
 
-    return Edge(a, b, follow(a, b), follow(b, a))
+    return Edge(a, b, follow(dims), follow(inverse))
 
 
-def _pointwise(node: Node) -> Iterator[Edge]:
-    out = shape_of(node)
-    for operand in node.all_input_nodes:
-        if is_tensor(operand):
-            shape = shape_of(operand)
-            offset = len(out) - len(shape)
-            # A dimension of size 1 that is stretched holds no units.
-            yield along(operand, node, {d: d + offset for d, size in enumerate(shape) if size == out[d + offset]})
-
-
-def _linear(node: Node) -> Iterator[Edge]:
-    x, weight, bias = (argument(node, position) for position in range(3))
-    last = len(shape_of(node)) - 1
-    yield along(weight, node, {0: last})
-    yield along(x, weight, {last: 1})
-    yield along(x, node, {d: d for d in range(last)})
-    if bias is not None:
-        yield along(bias, node, {0: last})
-
-
-def _addmm(node: Node) -> Iterator[Edge]:
-    bias, x, weight = (argument(node, position) for position in range(3))
-    yield along(weight, node, {1: 1})
-    yield along(x, weight, {1: 0})
-    yield along(x, node, {0: 0})
-    if len(shape_of(bias)) == 1:
-        yield along(bias, node, {0: 1})
-
-
-def _convolution(node: Node) -> Iterator[Edge]:
-    x, weight, bias = (argument(node, position) for position in range(3))
-    if argument(node, 6, 1) != 1:
-        raise SiteError(f"{place(node)} is a grouped convolution, whose groups must stay of one size.")
-    if len(shape_of(x)) != len(shape_of(weight)):
-        raise SiteError(f"{place(node)} has an input without a batch dimension: give an example that has one.")
-    yield along(weight, node, {0: 1})
-    yield along(x, weight, {1: 1})
-    yield along(x, node, {0: 0})
-    if bias is not None:
-        yield along(bias, node, {0: 1})
-
-
-def _embedding(node: Node) -> Iterator[Edge]:
-    yield along(argument(node, 0), node, {1: len(shape_of(node)) - 1})
-
-
-def _batch_norm(node: Node) -> Iterator[Edge]:
-    yield along(argument(node, 0), node, {d: d for d in (0, 1)})
-    for position in range(1, 5):
-        operand = argument(node, position)
-        if operand is not None:
-            yield along(operand, node, {0: 1})
-
-
-def _layer_norm(node: Node) -> Iterator[Edge]:
-    normalized = argument(node, 1)
-    x = argument(node, 0)
-    kept = len(shape_of(x)) - len(normalized)
+def _refused(a: Node, b: Node, dims: range, why: str) -> Edge:
+    """An edge between equal dimensions that cannot be followed along some of them."""
 
     def follow(dim: int, mask: Tensor) -> Axis | None:
-        if dim >= kept:
-            raise SiteError(
-                f"{place(node)} mixes the units: each is scaled by the mean and variance of all, which change when "
-                "some are gone, also where they are 0."
-            )
+        if dim in dims:
+            raise SiteError(why)
         return dim, mask
 
-    yield Edge(x, node, follow, follow)
-
-
-def _softmax(node: Node) -> Iterator[Edge]:
-    x, over = argument(node, 0), argument(node, 1)
-    ndim = len(shape_of(x))
-
-    def follow(dim: int, mask: Tensor) -> Axis | None:
-        if dim == over % ndim:
-            raise SiteError(f"{place(node)} mixes the units: without some of them the others weigh more.")
-        return dim, mask
-
-    yield Edge(x, node, follow, follow)
-
-
-def _mean(node: Node) -> Iterator[Edge]:
-    x, over, keepdim = argument(node, 0), argument(node, 1), argument(node, 2, False)
-    ndim = len(shape_of(x))
-    gone = {d % ndim for d in over} if isinstance(over, list | tuple) and over else set(range(ndim))
-    left = [d for d in range(ndim) if d not in gone]
-    yield along(x, node, {d: d if keepdim else position for position, d in enumerate(left)})
-
-
-def _pool(node: Node) -> Iterator[Edge]:
-    x = argument(node, 0)
-    spatial = _POOLS[name_of(node)]
-    yield along(x, node, {d: d for d in range(len(shape_of(x)) - spatial)})
-
-
-def _permute(node: Node) -> Iterator[Edge]:
-    x = argument(node, 0)
-    ndim = len(shape_of(x))
-    order = list(range(ndim))
-    if name_of(node) == "permute":
-        order = [d % ndim for d in argument(node, 1)]
-    else:
-        first, second = (0, 1) if name_of(node) in ("t", "numpy_T") else (argument(node, 1), argument(node, 2))
-        if ndim > 1:
-            order[first % ndim], order[second % ndim] = order[second % ndim], order[first % ndim]
-    yield along(x, node, {source: position for position, source in enumerate(order)})
-
-
-def _split(node: Node) -> Iterator[Edge]:
-    x = argument(node, 0)
-    yield along(x, node, {d: d for d in range(len(shape_of(x)))})  # the parts are told apart by `getitem`
-
-
-def _getitem(node: Node) -> Iterator[Edge]:
-    parts, index = node.args
-    if not isinstance(parts, Node) or name_of(parts) not in ("split", "split_with_sizes", "chunk"):
-        return
-    over = argument(parts, 2, 0) % len(shape_of(parts))
-    sizes = [int(part.shape[over]) for part in parts.meta["val"]]
-    start = sum(sizes[: int(index)])  # type: ignore[arg-type]
-    yield _piece(parts, node, over, start)
-
-
-def _slice(node: Node) -> Iterator[Edge]:
-    x, over, start = argument(node, 0), argument(node, 1, 0), argument(node, 2)
-    over %= len(shape_of(node))
-    if argument(node, 4, 1) == 1:
-        size = shape_of(x)[over]
-        start = 0 if start is None else max(start + size, 0) if start < 0 else min(start, size)
-        yield _piece(x, node, over, start)
-
-
-def _cat(node: Node) -> Iterator[Edge]:
-    operands = argument(node, 0)
-    over = argument(node, 1, 0) % len(shape_of(node))
-    start = 0
-    for operand in operands:
-        yield _piece(node, operand, over, start)
-        start += shape_of(operand)[over]
+    return Edge(a, b, follow, follow)
 
 
 def _piece(whole: Node, part: Node, over: int, start: int) -> Edge:
@@ -331,49 +156,212 @@ def _piece(whole: Node, part: Node, over: int, start: int) -> Edge:
     return Edge(whole, part, forth, back)
 
 
+# ---------------------------------------------------------------------- one rule for each kind of operation
+
+
+def _linear(node: Node) -> Iterator[Edge]:
+    where = LINEAR[name_of(node)]
+    x, weight, bias = argument(node, where.x), argument(node, where.weight), argument(node, where.bias)
+    channel, convolves = channel_of(node), name_of(node).startswith("conv")
+    if convolves and argument(node, 6, 1) != 1:
+        why = f"{place(node)} is a grouped convolution, whose groups must stay of one size."
+        yield _refused(x, node, range(1, 2), why)
+        yield _refused(weight, node, range(2), why)
+        return
+    if len(shape_of(x)) != len(shape_of(weight)) and convolves:
+        why = f"{place(node)} has an input without a batch dimension: give an example that has one."
+        yield _refused(x, node, range(len(shape_of(x))), why)
+        return
+    yield _along(weight, node, {where.makes: channel})
+    yield _along(x, weight, {channel: where.reads})
+    yield _along(x, node, {0: 0} if convolves else {d: d for d in range(channel)})
+    if bias is not None and len(shape_of(bias)) == 1:
+        yield _along(bias, node, {0: channel})
+
+
+def _embedding(node: Node) -> Iterator[Edge]:
+    yield _along(argument(node, 0), node, {1: len(shape_of(node)) - 1})
+
+
+def _pointwise(node: Node) -> Iterator[Edge]:
+    out = shape_of(node)
+    for operand in node.all_input_nodes:
+        if is_tensor(operand):
+            shape = shape_of(operand)
+            offset = len(out) - len(shape)
+            # A dimension of size 1 that is stretched holds no units.
+            yield _along(operand, node, {d: d + offset for d, size in enumerate(shape) if size == out[d + offset]})
+
+
+def _prelu(node: Node) -> Iterator[Edge]:
+    x, weight = argument(node, 0), argument(node, 1)
+    yield _along(x, node, {d: d for d in range(len(shape_of(x)))})
+    if shape_of(weight) != (1,):
+        yield _along(weight, node, {0: 1})
+
+
+def _batch_norm(node: Node) -> Iterator[Edge]:
+    yield _along(argument(node, 0), node, {d: d for d in (0, 1)})
+    for position in range(1, 5):
+        operand = argument(node, position)
+        if operand is not None:
+            yield _along(operand, node, {0: 1})
+
+
+def _layer_norm(node: Node) -> Iterator[Edge]:
+    ndim = len(shape_of(node))
+    yield _refused(
+        argument(node, 0),
+        node,
+        range(ndim - len(argument(node, 1)), ndim),
+        f"{place(node)} mixes the units: each is scaled by the mean and variance of all, which change when some are "
+        "gone, also where they are 0.",
+    )
+
+
+def _group_norm(node: Node) -> Iterator[Edge]:
+    yield _refused(
+        argument(node, 0),
+        node,
+        range(1, len(shape_of(node))),
+        f"{place(node)} mixes the units of each group: they are scaled by the mean and variance of all, which change "
+        "when some are gone, also where they are 0.",
+    )
+
+
+def _softmax(node: Node) -> Iterator[Edge]:
+    over = argument(node, 1) % len(shape_of(node))
+    why = f"{place(node)} mixes the units: without some of them the others weigh more."
+    yield _refused(argument(node, 0), node, range(over, over + 1), why)
+
+
+def _view(node: Node) -> Iterator[Edge]:
+    def follow(old: Node, new: Node) -> Step:
+        def step(dim: int, mask: Tensor) -> Axis | None:
+            for new_dim, found in regroup(mask.long(), dim, shape_of(old), shape_of(new), -1):
+                if bool((found >= 0).all()) and (shape_of(new)[new_dim] > 1 or shape_of(old)[dim] == 1):
+                    return new_dim, found.bool()
+            raise SiteError(
+                f"{place(node)} turns a tensor of shape {shape_of(old)} into {shape_of(new)}, and the units are no "
+                "whole slices of it: whole heads, or whole channels, can be cut, and no part of one."
+            )
+
+        return step
+
+    x = argument(node, 0)
+    yield Edge(x, node, follow(x, node), follow(node, x))
+
+
+def _transpose(node: Node) -> Iterator[Edge]:
+    x, name = argument(node, 0), name_of(node)
+    ndim = len(shape_of(x))
+    order = list(range(ndim))
+    if name == "permute":
+        order = [d % ndim for d in argument(node, 1)]
+    elif ndim > 1:
+        first, second = (argument(node, 1), argument(node, 2)) if name == "transpose" else (0, 1)
+        order[first % ndim], order[second % ndim] = order[second % ndim], order[first % ndim]
+    yield _along(x, node, {source: position for position, source in enumerate(order)})
+
+
+def _mean(node: Node) -> Iterator[Edge]:
+    x, over, keepdim = argument(node, 0), argument(node, 1), argument(node, 2, False)
+    ndim = len(shape_of(x))
+    gone = {d % ndim for d in over} if isinstance(over, list | tuple) and over else set(range(ndim))
+    left = [d for d in range(ndim) if d not in gone]
+    yield _along(x, node, {d: d if keepdim else position for position, d in enumerate(left)})
+
+
+def _pool(node: Node) -> Iterator[Edge]:
+    x = argument(node, 0)
+    yield _along(x, node, {d: d for d in range(len(shape_of(x)) - POOLS[name_of(node)])})
+
+
+def _split(node: Node) -> Iterator[Edge]:
+    x = argument(node, 0)
+    yield _along(x, node, {d: d for d in range(len(shape_of(x)))})  # the parts are told apart by `getitem`
+
+
+def _getitem(node: Node) -> Iterator[Edge]:
+    parts, index = node.args
+    if not isinstance(parts, Node) or name_of(parts) not in ("split", "split_with_sizes", "chunk", "unbind"):
+        return
+    if name_of(parts) == "unbind":
+        yield _without(parts, node, argument(parts, 1, 0))
+        return
+    over = argument(parts, 2, 0) % len(shape_of(parts))
+    sizes = [int(part.shape[over]) for part in parts.meta["val"]]
+    yield _piece(parts, node, over, sum(sizes[: int(index)]))  # type: ignore[arg-type]
+
+
+def _select(node: Node) -> Iterator[Edge]:
+    yield _without(argument(node, 0), node, argument(node, 1))
+
+
+def _without(whole: Node, part: Node, over: int) -> Edge:
+    """An edge from a tensor to what it is at one position of a dimension."""
+    ndim = len(shape_of(whole))
+    return _along(whole, part, {d: d - (d > over % ndim) for d in range(ndim) if d != over % ndim})
+
+
+def _slice(node: Node) -> Iterator[Edge]:
+    x, over, start = argument(node, 0), argument(node, 1, 0), argument(node, 2)
+    over %= len(shape_of(node))
+    if argument(node, 4, 1) == 1:
+        size = shape_of(x)[over]
+        start = 0 if start is None else max(start + size, 0) if start < 0 else min(start, size)
+        yield _piece(x, node, over, start)
+
+
+def _cat(node: Node) -> Iterator[Edge]:
+    over = argument(node, 1, 0) % len(shape_of(node))
+    start = 0
+    for operand in argument(node, 0):
+        yield _piece(node, operand, over, start)
+        start += shape_of(operand)[over]
+
+
 def _attention(node: Node) -> Iterator[Edge]:
     query, key, value = (argument(node, position) for position in range(3))
     last = len(shape_of(node)) - 1
     for operand in (query, key, value):
-        if shape_of(operand)[: last - 1] != shape_of(node)[: last - 1]:
-            raise SiteError(f"{place(node)} shares keys and values between heads, so that no head can be cut alone.")
-        yield along(operand, node, {d: d for d in range(last - 1)})
-    yield along(query, node, {last - 1: last - 1})
-    yield along(value, node, {last: last})
+        if shape_of(operand)[: last - 1] == shape_of(node)[: last - 1]:
+            yield _along(operand, node, {d: d for d in range(last - 1)})
+        else:
+            why = f"{place(node)} shares keys and values between heads, so that no head can be cut alone."
+            yield _refused(operand, node, range(last + 1), why)
+    yield _along(query, node, {last - 1: last - 1})
+    yield _along(value, node, {last: last})
 
 
 def _matmul(node: Node) -> Iterator[Edge]:
-    a, b = argument(node, 0), argument(node, 1)
     ndim = len(shape_of(node))
-    for operand, own in ((a, ndim - 2), (b, ndim - 1)):
+    for operand, own in ((argument(node, 0), ndim - 2), (argument(node, 1), ndim - 1)):
         shape = shape_of(operand)
         offset = ndim - len(shape)
         dims = {d: d + offset for d in range(len(shape) - 2) if shape[d] == shape_of(node)[d + offset]}
-        yield along(operand, node, dims | {own - offset: own})
+        yield _along(operand, node, dims | {own - offset: own})
 
 
-_RULES: dict[str, Callable[[Node], Iterator[Edge]]] = {
-    "linear": _linear,
-    "addmm": _addmm,
-    "conv1d": _convolution,
-    "conv2d": _convolution,
-    "conv3d": _convolution,
-    "embedding": _embedding,
+_RULES: Final[dict[str, Callable[[Node], Iterator[Edge]]]] = {
+    **dict.fromkeys(LINEAR, _linear),
+    **dict.fromkeys(POINTWISE, _pointwise),
+    **dict.fromkeys(VIEWS, _view),
+    **dict.fromkeys(TRANSPOSES, _transpose),
+    **dict.fromkeys(POOLS, _pool),
+    **dict.fromkeys(("split", "split_with_sizes", "chunk", "unbind"), _split),
+    **dict.fromkeys(("layer_norm", "rms_norm"), _layer_norm),
+    **dict.fromkeys(("matmul", "bmm"), _matmul),
+    "scaled_dot_product_attention": _attention,
+    "group_norm": _group_norm,
     "batch_norm": _batch_norm,
-    "layer_norm": _layer_norm,
-    "rms_norm": _layer_norm,
+    "embedding": _embedding,
+    "prelu": _prelu,
     "softmax": _softmax,
     "mean": _mean,
-    "permute": _permute,
-    "transpose": _permute,
-    "t": _permute,
-    "split": _split,
-    "split_with_sizes": _split,
-    "chunk": _split,
+    "expand": _pointwise,  # an operand that is stretched to a given size
     "getitem": _getitem,
-    "cat": _cat,
+    "select": _select,
     "slice": _slice,
-    "scaled_dot_product_attention": _attention,
-    "matmul": _matmul,
-    "bmm": _matmul,
+    "cat": _cat,
 }

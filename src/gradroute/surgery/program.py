@@ -1,18 +1,22 @@
-"""`Program`: the exported program of an ablated model, which says itself where its units go off."""
+"""`Program`: the exported program of a model while units are off, and how to read its nodes."""
 
 from __future__ import annotations
 
+import operator
 import warnings
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 from torch.fx import Node
 
 from ..errors import SiteError, preview
-from . import links
-from .links import argument, is_tensor, name_of, shape_of
+
+# Operations whose result is their first argument, at most in another dtype or layout.
+IDENTITIES: Final = frozenset(
+    {"to", "_to_copy", "clone", "contiguous", "alias", "detach", "dropout", "feature_dropout"}
+)
 
 
 class Program:
@@ -22,14 +26,25 @@ class Program:
         model: The model, inside the ``with router.ablated(...)`` block.
         args: Its arguments by position.
         kwargs: Its arguments by name.
-        keeps: For each site, by the name of its module, which of its units stay on (bool [width]).
+        sites: The name of each site's module, the dimension of its units, and which of them stay on (bool [width]).
+
+    Attributes:
+        graph: The operations, in the order in which they run.
+        names: From the nodes of parameters and buffers, by name, to their names in the model.
+        buffers: The names of those that are buffers.
+        tensors: The tensors behind all nodes that are parameters, buffers or constants, by the name of the node.
+        seeds: Where units go off: by node, the dimension, and which units stay on.
 
     Raises:
         SiteError: The model cannot be exported, or does not run a site.
     """
 
     def __init__(
-        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], keeps: list[tuple[str, Tensor, int]]
+        self,
+        model: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        sites: Sequence[tuple[str, int, Tensor]],
     ) -> None:
         try:
             with torch.no_grad(), warnings.catch_warnings():
@@ -40,43 +55,79 @@ class Program:
                 f"{type(model).__name__} cannot be exported on this example, so that nobody knows what reads its units "
                 f"({type(error).__name__}: {first_line(error)})."
             ) from error
-        self.graph = program.graph
         signature = program.graph_signature
+        self.graph = program.graph
+        self.buffers = set(signature.inputs_to_buffers.values())
         self.names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-        self.tensors = {node: _tensor(program, name) for node, name in self.names.items()}
-        self._constants = {
-            node: program.constants[name] for node, name in signature.inputs_to_lifted_tensor_constants.items()
+        held = {**program.constants, **program.state_dict}
+        self.tensors: dict[str, Tensor] = {
+            node: held[name] for node, name in {**self.names, **signature.inputs_to_lifted_tensor_constants}.items()
         }
-        self.seeds = self._find_seeds(keeps)
+        self.seeds = self._find_seeds(model, sites)
 
-    def is_constant(self, node: Node) -> bool:
-        """Whether a node is a parameter, a buffer or a constant, and no activation."""
-        return node.op in ("placeholder", "get_attr") and (node.name in self.names or node.name in self._constants)
-
-    def _find_seeds(self, keeps: list[tuple[str, Tensor, int]]) -> dict[Node, tuple[int, Tensor]]:
-        """Where units go off: by node, the dimension and which units stay on."""
+    def _find_seeds(self, model: nn.Module, sites: Sequence[tuple[str, int, Tensor]]) -> dict[Node, tuple[int, Tensor]]:
+        """Find what the router's hooks have added to the program: ``torch.where(keep, x, 0)``."""
+        modules = dict(model.named_modules(remove_duplicate=False))
         seeds: dict[Node, tuple[int, Tensor]] = {}
-        found = set()
+        silent = dict.fromkeys(name for name, _, _ in sites)
         for node in self.graph.nodes:
-            if name_of(node) != "where" or not is_tensor(argument(node, 1)) or is_tensor(argument(node, 2)):
+            if name_of(node) != "where" or not is_tensor(argument(node, 1)) or argument(node, 2) != 0:
                 continue
             condition = argument(node, 0)
-            while isinstance(condition, Node) and name_of(condition) in ("view", "reshape", *links.IDENTITIES):
+            shape = shape_of(condition)
+            while name_of(condition) in IDENTITIES | {"view", "reshape"}:
                 condition = argument(condition, 0)
-            constant = self._constants.get(condition.name) if isinstance(condition, Node) else None
-            for position, (name, keep, dim) in enumerate(keeps):
-                if constant is not None and links.module_of(node) == name and torch.equal(constant.cpu(), keep.cpu()):
-                    seeds[node] = dim % len(shape_of(node)), keep.cpu()
-                    found.add(position)
-        silent = [name for position, (name, *_) in enumerate(keeps) if position not in found]
+            constant = self.tensors.get(condition.name)
+            for name, dim, keep in sites:
+                ndim = len(shape_of(node))
+                fits = shape == tuple(len(keep) if d == dim % ndim else 1 for d in range(ndim))
+                here = modules.get(module_of(node)) is modules[name]  # a module may have several names
+                if here and fits and constant is not None and torch.equal(constant.cpu(), keep.cpu()):
+                    seeds[node] = dim % ndim, keep.cpu()
+                    silent.pop(name, None)
         if silent:
             raise SiteError(f"the sites {preview(silent, 3)} did not run on this example: give one that uses them.")
         return seeds
 
 
-def _tensor(program: ExportedProgram, name: str) -> Tensor:
-    held = program.state_dict.get(name)
-    return held if isinstance(held, Tensor) else program.constants[name]
+def name_of(node: Node) -> str:
+    """The name of a node's operation, the same for the in-place form; empty for what is no operation."""
+    if node.target is operator.getitem:
+        return "getitem"
+    schema = getattr(node.target, "_schema", None)
+    return str(schema.name).split("::")[-1].removesuffix("_") if schema is not None else ""
+
+
+def shape_of(node: Node) -> tuple[int, ...]:
+    """The shape of a node's tensor; of the tensor that was split, for a node that holds its parts."""
+    if name_of(node) in ("split", "split_with_sizes", "chunk", "unbind"):
+        return shape_of(argument(node, 0))
+    return tuple(node.meta["val"].shape)
+
+
+def is_tensor(node: Any) -> bool:
+    """Whether an argument is a node that holds a tensor."""
+    return isinstance(node, Node) and isinstance(node.meta.get("val"), Tensor)
+
+
+def argument(node: Node, position: int, default: Any = None) -> Any:
+    """An operation's argument, whether it was passed by position or by name."""
+    if position < len(node.args):
+        return node.args[position]
+    schema = node.target._schema  # type: ignore[union-attr]
+    return node.kwargs.get(schema.arguments[position].name, default) if position < len(schema.arguments) else default
+
+
+def module_of(node: Node) -> str:
+    """The qualified name of the innermost module that runs a node."""
+    stack = node.meta.get("nn_module_stack")
+    return str(next(reversed(stack.values()))[0]) if stack else ""
+
+
+def place(node: Node) -> str:
+    """Where in the model a node is, for messages."""
+    module = module_of(node)
+    return f"{name_of(node) or node.name} in {module!r}" if module else f"{name_of(node) or node.name}"
 
 
 def first_line(error: Exception) -> str:

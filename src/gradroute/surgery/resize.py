@@ -1,4 +1,4 @@
-"""Parameters with more or fewer entries, put where the old ones were: in modules, in their sizes, in an optimizer."""
+"""Tensors with more or fewer entries in a model, in the sizes that its layers repeat, and in an optimizer's state."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from .. import units
 from ..errors import SiteError, UsageError
@@ -23,6 +23,7 @@ _SIZES: Final[dict[type[nn.Module], dict[tuple[str, int], str]]] = {
     nn.Conv2d: _CONVOLUTION,
     nn.Conv3d: _CONVOLUTION,
     nn.Embedding: {("weight", 1): "embedding_dim"},
+    nn.PReLU: {("weight", 0): "num_parameters"},
     nn.modules.batchnorm._BatchNorm: {("weight", 0): "num_features", ("running_mean", 0): "num_features"},
 }
 _SIZES_OF_CONV1D: Final = {("weight", 0): "nx", ("weight", 1): "nf"}
@@ -47,55 +48,61 @@ def extended(new: Tensor, dim: int) -> Change:
     return change
 
 
-def replace(modules: Iterable[nn.Module], old: Tensor, change: Change, dim: int, optimizer: Optimizer | None) -> Tensor:
-    """Put a changed tensor wherever these modules hold the old one, and wherever the optimizer does.
+@torch.no_grad()
+def resize(tensor: Tensor, change: Change, dim: int, modules: Iterable[nn.Module], optimizer: Optimizer | None) -> None:
+    """Change the size of a parameter or buffer in place, with its gradient and its state.
+
+    It stays the same object, so that whoever else holds it, such as another layer or an optimizer that nobody named
+    here, has the new size too, and raises where that does not fit. With a new object it would go on, in silence, with
+    one that the model no longer uses.
 
     Args:
-        modules: All modules that may hold it.
-        old: A parameter or a buffer.
-        change: Makes the new tensor, of the same number of dimensions.
+        tensor: The parameter or buffer.
+        change: Makes the new tensor, of the same number of dimensions, in memory of its own.
         dim: The dimension whose size changes.
-        optimizer: Its groups then hold the new parameter, and its state the changed state.
-
-    Returns:
-        The new tensor, in memory of its own.
-
-    Raises:
-        UsageError: The optimizer keeps something for the parameter that has another shape than it.
+        modules: Those of them that repeat its size in an attribute get the new one.
+        optimizer: Its state for the parameter changes with it.
     """
-    with torch.no_grad():
-        new: Tensor = change(old.detach(), True).clone()
-        if isinstance(old, nn.Parameter):
-            new = nn.Parameter(new, requires_grad=old.requires_grad)
-            if old.grad is not None:
-                new.grad = change(old.grad, False).clone()
-            if optimizer is not None:
-                _carry(optimizer, old, new, change)
+    if optimizer is not None:
+        state = optimizer.state.get(tensor, {})
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == tensor.shape:
+                state[name] = change(value, False)
+    grad, new = tensor.grad, change(tensor.detach(), True)
+    tensor.grad = None
+    # Another dtype first: what an older graph knows of the shape is only forgotten when the type changes.
+    tensor.data = new.new_empty(0, dtype=torch.float32 if new.dtype == torch.float64 else torch.float64)
+    tensor.data = new
+    if grad is not None:
+        tensor.grad = change(grad, False)
     for module in modules:
-        for held in (module._parameters, module._buffers):
-            for name, tensor in held.items():
-                if tensor is old:
-                    held[name] = new  # type: ignore[assignment]
-                    _note_size(module, name, dim, new.shape[dim])
-    return new
+        for name, held in [*module._parameters.items(), *module._buffers.items()]:
+            if held is tensor:
+                _note_size(module, name, dim, new.shape[dim])
 
 
-def check_state(optimizer: Optimizer, parameter: Tensor) -> None:
-    """Check that an optimizer's state for a parameter can be resized with it.
+def check_optimizer(optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
+    """Check that an optimizer's state for some parameters can be resized with them.
 
     Raises:
         UsageError: It keeps something of another shape, such as the factors of Adafactor or the history of LBFGS.
     """
-    for name, value in optimizer.state.get(parameter, {}).items():
-        per_entry = isinstance(value, Tensor) and value.shape == parameter.shape
-        if not per_entry and (
-            isinstance(value, list | tuple | dict) or (isinstance(value, Tensor) and value.numel() > 1)
-        ):
-            raise UsageError(
-                f"{type(optimizer).__name__} keeps {name!r} in another shape than that of its parameter "
-                f"{tuple(parameter.shape)}, so that it cannot be resized with it: leave optimizer out, and make "
-                "a new one."
-            )
+    if isinstance(optimizer, LBFGS):
+        raise _other_shape(optimizer, "its history")
+    for parameter in parameters:
+        for name, value in optimizer.state.get(parameter, {}).items():
+            per_entry = isinstance(value, Tensor) and value.shape == parameter.shape
+            if not per_entry and (
+                isinstance(value, list | tuple | dict) or (isinstance(value, Tensor) and value.numel() > 1)
+            ):
+                raise _other_shape(optimizer, repr(name))
+
+
+def _other_shape(optimizer: Optimizer, what: str) -> UsageError:
+    return UsageError(
+        f"{type(optimizer).__name__} keeps {what} in another shape than that of the parameters, so that it cannot be "
+        "resized with them: leave optimizer out, and make a new one."
+    )
 
 
 def drawn_like(tensor: Tensor, shape: Iterable[int], generator: torch.Generator | None) -> Tensor:
@@ -108,30 +115,8 @@ def drawn_like(tensor: Tensor, shape: Iterable[int], generator: torch.Generator 
     return drawn.to(tensor.device, tensor.dtype)
 
 
-def _carry(optimizer: Optimizer, old: Tensor, new: Tensor, change: Change) -> None:
-    check_state(optimizer, old)
-    for group in optimizer.param_groups:
-        group["params"] = [new if parameter is old else parameter for parameter in group["params"]]
-    if old in optimizer.state:
-        state = optimizer.state.pop(old)
-        optimizer.state[new] = {
-            name: change(value, False).clone() if isinstance(value, Tensor) and value.shape == old.shape else value
-            for name, value in state.items()
-        }
-
-
-def _note_size(module: nn.Module, name: str, dim: int, size: int) -> None:
-    if units.is_conv1d_of_transformers(module):
-        sizes = _SIZES_OF_CONV1D
-    else:
-        sizes = next((known for kind, known in _SIZES.items() if isinstance(module, kind)), {})
-    attribute = sizes.get((name, dim))
-    if attribute is not None:
-        setattr(module, attribute, size)
-
-
 def entries(module: nn.Module, on: units.End) -> dict[str, int]:
-    """As `units.unit_dims`, for a layer whose size is to change.
+    """As `units.unit_dims`, for a layer whose weights are to be written.
 
     Raises:
         SiteError: It is not known which of its entries belong to which unit.
@@ -143,4 +128,35 @@ def entries(module: nn.Module, on: units.End) -> dict[str, int]:
             "an nn.Linear, nn.Conv1d to nn.Conv3d (ungrouped on its input), or Conv1D of transformers, and not "
             "parametrized."
         )
+    for name in dims:
+        check_writable(module, name)
     return dims
+
+
+def check_writable(module: nn.Module, name: str) -> None:
+    """Refuse a weight that is no plain tensor of the module's own.
+
+    Raises:
+        SiteError: It is computed of others, as old forms of weight norm and pruning do, or it is sharded or quantized.
+    """
+    held = module._parameters.get(name, module._buffers.get(name))
+    if held is None:
+        raise SiteError(
+            f"the {name} of this {type(module).__name__} is computed before each forward pass, as pruning and the old "
+            "weight_norm do: make it a parameter again first, such as by torch.nn.utils.prune.remove."
+        )
+    if type(held) not in (Tensor, nn.Parameter, nn.Buffer):
+        raise SiteError(
+            f"the {name} of this {type(module).__name__} is a {type(held).__name__}: expected a plain tensor, neither "
+            "sharded nor quantized. Gather the model first."
+        )
+
+
+def _note_size(module: nn.Module, name: str, dim: int, size: int) -> None:
+    if units.is_conv1d_of_transformers(module):
+        sizes = _SIZES_OF_CONV1D
+    else:
+        sizes = next((known for kind, known in _SIZES.items() if isinstance(module, kind)), {})
+    attribute = sizes.get((name, dim))
+    if attribute is not None:
+        setattr(module, attribute, size)
