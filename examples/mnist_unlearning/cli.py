@@ -15,7 +15,9 @@ from mnist_unlearning.conditions import FRACTIONS, MAIN, chosen, conditions
 from mnist_unlearning.config import Settings
 from mnist_unlearning.experiment import finish, machine
 from mnist_unlearning.images import parts
-from mnist_unlearning.table import markdown, summarise
+from mnist_unlearning.measure import probe
+from mnist_unlearning.publish import publish
+from mnist_unlearning.table import legend, markdown, summarise
 from mnist_vae import data
 from mnist_vae.errors import ExampleError
 from mnist_vae.figures import save
@@ -40,7 +42,10 @@ class Command:
     quick: Annotated[bool, arg(help="Fewer images, epochs, rows and seeds: about a minute.")] = False
     only: Annotated[tuple[str, ...], arg(help="Names of rows to run and show, with or without the fraction.")] = ()
     validation: Annotated[bool, arg(help="Measure on 5,000 held-out training images, to choose settings by.")] = False
-    fresh: Annotated[bool, arg(help="Run again what is in the folder already.")] = False
+    fresh: Annotated[bool, arg(help="Run again what is there: after a change of the code, which runs do not name.")] = (
+        False
+    )
+    docs: Annotated[bool, arg(help="Write the full table into README.md and the documentation, too.")] = False
     out: Annotated[Path | None, arg(help="By default runs/mnist_unlearning, with the choices made here.")] = None
     data: Annotated[Path, arg(help="Where MNIST is kept, in torchvision's layout, and fetched to.")] = field(
         default_factory=default_root
@@ -71,6 +76,8 @@ class Command:
             raise ExampleError(f"--workers must be at least 1; got {self.workers}.")
         if min(seeds) < 0:
             raise ExampleError(f"--seeds must be at least 0; got {min(seeds)}.")
+        if self.docs and (self.quick or self.only or self.validation):
+            raise ExampleError("--docs publishes the full table: give it without --quick, --only and --validation.")
         settings, folder = self.settings(), self.folder()
         if folder.is_file():
             raise ExampleError(f"--out {folder} is a file; give a folder.")
@@ -79,14 +86,25 @@ class Command:
         summary = summarise(rows, seeds, results)
         title = f"MNIST, digit {self.digit}, seeds {', '.join(map(str, seeds))}"
         seconds = time.perf_counter() - started
-        judged_on = "validation" if self.validation else "test"
-        about = {"digit": self.digit, "judged_on": judged_on, "quick": self.quick, "seconds": seconds}
-        write_json(folder / "results.json", {**about, "machine": before, "rows": summary})
+        about = {
+            "digit": self.digit,
+            "judged_on": images.judged_on,
+            "quick": self.quick,
+            "workers": self.workers,
+            "seconds": seconds,
+            "machine": before,
+            "load_average_after": machine()["load_average"],
+            "pixel_probe": probe(None, images, self.digit, settings.relearn_images),
+        }
+        everything = {**about, "rows": summary}
+        write_json(folder / "results.json", everything)
         with replacing(folder / "table.md") as temporary:
-            temporary.write_text(f"# {title}\n\n{markdown(summary)}\n", encoding="utf-8")
+            temporary.write_text(f"# {title}\n\n{legend(summary)}\n\n{markdown(summary)}\n", encoding="utf-8")
         if any(row.level != "none" for row in rows):
             save(figures.by_fraction(summary, title), folder / "fractions.png")
             save(figures.relearning(summary, title), folder / "relearning.png")
+        if self.docs:
+            publish(everything, folder)
         print(f"\n{markdown(summary)}\n\n{seconds:.0f} s; results.json, table.md and the figures are in {folder}")
 
 

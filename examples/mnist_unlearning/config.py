@@ -20,7 +20,7 @@ class Settings:
     epochs: int = 4
     batch_size: int = 256
     learning_rate: float = 1e-2
-    ablated_share: float = 0.5  #: Of the images labeled "retain", how many meet the network without the block.
+    base_share: float = 0.5  #: Of the images labeled "retain", how many teach the base where not all teach all.
     labeled_first: int = 300  #: Steps at the start on labeled images alone, where a condition asks for it.
     relearn_images: int = 64  #: Of each digit, held out from training.
     relearn_batch_size: int = 64
@@ -50,11 +50,13 @@ class Condition:
     #: What is left out of training: nothing, what is labeled "forget", also what a detector trained on the labels takes
     #: for that, or all that is not labeled "retain".
     filtered: Literal["no", "labeled", "detected", "unverified"] = "no"
-    #: Whether a part of the images labeled "retain" meets the network with the block ablated, in training.
-    ablated_steps: bool = False
+    #: What images labeled "retain" teach: all of them base and block ("together"); or a part of them the base, in a
+    #: forward pass with the block ("whole") or without it ("ablated"), and the rest the block.
+    retain: Literal["together", "whole", "ablated"] = "together"
     #: Whether training begins on labeled images alone.
     labeled_first: bool = False
-    #: Whether the ablated and the full pass make one step of the optimizer, or one each; and each under isolation.
+    #: Whether what teaches the base and what teaches the block make one step of the optimizer, or one each; and each
+    #: under isolation.
     optimizer: Literal["joint", "separate", "isolated"] = "joint"
     #: What is done to forget: ablate the block, set the output layer's row of the digit to zero, or nothing.
     forgets_by: Literal["block", "row", "nothing"] = "block"

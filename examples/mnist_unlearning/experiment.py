@@ -31,7 +31,7 @@ def finish(
 ) -> list[dict[str, Any]]:
     """Run what is not in the folder yet; all results, a run each.
 
-    A file whose settings or condition are not these is replaced. One seed of all rows comes first.
+    A file whose settings, condition or judging images are not these is replaced. One seed of all rows comes first.
 
     Args:
         rows: Conditions.
@@ -43,7 +43,7 @@ def finish(
         fresh: Run everything again.
     """
     jobs = [(row, seed) for seed in seeds for row in rows]
-    todo = [job for job in jobs if fresh or not _is_done(job, settings, folder)]
+    todo = [job for job in jobs if fresh or not _is_done(job, settings, data, folder)]
     print(f"runs: {len(jobs) - len(todo)} of {len(jobs)} are in {folder} already")
     with tqdm(total=len(todo), desc="runs", unit="run", disable=None) as bar:
         for job, result in _results(todo, settings, data, workers):
@@ -67,7 +67,7 @@ def _results(jobs: list[Job], settings: Settings, data: Parts, workers: int) -> 
     arrays = [(split.images.numpy(), split.labels.numpy()) for split in (data.train, data.relearn, data.judge)]
     # Not forked: a fork inherits the state of threads that do not run in it.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_prepare, initargs=(arrays, settings))
+    pool = ProcessPoolExecutor(workers, context, initializer=_prepare, initargs=(arrays, data.judged_on, settings))
     try:
         futures = {pool.submit(_run, job): job for job in jobs}
         for future in as_completed(futures):
@@ -79,10 +79,10 @@ def _results(jobs: list[Job], settings: Settings, data: Parts, workers: int) -> 
 _GIVEN: list[Any] = []  # in a worker: the data and the settings
 
 
-def _prepare(arrays: list[tuple[Any, Any]], settings: Settings) -> None:
+def _prepare(arrays: list[tuple[Any, Any]], judged_on: str, settings: Settings) -> None:
     torch.set_num_threads(1)
-    splits = [Split(torch.from_numpy(images), torch.from_numpy(labels)) for images, labels in arrays]
-    _GIVEN[:] = [Parts(*splits), settings]
+    train, relearn, judge = (Split(torch.from_numpy(images), torch.from_numpy(labels)) for images, labels in arrays)
+    _GIVEN[:] = [Parts(train, relearn, judge, judged_on), settings]
 
 
 def _run(job: Job) -> dict[str, Any]:
@@ -94,11 +94,11 @@ def _path(job: Job, folder: Path) -> Path:
     return folder / f"{job[0].name}-seed{job[1]}.json"
 
 
-def _is_done(job: Job, settings: Settings, folder: Path) -> bool:
+def _is_done(job: Job, settings: Settings, data: Parts, folder: Path) -> bool:
     path = _path(job, folder)
     if not path.is_file():
         return False
-    found, expected = read_json(path), identity(job[0], settings, job[1])
+    found, expected = read_json(path), identity(job[0], settings, data.judged_on, job[1])
     return all(found.get(key) == value for key, value in expected.items())
 
 

@@ -19,6 +19,13 @@ class Parts:
     train: Split
     relearn: Split
     judge: Split  #: What accuracy is measured on.
+    judged_on: str = "test"
+
+    def few_of_each(self, count: int) -> Split:
+        """The first so many images of each digit among those for relearning."""
+        labels = self.relearn.labels
+        pick = [(labels == digit).nonzero().flatten()[:count] for digit in labels.unique().tolist()]
+        return take(self.relearn, torch.cat(pick))
 
 
 def parts(data: Dataset, *, validation: bool = False) -> Parts:
@@ -33,7 +40,9 @@ def parts(data: Dataset, *, validation: bool = False) -> Parts:
     held_out, relearn = round(VALIDATION * count), round(RELEARN * count)
     pick = torch.split(order, [count - relearn - held_out, relearn, held_out])
     train, relearning, judge = (take(data.train, index) for index in pick)
-    return Parts(train, relearning, judge if validation else data.test)
+    if validation:
+        return Parts(train, relearning, judge, "validation")
+    return Parts(train, relearning, data.test)
 
 
 def take(split: Split, index: Tensor) -> Split:

@@ -4,13 +4,12 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, nn
 from torch.nn import functional as F
 
 from mnist_unlearning.config import Settings
 from mnist_unlearning.images import Parts, pixels
-from mnist_unlearning.measure import accuracy
-from mnist_unlearning.model import DIGITS
+from mnist_unlearning.measure import measures
 
 
 def relearning_curve(model: nn.Module, data: Parts, settings: Settings, seed: int) -> dict[str, list[Any]]:
@@ -19,17 +18,18 @@ def relearning_curve(model: nn.Module, data: Parts, settings: Settings, seed: in
     The digit is a tenth of what it sees, so that it has to be learned beside the others and not in place of them.
     """
     generator = Generator().manual_seed(seed)
-    images, digits = _few_of_each(data, settings.relearn_images)
+    few = data.few_of_each(settings.relearn_images)
+    images, digits = pixels(few.images), few.labels
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.relearn_rate, fused=True)
     found = []
     for step in range(max(settings.checkpoints) + 1):
         if step in settings.checkpoints:
-            found.append(accuracy(model, data.judge, settings.digit))
+            found.append(measures(model, data.judge, settings.digit))
         batch = torch.randint(len(digits), (settings.relearn_batch_size,), generator=generator)
         optimizer.zero_grad()
         F.cross_entropy(model(images[batch]), digits[batch]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    return {"steps": list(settings.checkpoints), **{key: [point[key] for point in found] for key in found[0]}}
+    return {"steps": list(settings.checkpoints), **{key: [at[key] for at in found] for key in ("forgotten", "kept")}}
 
 
 def steps_to(curve: dict[str, list[Any]], level: float) -> float:
@@ -41,9 +41,3 @@ def steps_to(curve: dict[str, list[Any]], level: float) -> float:
         if high >= level:
             return float(before + (after - before) * (level - low) / (high - low))
     return float("inf")
-
-
-def _few_of_each(data: Parts, count: int) -> tuple[Tensor, Tensor]:
-    labels = data.relearn.labels
-    pick = torch.cat([(labels == digit).nonzero().flatten()[:count] for digit in range(DIGITS)])
-    return pixels(data.relearn.images[pick]), labels[pick]

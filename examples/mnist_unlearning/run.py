@@ -11,7 +11,7 @@ from mnist_unlearning.config import Condition, Settings
 from mnist_unlearning.detect import detected
 from mnist_unlearning.images import Parts, take
 from mnist_unlearning.labels import known_labels
-from mnist_unlearning.measure import accuracy
+from mnist_unlearning.measure import measures, probe
 from mnist_unlearning.model import OUTPUT, attach, build, remove_block
 from mnist_unlearning.relearn import relearning_curve
 from mnist_unlearning.train import Trainer
@@ -19,7 +19,7 @@ from mnist_unlearning.train import Trainer
 
 def run(condition: Condition, settings: Settings, data: Parts, seed: int) -> dict[str, Any]:
     """Train and measure a model; what is found, JSON-safe."""
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     count = len(data.train) if settings.train_images is None else min(settings.train_images, len(data.train))
     split = take(data.train, torch.arange(count))
     known = known_labels(split.labels, settings.digit, condition, seed)
@@ -29,30 +29,35 @@ def run(condition: Condition, settings: Settings, data: Parts, seed: int) -> dic
     router = attach(model, settings, condition)
     steps = settings.epochs * max(1, count // settings.batch_size)
     Trainer(model, router, split, known, settings=settings, condition=condition, seed=seed).train(steps)
-    trained = time.perf_counter()
-    whole = accuracy(model, data.judge, settings.digit)
     router.remove()
+    whole = _measured(model, data, settings)
     forget(model, settings, condition)
-    after = accuracy(model, data.judge, settings.digit)
-    if condition.forgets_by == "block":
-        remove_block(model, settings, fresh=Generator().manual_seed(seed))
+    after = _measured(model, data, settings)
+    # In every row, so that all relearn with the same number of fresh units.
+    remove_block(model, settings, fresh=Generator().manual_seed(seed))
     return {
-        **identity(condition, settings, seed),
+        **identity(condition, settings, data.judged_on, seed),
         "whole": whole,
         "after": after,
         "relearning": relearning_curve(model, data, settings, seed),
-        "train_seconds": trained - started,
         "seconds": time.perf_counter() - started,
+        "cpu_seconds": time.process_time() - cpu,
     }
 
 
-def identity(condition: Condition, settings: Settings, seed: int) -> dict[str, Any]:
-    """What a run's results depend on, apart from the data and the machine."""
+def identity(condition: Condition, settings: Settings, judged_on: str, seed: int) -> dict[str, Any]:
+    """What a run's results depend on, apart from the code, the images and the machine."""
     return {
         "condition": asdict(condition),
         "settings": {**asdict(settings), "checkpoints": list(settings.checkpoints)},
+        "judged_on": judged_on,
         "seed": seed,
     }
+
+
+def _measured(model: nn.Sequential, data: Parts, settings: Settings) -> dict[str, float]:
+    found = measures(model, data.judge, settings.digit)
+    return {**found, "probe": probe(model, data, settings.digit, settings.relearn_images)}
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Training: each batch in two passes, one with the block ablated and one with it."""
+"""Training: each batch in two passes, one for the base and one for the block."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -20,12 +20,12 @@ class Trainer:
 
     A batch of images labeled "retain", "forget" or nothing goes through the model like this:
 
-    - A part of the images labeled "retain", drawn by lot, meets the model without the block, and teaches the base.
+    - A part of the images labeled "retain", drawn by lot, teaches the base, in a pass without the block.
     - All others meet the whole model. Those labeled "forget" teach the block, and unlabeled ones base and block. What
-      is left of those labeled "retain" teaches the block, too: it has to learn when to be silent, and the base, if
-      it learned with the block at work, would only learn to make up for it.
+      is left of those labeled "retain" teaches the block, too, which has to learn when to be silent.
 
-    Without ablated steps all images labeled "retain" meet the whole model, and teach base and block.
+    Where `Condition.retain` is "whole" the first part meets the whole model, too, and nothing else differs. Where it is
+    "together" there is one pass, and all images labeled "retain" teach base and block.
 
     Args:
         model: From `mnist_unlearning.model.build`.
@@ -78,11 +78,12 @@ class Trainer:
         images, digits, known = pixels(self.split.images[batch]), self.split.labels[batch], self.known[batch]
         retain = known == RETAIN
         alone, route = torch.zeros_like(retain), torch.where(retain, gr.UNLABELED, known)
-        if self.condition.ablated_steps:
-            drawn = torch.rand(len(batch), generator=self.generator) < self.settings.ablated_share
+        if self.condition.retain != "together":
+            drawn = torch.rand(len(batch), generator=self.generator) < self.settings.base_share
             alone, route = retain & drawn, torch.where(retain, FORGET, known)
+        without_block = self.router.ablated("forget") if self.condition.retain == "ablated" else nullcontext()
         passes: list[tuple[Tensor, Tensor, AbstractContextManager[object]]] = [
-            (alone, torch.full_like(known, RETAIN), self.router.ablated("forget")),
+            (alone, torch.full_like(known, RETAIN), without_block),
             (~alone, route, nullcontext()),
         ]
         self.optimizer.zero_grad()
