@@ -55,7 +55,7 @@ def expand_(
         between: The modules between the two in the model. Batch norms among them grow too; what mixes the units, as
             nn.LayerNorm or nn.Softmax does, is refused.
         init: Fills the new rows of a producer's weight, in place, instead of the draw; biases are then 0.
-        optimizer: Its state for these parameters gets zeros for the new entries.
+        optimizer: Its state for these parameters gets, for the new entries, what it makes of zero gradients.
         generator: Where the rows are drawn from.
 
     Returns:
@@ -98,16 +98,17 @@ def expand_(
             new = torch.zeros(shape, device=old.device, dtype=old.dtype)
             if name == "weight":
                 init(new)
-        edits.append((old, resize.extended(new, dim), dim))
+        edits.append((old, resize.extended(new, dim, optimizer, old), dim))
     for norm in chain.norms:
         for name, value in _FRESH_NORM.items():
             old = getattr(norm, name)
             if old is not None:
-                edits.append((old, resize.extended(old.detach().new_full((extra,), value), 0), 0))
+                new = old.detach().new_full((extra,), value)
+                edits.append((old, resize.extended(new, 0, optimizer, old), 0))
     for layer, name, dim in chain.read:
         old = getattr(layer, name)
         shape = [extra * (size // chain.width) if d == dim else size for d, size in enumerate(old.shape)]
-        edits.append((old, resize.extended(old.detach().new_zeros(shape), dim), dim))
+        edits.append((old, resize.extended(old.detach().new_zeros(shape), dim, optimizer, old), dim))
     chain.carry_out(edits, chain.width + extra)
     return slice(chain.width, chain.width + extra)
 

@@ -7,13 +7,15 @@ from typing import Final
 
 import torch
 from torch import Tensor, nn
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 
 from .. import units
 from ..errors import SiteError, UsageError
+from ..optimizer_state import refuse_mixing, state_of_units, untouched_state
 
-Change = Callable[[Tensor, bool], Tensor]
-"""Makes the new tensor of an old one; told whether that is the parameter itself, or something kept for each entry."""
+Change = Callable[[Tensor, str], Tensor]
+"""Makes the new tensor of an old one: of a parameter or buffer itself (""), its gradient ("grad"), or the state that an
+optimizer keeps of it under this name."""
 
 _CONVOLUTION: Final = {("weight", 0): "out_channels", ("weight", 1): "in_channels"}
 # Which attribute of a layer repeats the size of which dimension of which of its tensors.
@@ -32,18 +34,25 @@ _SIZES_OF_CONV1D: Final = {("weight", 0): "nx", ("weight", 1): "nf"}
 def kept(mask: Tensor, dim: int) -> Change:
     """A change that keeps the entries along `dim` where a mask, bool [size], is False."""
 
-    def change(tensor: Tensor, _: bool) -> Tensor:
+    def change(tensor: Tensor, _: str) -> Tensor:
         return tensor.index_select(dim, (~mask).nonzero().flatten().to(tensor.device))
 
     return change
 
 
-def extended(new: Tensor, dim: int) -> Change:
-    """A change that appends entries along `dim`; zeros to what is kept for each entry of a parameter."""
+def extended(new: Tensor, dim: int, optimizer: Optimizer | None, old: Tensor) -> Change:
+    """A change that appends entries along `dim` to an old tensor, with the state that an optimizer makes for such.
 
-    def change(tensor: Tensor, is_parameter: bool) -> Tensor:
-        added = new.to(tensor.device, tensor.dtype)
-        return torch.cat([tensor, added if is_parameter else torch.zeros_like(added)], dim)
+    Raises:
+        UsageError: It has state, and it cannot be told what it would be for new entries.
+    """
+    known = {"": new}
+    if optimizer is not None and optimizer.state.get(old):
+        known |= untouched_state(optimizer, old, new)
+
+    def change(tensor: Tensor, name: str) -> Tensor:
+        added = known[name] if name in known else torch.zeros_like(new)
+        return torch.cat([tensor, added.to(tensor.device, tensor.dtype)], dim)
 
     return change
 
@@ -64,45 +73,36 @@ def resize(tensor: Tensor, change: Change, dim: int, modules: Iterable[nn.Module
         optimizer: Its state for the parameter changes with it.
     """
     if optimizer is not None:
-        state = optimizer.state.get(tensor, {})
-        for name, value in state.items():
-            if isinstance(value, Tensor) and value.shape == tensor.shape:
-                state[name] = change(value, False)
-    grad, new = tensor.grad, change(tensor.detach(), True)
+        for name, value in state_of_units(optimizer, tensor).items():
+            optimizer.state[tensor][name] = change(value, name)
+    grad, new = tensor.grad, change(tensor.detach(), "")
     tensor.grad = None
     # Another dtype first: what an older graph knows of the shape is only forgotten when the type changes.
     tensor.data = new.new_empty(0, dtype=torch.float32 if new.dtype == torch.float64 else torch.float64)
     tensor.data = new
     if grad is not None:
-        tensor.grad = change(grad, False)
+        tensor.grad = change(grad, "grad")
     for module in modules:
         for name, held in [*module._parameters.items(), *module._buffers.items()]:
             if held is tensor:
                 _note_size(module, name, dim, new.shape[dim])
 
 
-def check_optimizer(optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
+def check_optimizer(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
     """Check that an optimizer's state for some parameters can be resized with them.
 
     Raises:
         UsageError: It keeps something of another shape, such as the factors of Adafactor or the history of LBFGS.
     """
-    if isinstance(optimizer, LBFGS):
-        raise _other_shape(optimizer, "its history")
     for parameter in parameters:
-        for name, value in optimizer.state.get(parameter, {}).items():
-            per_entry = isinstance(value, Tensor) and value.shape == parameter.shape
-            if not per_entry and (
-                isinstance(value, list | tuple | dict) or (isinstance(value, Tensor) and value.numel() > 1)
-            ):
-                raise _other_shape(optimizer, repr(name))
-
-
-def _other_shape(optimizer: Optimizer, what: str) -> UsageError:
-    return UsageError(
-        f"{type(optimizer).__name__} keeps {what} in another shape than that of the parameters, so that it cannot be "
-        "resized with them: leave optimizer out, and make a new one."
-    )
+        try:
+            refuse_mixing(optimizer, {parameter})
+            state_of_units(optimizer, parameter)
+        except UsageError:
+            raise UsageError(
+                f"{type(optimizer).__name__} keeps state in another shape than that of its parameters, so that it "
+                "cannot be resized with them: leave optimizer out, and make a new one."
+            ) from None
 
 
 def drawn_like(tensor: Tensor, shape: Iterable[int], generator: torch.Generator | None) -> Tensor:
