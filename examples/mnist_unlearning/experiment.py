@@ -1,7 +1,6 @@
 """All runs of a table: each in a file of its own, so that an interrupted table goes on where it was."""
 
 import multiprocessing
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -100,12 +99,3 @@ def _is_done(job: Job, settings: Settings, data: Parts, folder: Path) -> bool:
         return False
     found, expected = read_json(path), identity(job[0], settings, data.judged_on, job[1])
     return all(found.get(key) == value for key, value in expected.items())
-
-
-def machine() -> dict[str, Any]:
-    """What is worth knowing of where the runs were made."""
-    return {
-        "cores": os.cpu_count(),
-        "load_average": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
-        "torch": torch.__version__,
-    }

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from mnist_unlearning.model import DIGITS
 from mnist_vae.data import Dataset, Split
 
 #: Parts of the training set that training never sees, out of 60,000: for relearning, and for choosing settings.
@@ -24,7 +25,7 @@ class Parts:
     def few_of_each(self, count: int) -> Split:
         """The first so many images of each digit among those for relearning."""
         labels = self.relearn.labels
-        pick = [(labels == digit).nonzero().flatten()[:count] for digit in labels.unique().tolist()]
+        pick = [(labels == digit).nonzero().flatten()[:count] for digit in range(DIGITS)]
         return take(self.relearn, torch.cat(pick))
 
 

@@ -20,16 +20,16 @@ def sections(results: dict[str, Any]) -> dict[str, str]:
 
 def made(results: dict[str, Any]) -> str:
     """How the table was made, and how long that took."""
-    runs = [
-        (wall, cpu) for row in results["rows"] for wall, cpu in zip(row["seconds"], row["cpu_seconds"], strict=True)
-    ]
+    cpu, wall, load = (
+        [value for row in results["rows"] for value in row[key]] for key in ("cpu_seconds", "seconds", "load_average")
+    )
     machine = results["machine"]
     return (
-        f"{len(runs)} runs in {results['workers']} processes of one thread each, torch {machine['torch']}: "
-        f"{sum(cpu for _, cpu in runs) / 60:.0f} minutes of CPU time, and {sum(wall for wall, _ in runs) / 60:.0f} "
-        f"minutes of wall-clock time summed over the runs. The machine has {machine['cores']} cores; its load average "
-        f"was {machine['load_average']} at the start and {results['load_average_after']} at the end. A probe of the pixels "
-        f"themselves names {results['pixel_probe']:.1%} of the digit's images right."
+        f"{len(cpu)} runs, each on one thread: {sum(cpu) / 60:.0f} minutes of CPU time, and {sum(wall) / 60:.0f} by "
+        f"the clock summed over the runs, {results['workers']} of which ran at a time. The machine has "
+        f"{machine['cores']} cores (load average {min(load):.1f} to {max(load):.1f} meanwhile) and torch "
+        f"{machine['torch']}. A probe of the pixels themselves names {results['pixel_probe']:.1%} of the digit's "
+        "images right."
     )
 
 

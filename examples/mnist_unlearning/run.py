@@ -1,5 +1,6 @@
 """One run: build and expand, train by route, ablate, measure, relearn."""
 
+import os
 import time
 from dataclasses import asdict
 from typing import Any
@@ -42,6 +43,7 @@ def run(condition: Condition, settings: Settings, data: Parts, seed: int) -> dic
         "relearning": relearning_curve(model, data, settings, seed),
         "seconds": time.perf_counter() - started,
         "cpu_seconds": time.process_time() - cpu,
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan"),
     }
 
 

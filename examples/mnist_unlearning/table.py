@@ -80,7 +80,7 @@ def _row(row: Condition, seeds: Sequence[int], found: list[dict[str, Any]], twin
         "steps_to_half": [steps_to(run["relearning"], RELEARNED) for run in found],
         "relearning_steps": found[0]["relearning"]["steps"],
         "relearning": [run["relearning"]["forgotten"] for run in found],
-        **{key: [run[key] for run in found] for key in ("seconds", "cpu_seconds")},
+        **{key: [run[key] for run in found] for key in ("seconds", "cpu_seconds", "load_average")},
     }
 
 

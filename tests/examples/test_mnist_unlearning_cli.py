@@ -9,11 +9,14 @@ import pytest
 import torch
 
 from mnist_unlearning import cli, experiment
+from mnist_unlearning import publish as publishing
 from mnist_unlearning.cli import main
 from mnist_unlearning.conditions import conditions
 from mnist_unlearning.config import Settings
+from mnist_unlearning.publish import ASSETS, README, publish, sections
 from mnist_unlearning.table import cell, markdown
 from mnist_vae import data
+from mnist_vae.errors import ExampleError
 from mnist_vae.sources import DatasetSpec
 
 Arguments = Callable[..., list[str]]
@@ -45,13 +48,14 @@ def test_end_to_end_and_nothing_is_run_twice(
     ]
     said = capsys.readouterr().out
     assert "runs: 0 of 24 are in" in said
-    assert (out / "table.md").read_text().split("\n\n")[1].strip() in said
+    assert (out / "table.md").read_text().split("\n\n")[2].strip() in said
     results = json.loads((out / "results.json").read_text())
     names = [row["name"] for row in results["rows"]]
     assert names[:3] == ["unrouted", "filtered-1", "placebo-1"]
     assert "parameters-0.1" in names
     assert all(len(row["forgotten"]) == len(row["relearning"]) == 2 for row in results["rows"])
-    assert {"cores", "load_average", "torch"} == set(results["machine"])
+    assert {"cores", "torch"} == set(results["machine"])
+    assert results["judged_on"] == "test"
     runs = {path: path.stat().st_mtime_ns for path in (out / "runs").iterdir()}
     assert len(runs) == 24
 
@@ -75,8 +79,10 @@ def test_a_run_of_other_settings_is_replaced(
     main(arguments)
     main(arguments)
     main([*arguments, "--fresh"])
+    main([*arguments, "--validation"])
+    main([*arguments, "--digit", "3"])
     said = capsys.readouterr().out
-    assert [line.split()[1] for line in said.splitlines() if line.startswith("runs:")] == ["0", "0", "2", "0"]
+    assert [line.split()[1] for line in said.splitlines() if line.startswith("runs:")] == list("002000")
 
 
 def test_processes_find_what_one_does(tmp_path: Path, tiny: Arguments) -> None:
@@ -85,7 +91,8 @@ def test_processes_find_what_one_does(tmp_path: Path, tiny: Arguments) -> None:
         main([*tiny("--out", str(out), "--only", "filtered", "parameters-1"), "--workers", workers])
     one, two = (json.loads((tmp_path / workers / "results.json").read_text())["rows"] for workers in "12")
     for row in [*one, *two]:
-        del row["seconds"]
+        for key in ("seconds", "cpu_seconds", "load_average"):
+            del row[key]
     assert one == two
 
 
@@ -104,6 +111,7 @@ def test_the_folder_names_the_choices() -> None:
         (["--seeds", "-1"], "--seeds must be at least 0; got -1"),
         (["--only", "nonsense"], "there is no row nonsense"),
         (["--out", "file"], "file is a file"),
+        (["--docs", "--quick"], "--docs publishes the full table: give it without --quick"),
     ],
 )
 def test_mistakes_get_one_message_and_no_traceback(
@@ -135,15 +143,45 @@ def test_the_folder_runs_and_helps() -> None:
     assert all(f"--{flag}" in done.stdout for flag in ("quick", "seeds", "digit", "only", "validation", "fresh", "out"))
 
 
-def test_the_readme_has_a_row_for_every_condition() -> None:
-    readme = (Path(cli.__file__).parent / "README.md").read_text(encoding="utf-8")
-    assert all(f"| {row.name} " in readme for row in conditions())
+def test_the_readme_is_what_the_published_results_make_of_it() -> None:
+    results = json.loads((ASSETS / "results.json").read_text(encoding="utf-8"))
+    assert [row["name"] for row in results["rows"]] == [row.name for row in conditions()]
+    assert {row["what"] for row in results["rows"]} == {row.what for row in conditions()}
+    assert (results["judged_on"], results["quick"]) == ("test", False)
+    readme = README.read_text(encoding="utf-8")
+    for content in sections(results).values():
+        assert content in readme
+    assert all((ASSETS / name).stat().st_size < 200_000 for name in ("fractions.png", "relearning.png"))
+
+
+def test_publishing_writes_parts_of_the_readme_and_nothing_else(
+    tmp_path: Path, tiny: Arguments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, readme, assets = tmp_path / "out", tmp_path / "README.md", tmp_path / "assets"
+    main(tiny("--out", str(out)))
+    results = json.loads((out / "results.json").read_text())
+    monkeypatch.setattr(publishing, "README", readme)
+    monkeypatch.setattr(publishing, "ASSETS", assets)
+    readme.write_text("nothing")
+    with pytest.raises(ExampleError, match=r"has no part 'rows': put .*start:rows.* around one"):
+        publish(results, out)
+    marked = [f"<!-- --8<-- [start:{part}] -->\nold\n<!-- --8<-- [end:{part}] -->" for part in sections(results)]
+    readme.write_text("\n".join(["before", *marked, "after"]))
+    for _ in range(2):
+        publish(results, out)
+        text = readme.read_text()
+        assert (text.splitlines()[0], text.splitlines()[-1]) == ("before", "after")
+        assert "old" not in text
+        assert all(content in text for content in sections(results).values())
+    published = json.loads((assets / "results.json").read_text())
+    assert sections(published) == sections(results)
+    assert sorted(path.name for path in assets.iterdir()) == ["fractions.png", "relearning.png", "results.json"]
 
 
 def test_cells_show_the_range_and_what_was_never_reached() -> None:
-    assert cell([0.5], "{:.0%}") == "50%"
-    assert cell([0.501, 0.499], "{:.0%}") == "50%"
-    assert cell([0.1, 0.3], "{:.0%}") == "20% (10% to 30%)"
+    assert cell([0.501, 0.499], "{:.1f}") == "0.5"
+    assert cell([10, 30], "{:.1f}") == "20.0 (10.0 to 30.0)"
+    assert cell([-0.01, 0.01], "{:.1f}") == "0.0"
     assert cell([12, float("inf")], "{:.0f}") == "from 12 to never"
     assert cell([float("inf")] * 2, "{:.0f}") == "never"
-    assert markdown([]).startswith("| labels | run |")
+    assert markdown([]).startswith("| run | forgotten, % |")

@@ -81,7 +81,12 @@ def test_a_detector_adds_labels_and_changes_none(monkeypatch: pytest.MonkeyPatch
 def test_rows_are_named_once_and_chosen_by_either_name() -> None:
     rows = conditions()
     assert len({row.name for row in rows}) == len(rows)
-    assert [row.name for row in chosen(rows, ["parameters"])] == ["parameters-1", "parameters-0.5", "parameters-0.1"]
+    assert [row.name for row in chosen(rows, ["parameters"])] == [
+        "unrouted",
+        "parameters-1",
+        "parameters-0.5",
+        "parameters-0.1",
+    ]
     assert [row.name for row in chosen(rows, ["filtered-0.1", "unrouted"])] == ["unrouted", "filtered-0.1"]
     assert chosen(rows, []) == rows
     with pytest.raises(ExampleError, match=r"no row parametres; choose from unrouted, .*parameters-0\.1"):
@@ -98,7 +103,14 @@ def test_each_row_differs_from_the_main_one_in_what_it_says() -> None:
 
     assert differences("placebo") == {"labels": "random"}
     assert differences("activations") == {"level": "activations"}
-    assert differences("parameters-no-ablated") == {"ablated_steps": False}
+    assert differences("activations-whole") == {"level": "activations", "retain": "whole"}
+    assert differences("activations-plain") == {
+        "level": "activations",
+        "retain": "together",
+        "labeled_first": False,
+    }
+    assert differences("parameters-whole") == {"retain": "whole"}
+    assert differences("parameters-together") == {"retain": "together"}
     assert differences("parameters-separate") == {"optimizer": "separate"}
     assert differences("parameters-isolated") == {"optimizer": "isolated"}
     assert differences("parameters-mixed") == {"labeled_first": False}
