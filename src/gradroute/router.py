@@ -205,17 +205,14 @@ class _SiteHook:
             if not state.ledger.settle(None, call) and state.ever_ablated:
                 raise self._untrusted("ablated labels")
         elif not state.ledger.settle(state.key(), under_labels):
-            raise self._untrusted("labels")
+            raise self._untrusted("labels", ", or checkpoint with use_reentrant=False")
 
-    def _untrusted(self, what: str) -> UsageError:
+    def _untrusted(self, what: str, or_else: str = "") -> UsageError:
         return UsageError(
             f"site {self.name!r}: activation checkpointing recomputes this forward pass inside backward, and the "
             f"router does not hold the {what} that it first ran under. Put backward inside the same "
-            + (
-                "`with router.ablated(...)` block as its forward pass."
-                if what == "ablated labels"
-                else "`with router(labels)` block as its forward pass, or checkpoint with use_reentrant=False."
-            )
+            f"`with router{'.ablated(...)' if what == 'ablated labels' else '(labels)'}` block as its forward "
+            f"pass{or_else}."
         )
 
 
