@@ -104,7 +104,8 @@ class Flow:
         if values is None or bool(values[mask].isnan().any()):
             raise SiteError(
                 f"{place(operation)} joins the units with another tensor, as a residual connection does, and all of "
-                "the result goes on being needed. Units can be cut only inside of the branch, between two of its layers."
+                "the result goes on being needed. Units can be cut only inside of the branch, "
+                "between two of its layers."
             )
 
     def _fold(self, node: Node, where: links.Linear) -> Iterator[Fold]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeAlias
 
 import torch
@@ -47,7 +47,6 @@ def constants(program: Program) -> Values:
 
 
 def _axes(node: Node, program: Program, known: Values) -> Iterator[tuple[int, Tensor]]:
-    name = name_of(node)
     if node.name in program.tensors:
         tensor = program.tensors[node.name].detach()
         if tensor.ndim and tensor.numel() == max(tensor.shape):
@@ -58,19 +57,8 @@ def _axes(node: Node, program: Program, known: Values) -> Iterator[tuple[int, Te
         for dim in {seed_dim, *_dims(x, known)}:
             inner = _known(x, dim, known)
             yield dim, torch.where(keep, inner, 0) if dim == seed_dim else inner
-    elif name in links.POINTWISE:
-        yield from _pointwise(node, known)
-    elif name in links.VIEWS:
-        x = argument(node, 0)
-        for dim in _dims(x, known):
-            yield from links.regroup(known[x, dim], dim, shape_of(x), shape_of(node), VARIES)
-    elif name == "batch_norm":
-        if (argument(node, 0), 1) in known and not argument(node, 5):
-            yield 1, _batch_norm(node, known)
-    elif name == "cat":
-        yield from _cat(node, known)
     else:
-        yield from _rest(node, known)
+        yield from _RULES.get(name_of(node), _rest)(node, known)
 
 
 def _dims(x: Node, known: Values) -> list[int]:
@@ -116,13 +104,29 @@ def _pointwise(node: Node, known: Values) -> Iterator[tuple[int, Tensor]]:
             yield dim, result
 
 
-def _batch_norm(node: Node, known: Values) -> Tensor:
-    scale, shift, mean, variance = (
-        None if operand is None else _known(operand, 0, known)
-        for operand in (argument(node, position) for position in range(1, 5))
-    )
-    row = known[argument(node, 0), 1][None]
-    return nn.functional.batch_norm(row, mean, variance, scale, shift, False, 0.0, argument(node, 7))[0]
+def _view(node: Node, known: Values) -> Iterator[tuple[int, Tensor]]:
+    x = argument(node, 0)
+    for dim in _dims(x, known):
+        yield from links.regroup(known[x, dim], dim, shape_of(x), shape_of(node), VARIES)
+
+
+def _batch_norm(node: Node, known: Values) -> Iterator[tuple[int, Tensor]]:
+    x, of_batch = argument(node, 0), argument(node, 5)
+    if (x, 1) in known and not of_batch:
+        scale, shift, mean, variance = (
+            None if operand is None else _known(operand, 0, known)
+            for operand in (argument(node, position) for position in range(1, 5))
+        )
+        eps = argument(node, 7)
+        yield 1, nn.functional.batch_norm(known[x, 1][None], mean, variance, scale, shift, False, 0.0, eps)[0]
+
+
+def _prelu(node: Node, known: Values) -> Iterator[tuple[int, Tensor]]:
+    x, slope = argument(node, 0), argument(node, 1)
+    for dim in _dims(x, known):
+        values = known[x, dim]
+        below = _known(slope, 0, known) if dim == 1 or shape_of(slope) == (1,) else VARIES
+        yield dim, torch.where(values >= 0, values, values * below)
 
 
 def _cat(node: Node, known: Values) -> Iterator[tuple[int, Tensor]]:
@@ -149,3 +153,12 @@ def _rest(node: Node, known: Values) -> Iterator[tuple[int, Tensor]]:
                 there, values = passed
                 earlier = known.get((node, there))
                 yield there, values if earlier is None else torch.where(values.isnan(), earlier, values)
+
+
+_RULES: Final[dict[str, Callable[[Node, Values], Iterator[tuple[int, Tensor]]]]] = {
+    **dict.fromkeys(links.POINTWISE, _pointwise),
+    **dict.fromkeys(links.VIEWS, _view),
+    "batch_norm": _batch_norm,
+    "prelu": _prelu,
+    "cat": _cat,
+}
