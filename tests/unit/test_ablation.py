@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import prune
 
 import gradroute as gr
@@ -157,6 +159,25 @@ class TestAblate:
                 ablate_(router, "forget")
             with block, pytest.raises(UsageError, match="leave the block first"):
                 contract(router, "forget", example=ROWS)
+
+    def test_what_the_model_returns_of_its_weights_is_compared_too(self):
+        class Penalized(nn.Sequential):
+            def forward(self, x):
+                return super().forward(x), self[0].weight
+
+        router = gr.Router(Penalized(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 2)), {"0": spec(8)})
+        with pytest.raises(SiteError, match="nothing was changed"):
+            ablate_(router, "forget", example=ROWS)
+
+    def test_a_sharded_model_is_refused(self):
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        try:
+            router = gr.Router(fully_shard(mlp()), {"0": spec(8)})
+            for operate in (ablate_, lambda *labels: contract(*labels, example=ROWS)):
+                with pytest.raises(UsageError, match="do surgery before fully_shard"):
+                    operate(router, "forget")
+        finally:
+            dist.destroy_process_group()
 
     def test_restores_modes_and_configs(self):
         model = gpt2().train()

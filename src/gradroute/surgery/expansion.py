@@ -71,7 +71,7 @@ def expand_(
         next forward pass, since the widths do not fit any more. The parameters stay the same objects, so an optimizer
         that has them goes on with them; if it has state, pass it as `optimizer`, or its next step raises. Sizes that
         the model keeps elsewhere, as in the config of a transformers model, are not changed.
-        Make the router afterwards.
+        Make the router afterwards, and whatever distributes the model, such as DDP or fully_shard.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(3, 2), nn.GELU(), nn.Linear(2, 1))

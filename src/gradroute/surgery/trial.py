@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import SiteError, UsageError
 from ..router import Router, _SiteHook
+from ..units import kind_of
 
 Example: TypeAlias = "Tensor | tuple[Any, ...] | Mapping[str, Any]"
 
@@ -19,7 +20,7 @@ def model_of(router: Router) -> nn.Module:
     """The model that a router is attached to, outside of its blocks.
 
     Raises:
-        UsageError: The router was removed from it, or one of its blocks is open.
+        UsageError: The router was removed from it, or one of its blocks is open, or the model is sharded.
     """
     router._check_usable()
     if router._state.active:
@@ -27,6 +28,8 @@ def model_of(router: Router) -> nn.Module:
             "surgery inside of a `with router(labels)` or `with router.ablated(...)` block would mix the block with "
             "what it does itself: leave the block first."
         )
+    if any(kind_of(module) is not type(module) for module in router.model.modules()):
+        raise UsageError("FSDP holds the weights of this model in shards of its own: do surgery before fully_shard.")
     return router.model
 
 
@@ -72,7 +75,8 @@ def outputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     with torch.no_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(0)
         result = model(*args, **kwargs)
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+    # Copies, since what a model returns may be one of its own weights or buffers, which are about to change.
+    return [leaf.clone() for leaf in torch.utils._pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
 
 
 def compare(expected: list[Tensor], found: list[Tensor]) -> None:
