@@ -170,6 +170,14 @@ class Tied(nn.Module):
         return self.last(self.act(self.a(x)) * self.b(x))
 
 
+def negative_before_prelu():
+    """A model in which a unit that is off is worth less than 0 when it reaches an activation."""
+    model = mlp(nn.PReLU(8), norm=True)
+    with torch.no_grad():
+        model[1].bias.fill_(-3.0)
+    return model
+
+
 def one_activation_twice():
     """A model in which one activation module has two names."""
     act = nn.ReLU()
@@ -233,6 +241,7 @@ CASES = {
     "tied": (Tied, {"act": spec(8)}, ROWS),
     "one activation of two names": (one_activation_twice, {"1": spec(8)}, ROWS),
     "mlp, prelu": (lambda: mlp(nn.PReLU(8, 0.3)), {"2": spec(8)}, ROWS),
+    "mlp, prelu of a negative constant": (negative_before_prelu, {"0": spec(8)}, ROWS),
     "mlp, norm": (lambda: mlp(norm=True), {"1": spec(8)}, ROWS),
     "resnet, norms": (resnet, {"layer1.*.bn1": channels(64), "layer3.0.bn1": channels(256)}, IMAGES),
     "fresh resnet, convolution": (lambda: _resnet().eval(), {"layer1.0.conv1": channels(64)}, IMAGES),

@@ -95,7 +95,7 @@ def _pointwise(node: Node, known: Values) -> Iterator[tuple[int, Tensor]]:
             yield dim, torch.where(one == other, one, VARIES).expand(size)
         else:
             result: Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
-            varies = torch.stack([tensor.isnan() for tensor in tensors]).any(0)  # also where the operation drops NaN
+            varies = torch.stack([tensor.isnan() for tensor in tensors]).any(0)  # whatever the operation makes of NaN
             result = torch.where(varies, VARIES, result)
             if name in links.PRODUCTS:
                 factors = tensors if name == "mul" else [value(argument(node, 0))]
