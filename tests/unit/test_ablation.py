@@ -112,6 +112,14 @@ class TestAblate:
         ablate_(router, "forget", example=x)
         agree(output(model, x), expected)
 
+    def test_the_statistics_of_a_norm_on_the_way_stay(self):
+        model = mlp(nn.Sigmoid(), norm=True)
+        before = copy.deepcopy(model[1].state_dict())
+        ablate_(gr.Router(model, {"2": spec(8)}), "forget", example=ROWS)
+        assert torch.equal(model[1].running_mean, before["running_mean"])
+        assert torch.equal(model[1].running_var, before["running_var"])
+        assert not model[4].weight[:, 6:].any(), "no row makes a sigmoid 0, so it is the columns"
+
     def test_a_weight_that_is_computed_is_no_place_for_zeros(self):
         with pytest.raises(SiteError, match="_weight_norm in .* is not known"):
             ablate_(gr.Router(normalized(), {"1": spec(8)}), "forget", example=ROWS)
