@@ -257,7 +257,10 @@ class Mask:
 
     def taught(self) -> Tensor:
         """Which units at least one entry of the batch may teach: bool [width], on the CPU or the labels' device."""
-        device = self.labels.device
+        labels = self.labels if torch.compiler.is_compiling() else _plain(self.labels)
+        if labels is not self.labels:
+            return Mask(self.table, labels, self.kind).taught()
+        device = labels.device
         if self.kind != "rows":
             return self.tensor(torch.bool, device).reshape(-1, self.width).any(0)
         rows = self.table.weights(torch.bool, device)
@@ -326,10 +329,13 @@ def _can_read(tensor: Tensor) -> bool:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """The tensor under the wrappers of `torch.func` transforms."""
+    """The tensor under the wrappers of `torch.func` transforms, its batch dimensions first."""
     functorch = torch._C._functorch
     while functorch.is_functorch_wrapped_tensor(tensor):
+        batch_dim = functorch.maybe_get_bdim(tensor)
         tensor = functorch.get_unwrapped(tensor)
+        if batch_dim > 0:
+            tensor = tensor.movedim(batch_dim, 0)
     return tensor
 
 

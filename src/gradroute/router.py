@@ -22,6 +22,7 @@ from .parameters import OwnForward
 from .recompute import Ledger, Pass, current_pass
 from .sites import Site, argument_names, check_called, check_level, edit_arguments, edit_output, leads_with_time, match
 from .spec import RoutingSpec
+from .taught import Taught
 from .ways import Way
 
 Labels: TypeAlias = "Tensor | Mapping[str, Tensor]"
@@ -53,8 +54,7 @@ class _State:
         self.model_ran = False
         self.warned = False
         self.ledger = Ledger()
-        # For each group of sites, the units that may have been taught since this was last cleared; None: nobody asks.
-        self.taught: list[Tensor] | None = None
+        self.records: list[Taught] = []  # of those who ask which units are taught
 
     @property
     def masks(self) -> tuple[Mask, ...]:
@@ -154,19 +154,23 @@ class _SiteHook:
 
     def _before(self, module: nn.Module, tensors: Any) -> None:
         """All that could lose the mask without a word: a stray copy, another thread, a recomputation, no labels."""
-        if not torch.compiler.is_compiling():
-            self.ran = True
         state = self.state
-        if state.taught is not None and not state.masks and module.training and torch.is_grad_enabled():
-            state.taught[self.group].fill_(True)  # an unrouted pass teaches every unit
+        compiling = torch.compiler.is_compiling()
+        kind = Pass.PLAIN if compiling else current_pass()
+        if state.records and torch.is_grad_enabled() and kind is not Pass.SECOND:
+            for record in state.records:
+                if not state.masks:
+                    record.note_unrouted(self.group)
+                elif not compiling:  # a pass after a step in the same block; compiled code has no need to look
+                    record.note(state.masks)
         if self.state.orphan and torch.is_grad_enabled() and module.training:
             raise UsageError(
                 f"site {self.name!r}: this model is a copy of a routed model, and its router was not copied "
                 "with it, so nothing can route it. Copy both at once: copy.deepcopy((model, router)) or a RoutedModule."
             )
-        if torch.compiler.is_compiling():
+        if compiling:
             return
-        kind = current_pass()
+        self.ran = True
         self._check_pass(kind)
         if state.masks or state.warned or kind is Pass.SECOND:  # of that one, the graph is not used
             return
@@ -201,17 +205,14 @@ class _SiteHook:
             if not state.ledger.settle(None, call) and state.ever_ablated:
                 raise self._untrusted("ablated labels")
         elif not state.ledger.settle(state.key(), under_labels):
-            raise self._untrusted("labels")
+            raise self._untrusted("labels", ", or checkpoint with use_reentrant=False")
 
-    def _untrusted(self, what: str) -> UsageError:
+    def _untrusted(self, what: str, or_else: str = "") -> UsageError:
         return UsageError(
             f"site {self.name!r}: activation checkpointing recomputes this forward pass inside backward, and the "
             f"router does not hold the {what} that it first ran under. Put backward inside the same "
-            + (
-                "`with router.ablated(...)` block as its forward pass."
-                if what == "ablated labels"
-                else "`with router(labels)` block as its forward pass, or checkpoint with use_reentrant=False."
-            )
+            f"`with router{'.ablated(...)' if what == 'ablated labels' else '(labels)'}` block as its forward "
+            f"pass{or_else}."
         )
 
 
@@ -228,9 +229,9 @@ class _Block:
         state = self._router._enter()
         self._outer.append((state.labels, state.masks, state.thread))
         state.labels, state.masks = self._labels, self._masks
-        if state.taught is not None and torch.is_grad_enabled():
-            for taught, mask in zip(state.taught, self._masks, strict=True):
-                taught.logical_or_(mask.taught().to(taught.device))
+        if torch.is_grad_enabled():
+            for record in state.records:
+                record.note(self._masks)
         if not torch.compiler.is_compiling():
             state.thread = threading.get_ident()
         return self._router
@@ -388,11 +389,13 @@ class Router:
         """The labels of the batch in flight; None outside of a ``with router(labels)`` block."""
         return self._state.labels
 
-    def _record_taught(self) -> list[Tensor]:
-        """Begin to note which units are taught: bool [width] for each group of sites, for the caller to clear."""
-        if self._state.taught is None:
-            self._state.taught = [torch.zeros(spec.width, dtype=torch.bool, device="cpu") for _, spec in self._groups]
-        return self._state.taught
+    def _record_taught(self) -> Taught:
+        """Begin to note which units are taught, until the record is taken out of ``_state.records``."""
+        record = Taught(spec.width for _, spec in self._groups)
+        if self._state.masks:
+            record.note(self._state.masks)
+        self._state.records.append(record)
+        return record
 
     def remove(self) -> None:
         """Take the router's own hooks off the model, and no others. Removing twice is fine."""

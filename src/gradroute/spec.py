@@ -127,6 +127,7 @@ class RoutingSpec:
     unlabeled: Unlabeled
     # What the rest of the library reads; made from the fields above.
     masks: MaskTable = field(compare=False, repr=False)
+    _routes: dict[Hashable, Route] = field(compare=False, repr=False)
 
     def __init__(
         self,
@@ -154,6 +155,8 @@ class RoutingSpec:
             raise SpecError(f"shared: {error}") from None
         set_field = object.__setattr__
         set_field(self, "routes", MappingProxyType(resolved))
+        # The dict itself, since Dynamo reads no mapping proxy after any dict was written to, as a block of labels does.
+        set_field(self, "_routes", resolved)
         set_field(self, "width", width)
         set_field(self, "shared", shared_units)
         set_field(self, "unlabeled", _canonical_unlabeled(unlabeled, width))
@@ -215,7 +218,7 @@ class RoutingSpec:
     @property
     def labels(self) -> tuple[Hashable, ...]:
         """The labels, in the order of their ids."""
-        return tuple(self.routes)
+        return tuple(self._routes)
 
     def indices(self, label: Hashable) -> tuple[int, ...]:
         """The units of the label's own route, in increasing order; the shared units are in `shared`.
@@ -243,8 +246,10 @@ class RoutingSpec:
         def taught(route: Route) -> set[int]:
             return set(route.index) if route.weight != 0 else set()  # type: ignore[arg-type]
 
-        own = set().union(*(taught(self.routes[label]) for label in labels))
-        others = set(self.shared).union(*(taught(route) for label, route in self.routes.items() if label not in labels))
+        own = set().union(*(taught(self._routes[label]) for label in labels))
+        others = set(self.shared).union(
+            *(taught(route) for label, route in self._routes.items() if label not in labels)
+        )
         return tuple(sorted(own - others))
 
     def encode(self, names: Sequence[Any] | Tensor) -> Tensor:
@@ -411,7 +416,7 @@ class RoutingSpec:
 
     def _route(self, label: Hashable) -> Route:
         try:
-            return self.routes[label]
+            return self._routes[label]
         except (KeyError, TypeError):
             raise SpecError(unknown_label(label, self.labels)) from None
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import gradroute as gr
+from composition import parameter_forms
 from composition.forms import SOFT, SPEC, WARNINGS_OF_TORCH, WIDTH, Net, Routed, assert_same, batch, expected_gradients
 
 pytestmark = WARNINGS_OF_TORCH
@@ -117,6 +118,31 @@ def test_ablating_after_compiling_is_obeyed_and_undone(form: str) -> None:
         off.decoder.weight[:, 3:5] = 0
     torch.testing.assert_close(ablated, off(x))
     torch.testing.assert_close(routed(x, labels, via=compiled), plain)
+
+
+@pytest.mark.supports(
+    "`torch.compile`: a step on the ablated forward, both blocks inside", forms=["router", "routed_module"]
+)
+@pytest.mark.parametrize("form", ["router", "routed_module"])
+@pytest.mark.parametrize("sites", [None, parameter_forms.sites(SPEC)], ids=["activations", "parameters"])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+def test_a_compiled_step_on_the_ablated_forward(form: str, sites: dict[str, gr.Site] | None, backend: str) -> None:
+    """Only what "forget" alone may teach is off; the shared unit learns on."""
+    routed = Routed(form, sites=sites)
+    off = Routed("oracle", type(routed.net) if sites is None else parameter_forms.Oracle)
+    keep = torch.tensor([1.0, 1, 1, 0, 0, 1])
+    off.net.encoder.register_forward_hook(lambda module, args, z: z * keep)
+
+    @torch.compile(backend=backend, fullgraph=True)
+    def ablated(x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        with routed.router.ablated("forget"):
+            return routed(x, labels)
+
+    for seed in range(2):
+        x, labels = batch(seed=seed)
+        expected = step(off.net, off(x, labels))
+        assert_same(step(routed.net, ablated(x, labels)), expected)
+        assert expected["encoder.weight"].any(1).tolist() == [True, True, True, False, False, True]
 
 
 @pytest.mark.supports("`torch.compile`: graph breaks")

@@ -1,0 +1,87 @@
+"""Two pictures: what is left after ablation by fraction of labels, and how fast the digit comes back."""
+
+from collections.abc import Sequence
+from statistics import mean
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mnist_unlearning.table import uses_labels
+from mnist_vae.figures import ACCENT, INK, MUTED, WARM
+
+#: Name without the fraction: colour, style of the line, what the legend says.
+LINES = {
+    "parameters": (ACCENT, "-", "parameters routed, ablated"),
+    "activations": ("#6aa84f", "-", "activations routed, ablated"),
+    "activations-plain": ("#b08900", "--", "activations routed, one pass, ablated"),
+    "filtered": (WARM, "-", "filtered: without what is labeled"),
+    "filtered-detected": (WARM, "--", "filtered by a detector, too"),
+    "placebo": (MUTED, ":", "placebo, ablated"),
+}
+NEVER_SAW = (INK, "-", "never saw the digit")
+SURFACE = (MUTED, "--", "unrouted, output row set to 0")
+PANELS = {
+    "forgotten": "accuracy on the forgotten digit",
+    "separation": "separation of the forgotten digit",
+    "kept": "accuracy on the nine kept digits",
+}
+
+
+def by_fraction(summary: Sequence[dict[str, Any]], title: str) -> Figure:
+    """A panel for each of three measures; a line through the means, and the range over seeds."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure.suptitle(f"After forgetting, by part of the images that is labeled ({title})", fontsize=10)
+    fractions = sorted({row["fraction"] for row in summary if uses_labels(row)})
+    panels = figure.subplots(1, len(PANELS))
+    for axes, (key, name) in zip(panels, PANELS.items(), strict=True):
+        for base, style in LINES.items():
+            rows = [row for fraction in fractions for row in summary if row["name"] == f"{base}-{fraction:g}"]
+            _band(axes, [fractions.index(row["fraction"]) for row in rows], [row[key] for row in rows], style)
+        axes.set_xticks(range(len(fractions)), [f"{fraction:.0%}" for fraction in fractions])
+        axes.set_title(name, fontsize=9, loc="left")
+        axes.set_xlabel("labeled")
+        _plain(axes)
+    panels[0].set_ylim(-0.02, 1.02)
+    _legend(figure, panels)
+    return figure
+
+
+def relearning(summary: Sequence[dict[str, Any]], title: str) -> Figure:
+    """A panel for each fraction of labels; in all of them the model that never saw the digit."""
+    fractions = sorted({row["fraction"] for row in summary if uses_labels(row)}, reverse=True)
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure.suptitle(f"Accuracy on the forgotten digit while the model is fine-tuned ({title})", fontsize=10)
+    panels = figure.subplots(1, len(fractions), sharey=True, squeeze=False)[0]
+    for axes, fraction in zip(panels, fractions, strict=True):
+        shown = {f"{base}-{fraction:g}": style for base, style in LINES.items()}
+        shown = {**shown, "unrouted-row": SURFACE, "filtered-1": NEVER_SAW}
+        for row in summary:
+            if row["name"] in shown:
+                by_step = [list(values) for values in zip(*row["relearning"], strict=True)]
+                _band(axes, row["relearning_steps"], by_step, shown[row["name"]])
+        axes.set_title(f"{fraction:.0%} labeled", fontsize=9, loc="left")
+        axes.set_xlabel("fine-tuning steps")
+        axes.set_ylim(-0.02, 1.02)
+        _plain(axes)
+    _legend(figure, panels)
+    return figure
+
+
+def _band(axes: Axes, x: Sequence[float], values: Sequence[Sequence[float]], style: tuple[str, str, str]) -> None:
+    if not values:
+        return
+    colour, line, label = style
+    axes.plot(x, [mean(each) for each in values], color=colour, linestyle=line, marker="o", markersize=3, label=label)
+    axes.fill_between(x, [min(each) for each in values], [max(each) for each in values], color=colour, alpha=0.15)
+
+
+def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
+    handles = {str(line.get_label()): line for axes in panels for line in axes.get_lines()}
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+
+
+def _plain(axes: Axes) -> None:
+    axes.tick_params(length=0, colors=INK)
+    axes.spines[:].set_visible(False)
+    axes.grid(axis="y", color="#e4e8eb", linewidth=0.8)

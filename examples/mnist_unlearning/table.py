@@ -1,0 +1,91 @@
+"""The results as one table: means over seeds, and the range where there is one."""
+
+from collections.abc import Iterable, Sequence
+from statistics import mean
+from typing import Any
+
+from mnist_unlearning.conditions import TWIN
+from mnist_unlearning.config import Condition
+from mnist_unlearning.relearn import steps_to
+
+#: Of each value: its heading, by what it is multiplied, and how it is printed.
+COLUMNS = {
+    "forgotten": ("forgotten, %", 100, "{:.1f}"),
+    "kept": ("kept, %", 100, "{:.1f}"),
+    "cost": ("cost, points", 100, "{:.1f}"),
+    "separation": ("separation, %", 100, "{:.1f}"),
+    "probe": ("probe, %", 100, "{:.1f}"),
+    "steps_to_half": ("steps to relearn", 1, "{:.0f}"),
+    "whole_forgotten": ("digit before, %", 100, "{:.1f}"),
+    "whole_kept": ("kept before, %", 100, "{:.1f}"),
+}
+RELEARNED = 0.5
+
+
+def summarise(rows: Sequence[Condition], seeds: Sequence[int], results: Iterable[dict[str, Any]]) -> list[Any]:
+    """A row for each condition, with a list of values of each column: one per seed, in the seeds' order.
+
+    Args:
+        rows: Conditions; the unrouted twin among them, which quality is compared with.
+        seeds: Of each.
+        results: Of the runs.
+    """
+    by_job = {(found["condition"]["name"], found["seed"]): found for found in results}
+    twins = [by_job[TWIN, seed]["whole"]["kept_of_nine"] for seed in seeds]
+    return [_row(row, seeds, [by_job[row.name, seed] for seed in seeds], twins) for row in rows]
+
+
+def markdown(summary: Sequence[dict[str, Any]]) -> str:
+    lines = [
+        [
+            f"`{row['name']}`",
+            *(cell([factor * x for x in row[key]], form) for key, (_, factor, form) in COLUMNS.items()),
+        ]
+        for row in summary
+    ]
+    return _table(["run", *(heading for heading, _, _ in COLUMNS.values())], lines)
+
+
+def legend(summary: Sequence[dict[str, Any]]) -> str:
+    """What each row is, once for all fractions."""
+    texts = {row["name"].removesuffix(f"-{row['fraction']:g}"): row["what"] for row in summary}
+    return _table(["run", "what"], [[f"`{name}`", text] for name, text in texts.items()])
+
+
+def cell(values: Sequence[float], form: str) -> str:
+    """The mean and the range; of values that were never reached, only the least is known."""
+    if any(value == float("inf") for value in values):
+        reached = [value for value in values if value != float("inf")]
+        return f"from {form.format(min(reached))} to never" if reached else "never"
+    # Adding 0.0 turns a rounded -0.0 into 0.0.
+    average, least, most = (form.format(float(form.format(x)) + 0.0) for x in (mean(values), min(values), max(values)))
+    return average if least == most else f"{average} ({least} to {most})"
+
+
+def uses_labels(row: dict[str, Any]) -> bool:
+    return bool(row["filtered"] != "no" or row["level"] != "none")
+
+
+def _row(row: Condition, seeds: Sequence[int], found: list[dict[str, Any]], twins: list[float]) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "what": row.what,
+        "fraction": row.fraction,
+        "level": row.level,
+        "filtered": row.filtered,
+        "seeds": list(seeds),
+        **{key: [run["after"][key] for run in found] for key in found[0]["after"]},
+        "cost": [twin - run["after"]["kept_of_nine"] for twin, run in zip(twins, found, strict=True)],
+        **{f"whole_{key}": [run["whole"][key] for run in found] for key in found[0]["whole"]},
+        "steps_to_half": [steps_to(run["relearning"], RELEARNED) for run in found],
+        "relearning_steps": found[0]["relearning"]["steps"],
+        "relearning": [run["relearning"]["forgotten"] for run in found],
+        **{key: [run[key] for run in found] for key in ("seconds", "cpu_seconds", "load_average")},
+    }
+
+
+def _table(headings: list[str], lines: list[list[str]]) -> str:
+    widths = [max(len(cells[i]) for cells in [headings, *lines]) for i in range(len(headings))]
+    table = [headings, ["-" * width for width in widths], *lines]
+    padded = [[text.ljust(width) for text, width in zip(cells, widths, strict=True)] for cells in table]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in padded)

@@ -1,0 +1,183 @@
+"""Laws of surgery, for any spec, any site on a chain of layers, and any label."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import Phase, assume, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import gradroute as gr
+from gradroute.errors import SiteError
+from gradroute.surgery import ablate_, contract, contract_, expand_
+from gradroute.surgery.links import regroup
+from strategies import specs
+
+ACTIVATIONS = [nn.ReLU(), nn.GELU(), nn.Tanh(), nn.Sigmoid(), nn.Softplus(), nn.SiLU(), nn.Softsign(), nn.PReLU()]
+X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(0))
+SOME = st.integers(1, 4)
+
+
+@st.composite
+def routed(draw):
+    """A chain of layers, a router with a site of any spec on one of them, an input, and labels that own units.
+
+    The units are the output of the first layer; the last one reads them.
+    """
+    spec = draw(specs())
+    n = spec.width
+    torch.manual_seed(draw(st.integers(0, 5)))
+    images = draw(st.booleans())
+    norm = nn.BatchNorm2d if images else nn.BatchNorm1d
+    between = draw(st.lists(st.sampled_from([norm, nn.Dropout, *ACTIVATIONS]), min_size=1, max_size=3))
+    between = [norm(n) if kind is norm else kind() if kind is nn.Dropout else kind for kind in between]
+    for module in between:
+        if isinstance(module, norm):
+            for tensor in (module.running_mean, module.running_var, module.weight, module.bias):
+                nn.init.uniform_(tensor, 0.5, 1.5)
+    if images:
+        model, dim, x = nn.Sequential(nn.Conv2d(4, n, 3), *between, nn.Conv2d(n, 2, 2)), 1, IMAGES
+    else:
+        model, dim, x = nn.Sequential(nn.Linear(4, n), *between, nn.Linear(n, 2)), -1, X
+    name = draw(st.sampled_from([str(position) for position in range(len(model))]))
+    on = "input" if int(name) == len(between) + 1 else "output"
+    assume(list(model).count(model[int(name)]) == 1)  # a module that is called twice is a site twice
+    router = gr.Router(model.eval(), {name: gr.Site(spec, on=on, dim=dim)})
+    labels = draw(st.lists(st.sampled_from(spec.labels), min_size=1, max_size=2, unique=True))
+    assume(spec.exclusive(*labels))
+    return model, router, labels, x, name
+
+
+def output(model, x):
+    with torch.no_grad():
+        return model(x)
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+# Each example exports a model, which takes a tenth of a second: to shrink a failing one would take minutes.
+EXPORTED = settings(max_examples=40, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+
+
+@EXPORTED
+@given(routed())
+def test_an_ablation_for_good_is_the_ablated_model_and_nothing_else(case):
+    model, router, labels, x, name = case
+    module = model[int(name)]
+    own = isinstance(module, nn.Linear | nn.Conv2d | nn.BatchNorm2d)  # of a BatchNorm1d, dim=-1 may be time
+    before = copy.deepcopy(model.state_dict())
+    with router.ablated(*labels):
+        expected = output(model, x)
+    ablate_(router, *labels, example=None if own else x)
+    close(output(model, x), expected)
+    spec = router.sites[name][0].spec
+    kept = [unit for unit in range(spec.width) if unit not in spec.exclusive(*labels)]
+    after = model.state_dict()
+    last = str(len(model) - 1)
+    assert {key: value.shape for key, value in after.items()} == {key: value.shape for key, value in before.items()}
+    for key in after:
+        if key in dict(model.named_buffers()):
+            assert torch.equal(after[key], before[key])
+        elif key == f"{last}.weight":
+            assert torch.equal(after[key][:, kept], before[key][:, kept])
+        elif after[key].shape[:1] == (spec.width,) and not key.startswith(last):
+            assert torch.equal(after[key][kept], before[key][kept])
+        elif key != f"{last}.bias":
+            assert torch.equal(after[key], before[key])
+    if own:  # and then no other layer changes
+        assert all(torch.equal(after[key], before[key]) for key in after if not key.startswith(f"{name}."))
+
+
+@EXPORTED
+@given(routed())
+def test_contracting_is_the_ablated_model_without_the_units(case):
+    model, router, labels, x, name = case
+    spec = router.sites[name][0].spec
+    off = spec.exclusive(*labels)
+    with router.ablated(*labels):
+        expected = output(model, x)
+    if len(off) == spec.width:
+        with pytest.raises(SiteError, match="would be gone"):
+            contract(router, *labels, example=x)
+        return
+    contracted = contract(router, *labels, example=x)
+    smaller, left = contracted.model, spec.width - len(off)
+    close(output(smaller, x), expected)
+    assert smaller[0].weight.shape[0] == smaller[-1].weight.shape[1] == left
+    before, after = model.state_dict(), smaller.state_dict()
+    for key, kept in contracted.kept.items():
+        if key != f"{len(model) - 1}.bias":
+            (dim, positions), *rest = kept.items()
+            assert not rest
+            assert torch.equal(after[key], before[key].index_select(dim, torch.tensor(positions)))
+    ablate_(router, *labels, example=x)
+    close(output(smaller, x), output(model, x))
+
+
+@st.composite
+def pairs(draw):
+    """Two layers of a model, what lies between them, the model, and an input."""
+    width = draw(st.integers(1, 5))
+    between = [draw(st.sampled_from(ACTIVATIONS[:-1]))]
+    kind = draw(st.sampled_from(["linear", "convolution", "flattened"]))
+    if kind == "linear":
+        between += [nn.BatchNorm1d(width)] * draw(st.booleans())
+        layers, x = (nn.Linear(4, width), nn.Linear(width, 2)), X
+    elif kind == "convolution":
+        between += [nn.BatchNorm2d(width), nn.MaxPool2d(2)] * draw(st.booleans())
+        layers, x = (nn.Conv2d(4, width, 2), nn.Conv2d(width, 2, 2)), IMAGES
+    else:
+        between.append(nn.Flatten())
+        layers, x = (nn.Conv2d(4, width, 2), nn.Linear(16 * width, 2)), IMAGES
+    return layers, between, nn.Sequential(layers[0], *between, layers[1]).eval(), x
+
+
+@given(pairs(), SOME)
+def test_expanding_changes_no_output_and_contracting_undoes_it(pair, extra):
+    (producer, consumer), between, model, x = pair
+    width = producer.weight.shape[0]
+    expected, before = output(model, x), copy.deepcopy(model.state_dict())
+    new = expand_(producer, consumer, extra, between=between)
+    assert list(range(width + extra))[new] == list(range(width, width + extra))
+    assert producer.weight.shape[0] == width + extra
+    close(output(model, x), expected)
+    contract_(producer, consumer, new, between=between)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+@given(pairs(), st.data())
+def test_contracting_by_hand_is_what_zero_columns_compute(pair, data):
+    (producer, consumer), between, model, x = pair
+    width = producer.weight.shape[0]
+    assume(width > 1)
+    gone = data.draw(st.lists(st.integers(0, width - 1), min_size=1, max_size=width - 1, unique=True))
+    zeroed = copy.deepcopy(model)
+    with torch.no_grad():
+        zeroed[-1].weight.unflatten(1, (width, -1))[:, gone] = 0
+    contract_(producer, consumer, gone, between=between)
+    close(output(model, x), output(zeroed, x))
+
+
+@given(st.data())
+def test_values_follow_a_reshape_as_the_entries_do(data):
+    sizes = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
+    dim = data.draw(st.integers(0, len(sizes) - 1))
+    order = []  # a partner of the same number of entries: neighbours merged, and sizes split
+    for size in sizes:
+        if order and data.draw(st.booleans()):
+            order[-1] *= size
+        elif size == 4 and data.draw(st.booleans()):
+            order += [2, 2]
+        else:
+            order += [1] * data.draw(st.booleans()) + [size]
+    values = torch.tensor(data.draw(st.lists(st.integers(0, 1), min_size=sizes[dim], max_size=sizes[dim])))
+    full = values.view([-1 if d == dim else 1 for d in range(len(sizes))]).expand(sizes).reshape(order)
+    for new_dim, found in regroup(values, dim, sizes, order, -1):
+        rows = full.movedim(new_dim, 0).flatten(1) if full.ndim > 1 else full[:, None]
+        for position, value in enumerate(found.tolist()):
+            same = bool((rows[position] == rows[position, 0]).all())
+            assert value == (rows[position, 0] if same else -1)

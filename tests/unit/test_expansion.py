@@ -1,0 +1,215 @@
+"""`expand_` and `contract_`: other sizes between two layers, and what an optimizer keeps of them."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import gradroute as gr
+from gradroute.errors import SiteError, UsageError
+from gradroute.surgery import contract, contract_, expand_
+from surgery_cases import IDS, IMAGES, ROWS, Gated, Shared, agree, gpt2, mlp, output, resnet, spec
+
+PAIRS = {
+    "linear": (
+        lambda: nn.Sequential(nn.Linear(5, 8), nn.GELU(), nn.Linear(8, 2)), lambda m: (m[0], m[2], [m[1]]), ROWS
+    ),
+    "convolution": (resnet, lambda m: (m.layer1[0].conv1, m.layer1[0].conv2, [m.layer1[0].bn1, m.layer1[0].relu]), IMAGES),
+    "flatten": (
+        lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(6 * 196, 2)),
+        lambda m: (m[0], m[3], [m[1], m[2]]),
+        IMAGES,
+    ),
+    "gpt2": (gpt2, lambda m: (m.transformer.h[0].mlp.c_fc, m.transformer.h[0].mlp.c_proj, [m.transformer.h[0].mlp.act]), IDS),
+    "gated": (Gated, lambda m: ([m.gate, m.up], m.down, []), torch.randn(2, 3, 6)),
+    "two readers": (Shared, lambda m: (m.first, [m.a, m.b], [m.act]), ROWS),
+}  # fmt: skip
+
+
+class TestExpand:
+    @pytest.mark.parametrize("pair", PAIRS)
+    def test_the_output_stays_and_contracting_is_its_inverse(self, pair):
+        build, layers, x = PAIRS[pair]
+        model = build().eval()
+        producer, consumer, between = layers(model)
+        expected = output(model, x)
+        before = copy.deepcopy(model.state_dict())
+        sizes = repr(model)
+        new = expand_(producer, consumer, 3, between=between)
+        assert new.stop - new.start == 3
+        agree(output(model, x), expected)
+        assert repr(model) != sizes
+        contract_(producer, consumer, new, between=between)
+        assert repr(model) == sizes
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+    def test_new_units_learn_and_old_parameters_keep_what_they_were(self):
+        model = mlp().train()
+        model[0].bias.requires_grad_(False)
+        model.double()
+        new = expand_(model[0], model[4], 2, between=model[1:4], generator=torch.Generator().manual_seed(1))
+        assert (model[0].weight.dtype, model[0].bias.requires_grad) == (torch.float64, False)
+        assert isinstance(model[0].weight, nn.Parameter)
+        with torch.no_grad():
+            assert not model[4].weight[:, new].any()
+            assert 0.5 < (model[0].weight[new].std() / model[0].weight[:8].std()).item() < 2
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        rows = model[0].weight[new].clone()
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(ROWS.double()).square().sum().backward()
+            optimizer.step()
+        assert model[4].weight[:, new].any()
+        assert not torch.equal(model[0].weight[new], rows)
+
+    def test_parameters_stay_the_same_objects_and_older_graphs_do_no_harm(self):
+        model = mlp(nn.GELU())
+        parameters = list(model.parameters())
+        optimizer = torch.optim.SGD(parameters, lr=0.1)
+        loss = model(ROWS).square().sum()
+        loss.backward()
+        gradient = model[0].weight.grad.clone()
+        new = expand_(model[0], model[4], 2, between=model[1:4])  # and nobody tells the optimizer
+        assert all(one is other for one, other in zip(model.parameters(), parameters, strict=True))
+        assert torch.equal(model[0].weight.grad[:8], gradient)
+        assert not model[0].weight.grad[new].any()
+        for _ in range(2):
+            before = model[0].weight.detach().clone()
+            optimizer.zero_grad()
+            model(ROWS).square().sum().backward()
+            optimizer.step()
+        assert not torch.equal(model[0].weight[new], before[new])
+        assert loss.grad_fn is not None, "its graph was alive all the while"
+
+    def test_a_weight_that_is_shared_is_changed_once_or_not_at_all(self):
+        model = Gated()
+        model.up.weight = model.gate.weight
+        x = torch.randn(2, 3, 6)
+        expected = output(model, x)
+        expand_([model.gate, model.up], model.down, 2)
+        assert model.up.weight is model.gate.weight
+        agree(output(model, x), expected)
+        square = nn.Linear(4, 4)
+        with pytest.raises(SiteError, match="both makes the units and reads them"):
+            expand_(square, square, 1)
+
+    def test_rows_by_an_init_of_ones_own(self):
+        model = mlp()
+        new = expand_(model[0], model[4], 2, between=model[1:4], init=nn.init.ones_)
+        assert torch.equal(model[0].weight[new], torch.ones(2, 5))
+        assert torch.equal(model[0].bias[new], torch.zeros(2))
+
+    @pytest.mark.parametrize(
+        ("operate", "reason"),
+        [
+            (lambda m: expand_(m[0], m[6], 0), "extra must be an integer of at least 1; got 0"),
+            (lambda m: expand_(m[0], m[4], 2, between=[nn.LayerNorm(8)]), "LayerNorm lies between, which mixes"),
+            (lambda m: expand_(m[0], m[4], 2, between=[nn.PReLU(8)]), "a PReLU with parameters lies between"),
+            (lambda m: expand_(m[0], m[4], 2, between=[nn.BatchNorm1d(4)]), "a norm between is over 4 units"),
+            (lambda m: expand_(m[0], nn.Linear(9, 2), 2), "makes 8 units, but a consumer reads 9"),
+            (lambda m: expand_(m[0], nn.Linear(16, 2), 2, between=[nn.Flatten()]), r"2 for each: in which order"),
+            (lambda m: expand_(nn.Conv1d(5, 8, 1), nn.Linear(16, 2), 2), r"give nn\.Flatten\(\) for a call"),
+            (
+                lambda m: expand_(m[0], m[4], 2, between=[nn.Sequential(nn.LayerNorm(8, elementwise_affine=False))]),
+                "LayerNorm lies between",
+            ),
+            (lambda m: expand_(m[0], m[4], 2, between=[nn.ChannelShuffle(2)]), "ChannelShuffle lies between"),
+            (lambda m: expand_(nn.LSTM(5, 8), m[4], 2), "of a LSTM it is not known"),
+            (lambda m: expand_(nn.LayerNorm(8), m[4], 2), "LayerNorm is no layer between whose output"),
+            (lambda m: expand_([m[0], nn.Linear(5, 4)], m[4], 2), "different numbers of units: 4, 8"),
+            (lambda m: expand_([], m[4], 2), "expected a module or several; got none"),
+            (lambda m: contract_(m[0], m[4], [8]), "no unit 8: they are numbered 0 to 7"),
+            (lambda m: contract_(m[0], m[4], slice(None)), "all 8 units would go"),
+        ],
+    )
+    def test_refuses_with_the_reason_and_changes_nothing(self, operate, reason):
+        model = mlp()
+        before = repr(model)
+        with pytest.raises(SiteError, match=reason):
+            operate(model)
+        assert repr(model) == before
+
+
+OPTIMIZERS = {
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.1, amsgrad=True),
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.1),
+    "rmsprop": lambda parameters: torch.optim.RMSprop(parameters, lr=0.01, centered=True),
+}
+
+
+def train(model, optimizer, x=ROWS):
+    optimizer.zero_grad()
+    model(x).square().sum().backward()
+    optimizer.step()
+
+
+class TestOptimizer:
+    @pytest.mark.parametrize("kind", OPTIMIZERS)
+    def test_a_step_after_expanding_is_that_of_the_original(self, kind):
+        model = mlp()
+        optimizer = OPTIMIZERS[kind](model.parameters())
+        train(model, optimizer)
+        plain, plain_optimizer = copy.deepcopy((model, optimizer))
+        new = expand_(model[0], model[4], 3, between=model[1:4], optimizer=optimizer)
+        kept = [value for value in optimizer.state[model[0].weight].values() if torch.is_tensor(value) and value.ndim]
+        assert kept
+        assert all(value[: new.start].any() and not value[new].any() for value in kept)
+        train(model, optimizer)
+        train(plain, plain_optimizer)
+        agree(model[0].weight[: new.start], plain[0].weight)
+        agree(model[4].weight[:, : new.start], plain[4].weight)
+        assert {id(p) for group in optimizer.param_groups for p in group["params"]} == {
+            id(p) for p in model.parameters()
+        }
+        assert all(
+            value.shape == parameter.shape
+            for parameter, state in optimizer.state.items()
+            for value in state.values()
+            if isinstance(value, torch.Tensor) and value.ndim
+        )
+
+    @pytest.mark.parametrize("kind", OPTIMIZERS)
+    def test_a_step_after_contracting_is_that_of_the_ablated_original(self, kind):
+        model = mlp()
+        optimizer = OPTIMIZERS[kind](model.parameters())
+        train(model, optimizer)
+        router = gr.Router(model, {"2": spec(8)})
+        contracted = contract(router, "forget", example=ROWS, optimizer=optimizer)
+        train(contracted.model, contracted.optimizer)
+        with router.ablated("forget"):
+            train(model, optimizer)
+        agree(contracted.model[0].weight, model[0].weight[:6])
+        agree(contracted.model[4].weight, model[4].weight[:, :6])
+        agree(contracted.model[6].bias, model[6].bias)
+        assert contracted.model[0].weight.shape == (6, 5)
+
+    def test_the_state_of_new_entries_is_what_the_optimizer_makes_of_zero_gradients(self):
+        model = mlp()
+        optimizer = torch.optim.Rprop(model.parameters(), lr=0.3)
+        train(model, optimizer)
+        new = expand_(model[0], model[4], 3, between=model[1:4], optimizer=optimizer)
+        steps = optimizer.state[model[4].weight]["step_size"]
+        assert torch.equal(steps[:, new], torch.full((8, 3), 0.3)), "zeros would never move"
+
+    def test_an_optimizer_that_nobody_named_raises_and_trains_nothing_else(self):
+        model = mlp()
+        optimizer = torch.optim.AdamW(model.parameters())
+        train(model, optimizer)
+        expand_(model[0], model[4], 3, between=model[1:4])
+        with pytest.raises(RuntimeError, match="size of tensor"):
+            train(model, optimizer)
+
+    def test_states_of_another_shape_and_foreign_parameters_are_refused(self):
+        model = mlp()
+        optimizer = torch.optim.Adafactor(model.parameters())
+        train(model, optimizer)
+        before = repr(model)
+        with pytest.raises(UsageError, match="Adafactor keeps state in another shape"):
+            expand_(model[0], model[4], 1, optimizer=optimizer)
+        assert repr(model) == before
+        with pytest.raises(UsageError, match="LBFGS keeps state in another shape"):
+            expand_(model[0], model[4], 1, optimizer=torch.optim.LBFGS(model.parameters()))
+        both = torch.optim.SGD([*model.parameters(), nn.Parameter(torch.ones(1))], lr=0.1)
+        with pytest.raises(UsageError, match="parameters that are not the model's"):
+            contract(gr.Router(model, {"2": spec(8)}), "forget", example=ROWS, optimizer=both)
