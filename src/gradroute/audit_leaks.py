@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from .audit_groups import Group
-from .audit_owned import Ownership
+from .audit_owned import Ownership, module_of
 from .audit_paths import Kind, Paths
 from .audit_probes import Run
 from .audit_state import norm, trainable
+from .masks import Mask
 from .report import Bypass
 from .router import Router
 
@@ -42,18 +43,18 @@ class Leaks:
             taught = masks[hook.group].taught().cpu()
             if bool(taught.all()):
                 continue
-            for target, kind, share in self._at(position, taught, run, total):
+            for target, kind, share in self._at(position, masks, run, total):
                 if share > 0 and share > getattr(found.get((target, kind)), "share", 0.0):
-                    advice = _ADVICE[kind].format(target=target, module=_module_of(target), site=hook.name)
+                    advice = _ADVICE[kind].format(target=target, module=module_of(target), site=hook.name)
                     found[target, kind] = Bypass(group.label, target, kind, share, advice, hook.name)
         return list(found.values())
 
-    def _at(self, position: int, taught: Tensor, run: Run, total: float) -> Iterator[tuple[str, Kind, float]]:
+    def _at(self, position: int, masks: tuple[Mask, ...], run: Run, total: float) -> Iterator[tuple[str, Kind, float]]:
         hook = self._router._hooks[position]
+        taught = masks[hook.group].taught().cpu()
         if run.calls[position] == 0:
             yield from self._silent(hook.name, run, total)
             return
-        owned = self.ownership.of(position, taught)
         paths: Paths | None = None
 
         def around() -> Paths:
@@ -68,20 +69,18 @@ class Leaks:
                 if leaked > 0 and seen.edge is not None:
                     for kind in around().kinds(seen.edge):
                         yield hook.name, kind, leaked / norm([gradient])
-        for name, entries in owned.writers.items():
+        for name, entries in self.ownership.writers(position, ~taught).items():
             share = _share(run.gradients[name], entries, total)
             if share > 0:
                 tied: list[Kind] = ["tied weight"]
                 for kind in tied if hook.routes_parameters else around().kinds(self._parameters[name]):
                     yield name, kind, share
-        for name, entries in owned.readers.items():
+        readers = self.ownership.readers(position, ~taught)
+        for name, entries in readers.weights.items():
             kind = "tied weight" if self._is_protected(name) else "reader"
             yield name, kind, _share(run.gradients[name], entries, total)
-        for name in owned.biases:
-            gradient = run.gradients[name]
-            if gradient is not None and bool(gradient.any()):
-                free = ~self._of_units(name, position)
-                yield name, "shared bias", _share(gradient, free, total)
+        for name in readers.biases:
+            yield name, "shared bias", _share(run.gradients[name], ~self._written(name, position, masks), total)
 
     def _silent(self, name: str, run: Run, total: float) -> Iterator[tuple[str, Kind, float]]:
         """A site that did not run: if its module has parameters that learn, they learn unrouted."""
@@ -94,16 +93,18 @@ class Leaks:
     def _is_protected(self, parameter: str) -> bool:
         """Whether a site of level "parameters" is on the input of the parameter's module: then it is used elsewhere."""
         return any(
-            hook.site.on == "input" and hook.routes_parameters and hook.name == _module_of(parameter)
+            hook.site.on == "input" and hook.routes_parameters and hook.name == module_of(parameter)
             for hook in self._router._hooks
         )
 
-    def _of_units(self, parameter: str, site: int) -> Tensor:
-        """Which entries of a parameter belong to units of another site, and are routed there."""
+    def _written(self, parameter: str, site: int, masks: tuple[Mask, ...]) -> Tensor:
+        """Which entries of a parameter write units of another site, and are routed there."""
         entries = torch.zeros_like(self._parameters[parameter], dtype=torch.bool)
         for other, hook in enumerate(self._router._hooks):
             if other != site and hook.site.spec.width > 1:
-                entries |= self.ownership.written(other, parameter)
+                taught = masks[hook.group].taught()
+                for units in (taught, ~taught):
+                    entries |= self.ownership.writers(other, units).get(parameter, entries)
         return entries
 
 
@@ -112,10 +113,6 @@ def _share(gradient: Tensor | None, entries: Tensor, total: float) -> float:
         return 0.0
     dense = gradient.to_dense() if gradient.is_sparse else gradient
     return norm([dense[entries]]) / total
-
-
-def _module_of(parameter: str) -> str:
-    return parameter.rpartition(".")[0]
 
 
 _ADVICE: dict[Kind, str] = {

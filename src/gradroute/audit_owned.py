@@ -1,179 +1,267 @@
-"""Which entries of a model's parameters belong to units: what makes these and no others, and what reads no others."""
+"""`Ownership`: which entries of a model's parameters write some units of a site, or read them, and nothing else."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .audit_nudges import Nudges, along, noise
 from .audit_probes import Probes, Runs
+from .audit_readers import Reading, Reads
 from .audit_state import trainable, unrouted
-from .router import Labels, Router, _SiteHook
+from .router import Labels, _SiteHook
 
-_SEEDS = (0, 1, 2)
+# Of the size of the activations. A small nudge stays on the same side of most kinks, such as a ReLU's; a large one
+# changes what is read beyond rounding.
+_SMALL, _LARGE = 0.05, 2.0
+# Units are held at 0 and at two other values: at a single one a ReLU may hide from a neuron what else it reads.
+_HELD = (0.0, 1.0, 1.0)
+
+Entries = dict[str, Tensor]
+"""For parameters by their names, which of their entries, bool."""
 
 
 @dataclass
-class Owned:
-    """What belongs to the units of one site that are off.
+class Readers:
+    """What reads some units and nothing else.
 
     Attributes:
-        writers: For each parameter the entries without which only these units would change, bool.
-        readers: For each parameter the entries that read these units and nothing else, bool.
-        biases: The biases that are added to what the readers read.
+        weights: The entries of the weight columns that read them.
+        biases: The names of the biases that are added to what these read.
     """
 
-    writers: dict[str, Tensor] = field(default_factory=dict)
-    readers: dict[str, Tensor] = field(default_factory=dict)
+    weights: Entries = field(default_factory=dict)
     biases: set[str] = field(default_factory=set)
 
 
 class Ownership:
-    """Finds by experiment, on the whole batch and unrouted, what belongs to units.
+    """Finds by experiment, on the whole batch and unrouted, what belongs to some units of a site and to nothing else.
 
-    *Writers.* The units are asked backwards: which entries does a random gradient on these units reach, and on the
-    others does not? Exact: what it does not reach gets a gradient of exactly 0.
+    *Writers* are the entries of parameters that a random gradient on these units reaches, and one on the site's other
+    units does not: the weight rows and biases that make them, however far before the site.
 
-    *Readers.* The units are asked forwards: they are nudged, and what changes read them; see `Nudges`.
+    *Readers* are the weight columns that read a tensor which changes when these units are nudged and, while they are
+    held fixed, stays the same whatever else changes: the other units, or the examples.
 
-    Where a label may teach no unit of a site there are no others to compare with; there the units are taken in two
-    halves, and what belongs to both halves alike is not theirs but the model's. Of a single unit, only what the site's
-    own module holds is looked at.
+    So what makes units of all labels, or reads a mixture of them (behind a LayerNorm, in a residual stream), is shared,
+    and belongs to nobody. Where all units of a site are asked for there are no others to compare with; then each half
+    is held against the other. Of a site's single unit, only writers in the site's own module are known.
     """
 
     def __init__(self, runs: Runs, labels: Labels) -> None:
         self._runs = runs
-        self._router: Router = runs.router
+        self._router = runs.router
         self._labels = labels
-        self._parameters = trainable(self._router.model)
-        self._found: dict[tuple[int, tuple[bool, ...]], Owned] = {}
-        self._written: dict[tuple[int, str], Tensor] = {}
-        self._nudges = Nudges(runs, labels)
-
-    @property
-    def repeatable(self) -> bool:
+        self._parameters = trainable(runs.router.model)
+        self._writers: dict[tuple[int, tuple[bool, ...]], Entries] = {}
+        self._readers: dict[tuple[int, tuple[bool, ...]], Readers] = {}
+        self._sizes = [0.0] * len(runs.router._hooks)
+        self._before: list[Reading] | None = None
+        self.unknown: set[str] = set()
+        """The names of parameters of which it is not known what they read."""
+        self.repeatable = True
         """Whether two runs of the step do the same. If not, no reader is found."""
-        return self._nudges.repeatable
 
-    def of(self, site: int, taught: Tensor) -> Owned:
-        """What belongs to the units of one site that are not taught, bool [width]; each question is asked once."""
-        taught = taught.cpu()
-        key = site, tuple(taught.tolist())
-        if key not in self._found:
-            hook = self._router._hooks[site]
-            if bool(taught.all()):
-                owned = Owned()
-            elif _as_a_whole(hook):
-                own = self._own(_prefix(hook))
-                owned = Owned({name: torch.ones_like(parameter, dtype=torch.bool) for name, parameter in own.items()})
-            elif len(taught) == 1:
-                owned = Owned()
-                self._find_writers(site, ~taught, taught, owned, self._own(_prefix(hook)))
-            elif bool(taught.any()):
-                owned = self._owned(site, ~taught, taught)
-            else:
-                half = torch.arange(len(taught)) < len(taught) // 2
-                owned = _merged(self._owned(site, half, ~half), self._owned(site, ~half, half))
-            self._found[key] = owned
-        return self._found[key]
+    def writers(self, site: int, units: Tensor) -> Entries:
+        """What writes these units of a site, bool [width], and no others."""
+        units = units.cpu()
+        key = site, tuple(units.tolist())
+        if key not in self._writers:
+            self._writers[key] = self._find_writers(site, units)
+        return self._writers[key]
 
-    def written(self, site: int, parameter: str) -> Tensor:
-        """Which entries of a parameter belong to some of a site's units, and not to all of them alike; bool."""
-        key = site, parameter
-        if key not in self._written:
-            width = self._router._hooks[site].site.spec.width
-            half = torch.arange(width, device="cpu") < width // 2
-            owned = Owned()
-            self._find_writers(site, half, ~half, owned)
-            first = owned.writers
-            owned = Owned()
-            self._find_writers(site, ~half, half, owned)
-            empty = torch.zeros_like(self._parameters[parameter], dtype=torch.bool)
-            self._written[key] = first.get(parameter, empty) | owned.writers.get(parameter, empty)
-        return self._written[key]
-
-    def _own(self, prefix: str) -> dict[str, Tensor]:
-        """The parameters of a module, by their names in the model."""
-        return {name: parameter for name, parameter in self._parameters.items() if name.startswith(prefix)}
-
-    def _owned(self, site: int, units: Tensor, others: Tensor) -> Owned:
-        owned = Owned()
-        self._find_writers(site, units, others, owned)
-        owned.readers, owned.biases = self._nudges.readers(site, units, others)
-        return owned
+    def readers(self, site: int, units: Tensor) -> Readers:
+        """What reads these units of a site, bool [width], and nothing else."""
+        units = units.cpu()
+        key = site, tuple(units.tolist())
+        if key not in self._readers:
+            self._readers[key] = self._find_readers(site, units)
+        return self._readers[key]
 
     # ------------------------------------------------------------------ writers
 
-    def _find_writers(
-        self, site: int, units: Tensor, others: Tensor, owned: Owned, among: dict[str, Tensor] | None = None
-    ) -> None:
+    def _find_writers(self, site: int, units: Tensor) -> Entries:
         hook = self._router._hooks[site]
-        if hook.site.level == "parameters" and hook.site.on == "input":
-            return  # a site on what reads
-        among = among if among is not None else {**self._parameters}
-        parameters = self._own(_prefix(hook)) if hook.routes_parameters else among
-        if not parameters:
-            return
-        # A graph of their own: the next forward pass writes to buffers that a BatchNorm's backward pass reads.
+        if not bool(units.any()) or (hook.routes_parameters and hook.site.on == "input"):
+            return {}
+        prefix = f"{hook.name}." if hook.name else ""
+        own = {name: parameter for name, parameter in self._parameters.items() if name.startswith(prefix)}
+        if hook.routes_parameters and len(units) == 1:  # all of the module belongs to its one unit
+            return {name: torch.ones_like(parameter, dtype=torch.bool) for name, parameter in own.items()}
+        among = own if hook.routes_parameters or len(units) == 1 else self._parameters
+        if not among:
+            return {}
         with torch.enable_grad():
+            # A graph of its own each time: the next forward pass writes to buffers that a BatchNorm's backward reads.
             _loss, graph = self._runs.whole(self._labels)
-        wanted = list(parameters.values())
-        theirs = self._reached(graph, site, units, wanted)
+        found: Entries = {}
+        for mine, others in _against_others(units):
+            for name, entries in self._reached_by_these_alone(graph, site, mine, others, among).items():
+                found[name] = found[name] | entries if name in found else entries
+        return found
+
+    def _reached_by_these_alone(
+        self, graph: Probes, site: int, units: Tensor, others: Tensor, among: dict[str, torch.nn.Parameter]
+    ) -> Entries:
+        wanted = list(among.values())
+        mine = self._reached(graph, site, units, wanted, seed=0)
         # Again and again, since what cancels but for rounding may give 0 by chance.
-        not_theirs = [self._reached(graph, site, others, wanted, seed) for seed in _SEEDS]
+        draws = [self._reached(graph, site, others, wanted, seed) for seed in range(3)]
+        # What rounding alone reaches belongs to nobody: a key's bias before a softmax, a bias before a BatchNorm. It is
+        # told by its size, next to the rest of its module.
         largest: dict[str, float] = {}
-        for name, mine in zip(parameters, theirs, strict=True):
-            if mine is not None and mine.numel():
-                largest[_module_of(name)] = max(largest.get(_module_of(name), 0.0), float(mine.abs().max()))
-        for name, mine, *draws in zip(parameters, theirs, *not_theirs, strict=True):
-            if mine is not None:
-                # What rounding alone reaches belongs to nobody: a key's bias before a softmax, a bias before a
-                # BatchNorm. It is told by its size, next to the rest of its module.
-                entries = mine.abs() > torch.finfo(mine.dtype).eps ** 0.5 * largest.get(_module_of(name), 0.0)
-                for other in draws:
+        for name, gradient in zip(among, mine, strict=True):
+            if gradient is not None and gradient.numel():
+                module = module_of(name)
+                largest[module] = max(largest.get(module, 0.0), float(gradient.abs().max()))
+        found = {}
+        for name, gradient, *of_others in zip(among, mine, *draws, strict=True):
+            if gradient is not None:
+                entries = gradient.abs() > torch.finfo(gradient.dtype).eps ** 0.5 * largest.get(module_of(name), 0.0)
+                for other in of_others:
                     entries &= True if other is None else other == 0
                 if bool(entries.any()):
-                    owned.writers[name] = entries
+                    found[name] = entries
+        return found
 
     def _reached(
-        self, graph: Probes, site: int, units: Tensor, parameters: list[Tensor], seed: int = 0
+        self, graph: Probes, site: int, units: Tensor, parameters: list[torch.nn.Parameter], seed: int
     ) -> list[Tensor | None]:
-        """The gradient of the parameters for random gradients on some units of a site."""
+        """The gradient of the parameters for a random gradient on some units of a site."""
         hook = self._router._hooks[site]
-        seen = [item for item in graph.seen[site] if item.edge is not None]
+        seen = [(item.edge, item.like) for item in graph.seen[site] if item.edge is not None]
         if not seen:
             return [None] * len(parameters)
         # Positive, so that what many entries of the batch have in common does not cancel by chance.
-        cotangents = [noise(item.like, seed, positive=True) * along(units, item.like, hook) for item in seen]
+        cotangents = [_noise(like, seed).abs() * _along(units, like, hook) for _, like in seen]
         with unrouted(self._router), self._router(self._labels):  # where checkpoints recompute
             found = torch.autograd.grad(
-                [item.edge for item in seen if item.edge is not None],
-                parameters,
-                cotangents,
-                retain_graph=True,
-                allow_unused=True,
+                [edge for edge, _ in seen], parameters, cotangents, retain_graph=True, allow_unused=True
             )
         return [g.to_dense() if g is not None and g.is_sparse else g for g in found]
 
+    # ------------------------------------------------------------------ readers
 
-def _module_of(parameter: str) -> str:
+    def _find_readers(self, site: int, units: Tensor) -> Readers:
+        before = self._undisturbed()
+        if not bool(units.any()) or len(units) == 1 or not self.repeatable or not self._runs.several:
+            return Readers()
+        columns = [torch.zeros(len(reading.columns), dtype=torch.bool, device="cpu") for reading in before]
+        for mine, others in _against_others(units):
+            for position, found in enumerate(self._columns_that_read(site, mine, others, before)):
+                columns[position] |= found
+        readers = Readers()
+        uses: dict[tuple[str, int], Tensor] = {}
+        for reading, found in zip(before, columns, strict=True):
+            # A weight that is used more than once is the units' only where each of its uses reads them.
+            key = reading.weight, reading.dim
+            uses[key] = found & uses.get(key, found)
+            if bool(found.any()) and reading.bias in self._parameters:
+                readers.biases.add(reading.bias)
+        for (name, dim), found in uses.items():
+            if name in self._parameters and bool(found.any()):
+                parameter = self._parameters[name]
+                shape = [1] * parameter.ndim
+                shape[dim] = -1
+                entries = found.to(parameter.device).view(shape).expand_as(parameter)
+                readers.weights[name] = entries | readers.weights.get(name, entries)
+        return readers
+
+    def _columns_that_read(self, site: int, units: Tensor, others: Tensor, before: list[Reading]) -> list[Tensor]:
+        """For each reading of the model, the columns that read these units and nothing else."""
+        changes = _changes(before, self._run(_Edit(site, units, _LARGE)))
+        for seed, size in enumerate(_HELD):
+            held = _Edit(site, units, size, seed, held=True)
+            still = self._run(held)
+            small, large = (_Edit(site, others, much, seed) for much in (_SMALL, _LARGE))
+            for other, traded in ((small, False), (large, True)):
+                changed = _changes(still, self._run(held, other, traded=traded))
+                changes = [mine & ~also for mine, also in zip(changes, changed, strict=True)]
+        return changes
+
+    def _undisturbed(self) -> list[Reading]:
+        """The readings of the model as it is."""
+        if self._before is None:
+            self._before, again = self._run(), self._run()
+            self.repeatable = not any(bool(changed.any()) for changed in _changes(self._before, again))
+        return self._before
+
+    def _run(self, *edits: _Edit, traded: bool = False) -> list[Reading]:
+        """All readings of a run; with ``traded=True`` of the batch with its examples in other places."""
+        hooks = self._router._hooks
+        found: list[Reading] = []
+
+        def edit(hook: _SiteHook, x: Tensor) -> Tensor:
+            site = hooks.index(hook)
+            if not edits:
+                self._sizes[site] = max(self._sizes[site], float(x.square().mean().sqrt()))
+            for one in edits:
+                if one.site == site:
+                    noise = one.size * (self._sizes[site] or 1.0) * _noise(x, one.seed)
+                    x = torch.where(_along(one.units, x, hook), noise if one.held else x + noise, x)
+            return x
+
+        reads = Reads(self._router.model, found.append)
+        with torch.no_grad(), reads:
+            self._runs.whole(self._labels, edit, traded=traded)
+        self.unknown |= reads.unknown
+        return found
+
+
+@dataclass(frozen=True)
+class _Edit:
+    """Noise on the units of a site: added to them, or, where they are held, in their place."""
+
+    site: int
+    units: Tensor
+    size: float
+    seed: int = 0
+    held: bool = False
+
+
+def module_of(parameter: str) -> str:
+    """The name of the module that holds a parameter.
+
+    >>> module_of("encoder.0.weight")
+    'encoder.0'
+    """
     return parameter.rpartition(".")[0]
 
 
-def _prefix(hook: _SiteHook) -> str:
-    return f"{hook.name}." if hook.name else ""
+def _against_others(units: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Units and the others to compare them with."""
+    if bool(units.all()) and len(units) > 1:
+        half = torch.arange(len(units), device="cpu") < len(units) // 2
+        yield half, ~half
+        yield ~half, half
+    else:
+        yield units, ~units
 
 
-def _as_a_whole(hook: _SiteHook) -> bool:
-    """Whether all of a module belongs to the one unit of its site."""
-    return hook.routes_parameters and hook.site.spec.width == 1 and hook.site.on == "output"
+def _along(units: Tensor, x: Tensor, hook: _SiteHook) -> Tensor:
+    """Units, bool [width], such that they broadcast against the tensor of a site."""
+    shape = [1] * x.ndim
+    shape[hook.site.dim] = -1
+    return units.to(x.device).view(shape)
 
 
-def _merged(a: Owned, b: Owned) -> Owned:
-    def either(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, Tensor]:
-        both = first.keys() & second.keys()
-        return {**first, **second, **{name: first[name] | second[name] for name in both}}
+def _noise(x: Tensor, seed: int) -> Tensor:
+    """Noise of a tensor's shape, between 0.5 and 1.5 in magnitude and of either sign; the same for a seed."""
+    # Of numpy, since torch's generators are watched here.
+    generator = np.random.default_rng(seed)
+    drawn = generator.uniform(0.5, 1.5, tuple(x.shape)) * generator.choice([-1.0, 1.0], tuple(x.shape))
+    return torch.from_numpy(np.asarray(drawn)).to(x.device, x.dtype)
 
-    return Owned(either(a.writers, b.writers), either(a.readers, b.readers), a.biases | b.biases)
+
+def _changes(before: list[Reading], after: list[Reading]) -> list[Tensor]:
+    """For each reading, which of its columns are not the same in another run, bool [n_columns]."""
+    found = []
+    for position, old in enumerate(before):
+        changed = torch.ones(len(old.columns), dtype=torch.bool, device="cpu")
+        if position < len(after) and after[position].columns.shape == old.columns.shape:
+            changed = (old.columns != after[position].columns).any(1).cpu()
+        found.append(changed)
+    return found

@@ -174,6 +174,11 @@ class Runs:
         self._untouched = untouched
         self._parameters = trainable(router.model)
 
+    @property
+    def several(self) -> bool:
+        """Whether the batch holds examples that could trade places."""
+        return self._size is not None and self._size > 1
+
     def label(self, group: Group, *, routed: bool) -> Run:
         """Forward and backward of one label's examples, routed or not.
 
