@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 
+from .audit_paths import nodes
 from .audit_probes import Probes, Runs
 from .audit_readers import Reading, Reads
 from .audit_state import trainable, unrouted
@@ -17,8 +21,8 @@ from .router import Labels, _SiteHook
 # Of the size of the activations. A small nudge stays on the same side of most kinks, such as a ReLU's; a large one
 # changes what is read beyond rounding.
 _SMALL, _LARGE = 0.05, 2.0
-# Units are held at 0 and at two other values: at a single one a ReLU may hide from a neuron what else it reads.
-_HELD = (0.0, 1.0, 1.0)
+# What passes no gradient on one side of a kink. A unit may be off in all examples, and is written all the same.
+_KINKS = ("Relu", "Threshold", "Hardtanh", "Hardswish", "Hardsigmoid", "Clamp", "LeakyRelu")
 
 Entries = dict[str, Tensor]
 """For parameters by their names, which of their entries, bool."""
@@ -58,7 +62,7 @@ class Ownership:
         self._parameters = trainable(runs.router.model)
         self._writers: dict[tuple[int, tuple[bool, ...]], Entries] = {}
         self._readers: dict[tuple[int, tuple[bool, ...]], Readers] = {}
-        self._sizes = [0.0] * len(runs.router._hooks)
+        self._values: dict[tuple[int, int], Tensor] = {}  # of each site, call by call, as it is
         self._before: list[Reading] | None = None
         self.unknown: set[str] = set()
         """The names of parameters of which it is not known what they read."""
@@ -109,7 +113,8 @@ class Ownership:
         wanted = list(among.values())
         mine = self._reached(graph, site, units, wanted, seed=0)
         # Again and again, since what cancels but for rounding may give 0 by chance.
-        draws = [self._reached(graph, site, others, wanted, seed) for seed in range(3)]
+        with _open_kinks(item.edge.node for item in graph.seen[site] if item.edge is not None):
+            draws = [self._reached(graph, site, others, wanted, seed) for seed in range(3)]
         # What rounding alone reaches belongs to nobody: a key's bias before a softmax, a bias before a BatchNorm. It is
         # told by its size, next to the rest of its module.
         largest: dict[str, float] = {}
@@ -172,15 +177,15 @@ class Ownership:
 
     def _columns_that_read(self, site: int, units: Tensor, others: Tensor, before: list[Reading]) -> list[Tensor]:
         """For each reading of the model, the columns that read these units and nothing else."""
-        changes = _changes(before, self._run(_Edit(site, units, _LARGE)))
-        for seed, size in enumerate(_HELD):
-            held = _Edit(site, units, size, seed, held=True)
-            still = self._run(held)
-            small, large = (_Edit(site, others, much, seed) for much in (_SMALL, _LARGE))
-            for other, traded in ((small, False), (large, True)):
-                changed = _changes(still, self._run(held, other, traded=traded))
-                changes = [mine & ~also for mine, also in zip(changes, changed, strict=True)]
-        return changes
+        nudge = _Edit(site, units, _LARGE)
+        nudged = self._run(nudge)
+        columns = _changes(before, nudged)
+        # Held as they are and as they were nudged: at a single value a ReLU may hide from a neuron what else it reads.
+        for held, still in ((_Edit(site, units, 0.0), before), (nudge, nudged)):
+            for size, traded in ((_SMALL, False), (_LARGE, True)):
+                changed = _changes(still, self._run(held, _Edit(site, others, size, seed=1), traded=traded))
+                columns = [mine & ~also for mine, also in zip(columns, changed, strict=True)]
+        return columns
 
     def _undisturbed(self) -> list[Reading]:
         """The readings of the model as it is."""
@@ -193,15 +198,19 @@ class Ownership:
         """All readings of a run; with ``traded=True`` of the batch with its examples in other places."""
         hooks = self._router._hooks
         found: list[Reading] = []
+        calls: Counter[int] = Counter()
 
         def edit(hook: _SiteHook, x: Tensor) -> Tensor:
-            site = hooks.index(hook)
+            call = hooks.index(hook), calls[hooks.index(hook)]
+            calls[hooks.index(hook)] += 1
             if not edits:
-                self._sizes[site] = max(self._sizes[site], float(x.square().mean().sqrt()))
+                self._values[call] = x.detach().clone()
+            original = self._values.get(call)
             for one in edits:
-                if one.site == site:
-                    noise = one.size * (self._sizes[site] or 1.0) * _noise(x, one.seed)
-                    x = torch.where(_along(one.units, x, hook), noise if one.held else x + noise, x)
+                if one.site == call[0] and original is not None and original.shape == x.shape:
+                    size = original.square().mean().sqrt() if bool(original.any()) else 1.0
+                    moved = original + one.size * size * _noise(x, one.seed)
+                    x = torch.where(_along(one.units, x, hook), moved, x)
             return x
 
         reads = Reads(self._router.model, found.append)
@@ -213,13 +222,12 @@ class Ownership:
 
 @dataclass(frozen=True)
 class _Edit:
-    """Noise on the units of a site: added to them, or, where they are held, in their place."""
+    """Units of a site are held at what they are in the undisturbed run, plus noise of this size."""
 
     site: int
     units: Tensor
     size: float
     seed: int = 0
-    held: bool = False
 
 
 def module_of(parameter: str) -> str:
@@ -229,6 +237,22 @@ def module_of(parameter: str) -> str:
     'encoder.0'
     """
     return parameter.rpartition(".")[0]
+
+
+@contextlib.contextmanager
+def _open_kinks(starts: Iterable[Node]) -> Iterator[None]:
+    """Let gradients pass through kinks, whichever side of them the examples are on."""
+
+    def passed(inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (outputs[0], *inputs[1:])
+
+    kinks = [node for node in nodes(starts) if node.name().startswith(_KINKS)]
+    handles = [node.register_hook(passed) for node in kinks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _against_others(units: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
