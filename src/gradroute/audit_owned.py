@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node
 
-from .audit_paths import nodes
+from .audit_kinks import Softened
 from .audit_probes import Probes, Runs
 from .audit_readers import Reading, Reads
 from .audit_state import trainable, unrouted
 from .router import Labels, _SiteHook
 
-# Of the size of the activations. A small nudge stays on the same side of most kinks, such as a ReLU's; a large one
-# changes what is read beyond rounding.
+# Of the size of the activations. The small nudge leaves them where functions are steep; the large one changes what is
+# read beyond rounding.
 _SMALL, _LARGE = 0.05, 2.0
-# What passes no gradient on one side of a kink. A unit may be off in all examples, and is written all the same.
-_KINKS = ("Relu", "Threshold", "Hardtanh", "Hardswish", "Hardsigmoid", "Clamp", "LeakyRelu")
 
 Entries = dict[str, Tensor]
 """For parameters by their names, which of their entries, bool."""
@@ -42,7 +38,10 @@ class Readers:
 
 
 class Ownership:
-    """Finds by experiment, on the whole batch and unrouted, what belongs to some units of a site and to nothing else.
+    """Finds by experiment what belongs to some units of a site and to nothing else.
+
+    The experiments are runs of the whole batch, unrouted, and `Softened`: what depends on what is asked for, and not
+    what happens to be off.
 
     *Writers* are the entries of parameters that a random gradient on these units reaches, and one on the site's other
     units does not: the weight rows and biases that make them, however far before the site.
@@ -98,7 +97,7 @@ class Ownership:
         among = own if hook.routes_parameters or len(units) == 1 else self._parameters
         if not among:
             return {}
-        with torch.enable_grad():
+        with torch.enable_grad(), Softened():
             # A graph of its own each time: the next forward pass writes to buffers that a BatchNorm's backward reads.
             _loss, graph = self._runs.whole(self._labels)
         found: Entries = {}
@@ -113,8 +112,7 @@ class Ownership:
         wanted = list(among.values())
         mine = self._reached(graph, site, units, wanted, seed=0)
         # Again and again, since what cancels but for rounding may give 0 by chance.
-        with _open_kinks(item.edge.node for item in graph.seen[site] if item.edge is not None):
-            draws = [self._reached(graph, site, others, wanted, seed) for seed in range(3)]
+        draws = [self._reached(graph, site, others, wanted, seed) for seed in range(3)]
         # What rounding alone reaches belongs to nobody: a key's bias before a softmax, a bias before a BatchNorm. It is
         # told by its size, next to the rest of its module.
         largest: dict[str, float] = {}
@@ -180,7 +178,6 @@ class Ownership:
         nudge = _Edit(site, units, _LARGE)
         nudged = self._run(nudge)
         columns = _changes(before, nudged)
-        # Held as they are and as they were nudged: at a single value a ReLU may hide from a neuron what else it reads.
         for held, still in ((_Edit(site, units, 0.0), before), (nudge, nudged)):
             for size, traded in ((_SMALL, False), (_LARGE, True)):
                 changed = _changes(still, self._run(held, _Edit(site, others, size, seed=1), traded=traded))
@@ -214,7 +211,7 @@ class Ownership:
             return x
 
         reads = Reads(self._router.model, found.append)
-        with torch.no_grad(), reads:
+        with torch.no_grad(), Softened(), reads:
             self._runs.whole(self._labels, edit, traded=traded)
         self.unknown |= reads.unknown
         return found
@@ -237,22 +234,6 @@ def module_of(parameter: str) -> str:
     'encoder.0'
     """
     return parameter.rpartition(".")[0]
-
-
-@contextlib.contextmanager
-def _open_kinks(starts: Iterable[Node]) -> Iterator[None]:
-    """Let gradients pass through kinks, whichever side of them the examples are on."""
-
-    def passed(inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (outputs[0], *inputs[1:])
-
-    kinks = [node for node in nodes(starts) if node.name().startswith(_KINKS)]
-    handles = [node.register_hook(passed) for node in kinks]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _against_others(units: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -286,6 +267,7 @@ def _changes(before: list[Reading], after: list[Reading]) -> list[Tensor]:
     for position, old in enumerate(before):
         changed = torch.ones(len(old.columns), dtype=torch.bool, device="cpu")
         if position < len(after) and after[position].columns.shape == old.columns.shape:
-            changed = (old.columns != after[position].columns).any(1).cpu()
+            new = after[position].columns
+            changed = ((old.columns != new) & ~(old.columns.isnan() & new.isnan())).any(1).cpu()
         found.append(changed)
     return found
