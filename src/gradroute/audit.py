@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from .audit_groups import Group, batch_size, group_by_label, length
 from .audit_leaks import Leaks
 from .audit_owned import Ownership
 from .audit_probes import Run, Runs, Step
 from .audit_state import Untouched, norm, trainable
-from .errors import UsageError
+from .errors import UsageError, preview
 from .report import AuditReport, Bypass, ParameterGradients, SiteGradients, frozen, split_allowed
 from .router import Labels, Router, _SiteHook
 from .units import unit_dims
@@ -187,6 +188,12 @@ def _notes(router: Router, leaks: Leaks, size: int | None, *, per_token: bool) -
             "two runs of the step on one batch differ, so readers could not be looked for: let the step draw its "
             "random numbers from torch, numpy, random or a torch.Generator, and use deterministic algorithms."
         )
+    unknown = sorted(leaks.ownership.unknown & trainable(router.model).keys())
+    if unknown:
+        notes.append(f"it is not known what these read, so no readers were looked for in them: {preview(unknown, 4)}.")
+    parametrized = [name for name, module in router.model.named_modules() if parametrize.is_parametrized(module)]
+    if parametrized:
+        notes.append(f"weights are computed from others here, so readers cannot be told: {preview(parametrized, 4)}.")
     notes += [f"site {name!r} never ran." for name in leaks.silent]
     return notes
 
