@@ -138,7 +138,7 @@ def test_parameter_level_sites_are_clean_alone_and_for_whole_modules():
 def test_units_that_are_off_in_all_examples_do_not_make_others_owners_of_the_trunk(kink):
     writer = nn.Linear(4, WIDTH)
     with torch.no_grad():
-        writer.bias[:2] = -100  # no example of the batch has a unit of label 0 on
+        writer.bias.copy_(torch.tensor([-100.0, -100.0, 1.0, 1.0]))  # no example has a unit of label 0 on
     model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), writer, kink, nn.Identity(), nn.Linear(WIDTH, 3, bias=False))
 
     def step(x):
@@ -146,18 +146,6 @@ def test_units_that_are_off_in_all_examples_do_not_make_others_owners_of_the_tru
         return model[2:](hidden).square().mean() + hidden.square().mean()
 
     assert audit(gr.Router(model, {"4": SPEC, "5": READS}), step, torch.randn(N, 5), labels()).clean
-
-
-def test_neurons_that_are_off_in_all_examples_do_not_hide_what_else_they_read():
-    hidden = nn.Linear(WIDTH, 6, bias=False)
-    model = nn.Sequential(nn.Linear(5, WIDTH), hidden, nn.ReLU(), nn.Linear(6, 2))
-    with torch.no_grad():
-        model[0].bias[2:] = 50
-        hidden.weight[:, :2] = 0.01 * hidden.weight[:, :2]
-        hidden.weight[:3, 2:] = -hidden.weight[:3, 2:].abs()
-        hidden.weight[3:, 2:] = hidden.weight[3:, 2:].abs()
-    report = audit(gr.Router(model, {"0": SPEC}), step_of(model), torch.randn(N, 5), labels())
-    assert found(report) == {("1.weight", "reader")}
 
 
 class Functional(nn.Module):
