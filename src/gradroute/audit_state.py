@@ -83,9 +83,9 @@ class Untouched:
         ]
         self._random = _RandomState()
         self._generators = Generators()
-        self._noted = (state.warned, state.model_ran, state.taught, [hook.ran for hook in self._router._hooks])
+        self._noted = (state.warned, state.model_ran, state.records, [hook.ran for hook in self._router._hooks])
         # An unrouted pass is meant here, so there is nothing to warn of and nothing for an optimizer to know.
-        state.warned, state.taught = True, None
+        state.warned, state.records = True, []
         # Compiled code runs no hooks that came after it. Without Dynamo nothing is compiled, and it takes seconds
         # to import.
         compiled = "torch._dynamo" in sys.modules
@@ -100,7 +100,7 @@ class Untouched:
     ) -> None:
         self._stack.__exit__(kind, error, trace)
         state = self._router._state
-        state.warned, state.model_ran, state.taught, ran = self._noted
+        state.warned, state.model_ran, state.records, ran = self._noted
         for hook, before in zip(self._router._hooks, ran, strict=True):
             hook.ran = before
         self.rewind()

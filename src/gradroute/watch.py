@@ -71,8 +71,11 @@ class Watch:
         self._optimizer = optimizer
         self._names = {parameter: name for name, parameter in router.model.named_parameters()}
         self._places, self._notes = _known_places(router)
-        self._taught = [torch.zeros(spec.width, dtype=torch.bool) for _, spec in router._groups]
+        self._record = router._record_taught()
+        self._taught = self._record.units
         self._before: dict[str, _Before] = {}
+        self._moved_buffers: list[tuple[str, Move | None]] = []
+        self._stepped = False  # and not yet compared
         self._steps = 0
         self._report: WatchReport | None = None
         self._statistics: dict[str, tuple[Tensor, int]] = {}  # the values before, and the group whose units they are
@@ -83,8 +86,6 @@ class Watch:
         ]
         modules = dict(router.model.named_modules(remove_duplicate=False))
         for hook in router._hooks:
-            # Prepended, so that it sees the labels even where the site fails.
-            self._handles.append(modules[hook.name].register_forward_pre_hook(self._note(hook), prepend=True))
             if hook.site.on == "output":
                 self._handles.append(modules[hook.name].register_forward_hook(self._note_output(hook)))
         for name, module in modules.items():
@@ -116,20 +117,11 @@ class Watch:
         self._finish()
         for handle in self._handles:
             handle.remove()
+        if self._handles:
+            self._router._state.records.remove(self._record)
         self._handles.clear()
 
-    # ------------------------------------------------------------------ what is taught
-
-    def _note(self, hook: _SiteHook) -> Any:
-        def note(module: nn.Module, args: Any) -> None:
-            masks = self._router._state.masks
-            if masks and torch.is_grad_enabled():
-                taught = masks[hook.group].taught()
-                self._taught[hook.group] |= taught.to(self._taught[hook.group].device)
-            elif module.training and torch.is_grad_enabled():
-                self._taught[hook.group].fill_(True)
-
-        return note
+    # ------------------------------------------------------------------ buffers
 
     def _note_output(self, hook: _SiteHook) -> Any:
         def note(module: nn.Module, args: Any, output: Any) -> None:
@@ -155,6 +147,8 @@ class Watch:
     @torch.no_grad()
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._finish()
+        if self._router._state.masks:
+            self._record.note(self._router._state.masks)  # of a block with several steps inside, the labels of each
         self._before = {}
         for group in optimizer.param_groups:
             for parameter in group["params"]:
@@ -171,13 +165,9 @@ class Watch:
         self._steps += 1
         self._moved_buffers = list(self._buffer_moves())
         self._stepped = True
-        for taught in self._taught:
-            taught.fill_(False)
+        self._record.clear()
         self._statistics.clear()
         self._site_outputs.clear()
-
-    _stepped = False
-    _moved_buffers: list[tuple[str, Move | None]]
 
     @torch.no_grad()
     def _finish(self) -> None:

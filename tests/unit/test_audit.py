@@ -410,7 +410,7 @@ def test_nothing_is_changed_whether_the_step_fails_or_not(fails):
     hooks = []
     model.writer.register_forward_hook(lambda *_: hooks.append(1))
     router = gr.Router(model, {"writer": SPEC})
-    router._record_taught()
+    record = router._record_taught()
     x = torch.randn(N, 5)
     with router(labels()):
         model(x).sum().backward()
@@ -421,7 +421,7 @@ def test_nothing_is_changed_whether_the_step_fails_or_not(fails):
     states = (random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state(), model.generator.get_state())
     modes = [module.training for module in model.modules()]
     n_hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
-    taught = [t.clone() for t in router._state.taught]
+    taught = [units.clone() for units in record.units]
     buffers = dict(model.named_buffers())
 
     def step(x):
@@ -452,7 +452,8 @@ def test_nothing_is_changed_whether_the_step_fails_or_not(fails):
     assert not hasattr(model, "new")
     assert router.labels is None
     assert not router._state.suspended
-    assert all(torch.equal(a, b) for a, b in zip(router._state.taught, taught, strict=True))
+    assert router._state.records == [record]
+    assert all(torch.equal(a, b) for a, b in zip(record.units, taught, strict=True))
     # It still warns of an unrouted pass, and still routes.
     with pytest.warns(gr.UnroutedWarning):
         model(x)
