@@ -30,7 +30,7 @@ class Leaks:
 
     def __init__(self, router: Router, ownership: Ownership) -> None:
         self._router = router
-        self.ownership = ownership
+        self._ownership = ownership
         self._parameters = trainable(router.model)
         self.silent: list[str] = []
 
@@ -69,13 +69,13 @@ class Leaks:
                 if leaked > 0 and seen.edge is not None:
                     for kind in around().kinds(seen.edge):
                         yield hook.name, kind, leaked / norm([gradient])
-        for name, entries in self.ownership.writers(position, ~taught).items():
+        for name, entries in self._ownership.writers(position, ~taught).items():
             share = _share(run.gradients[name], entries, total)
             if share > 0:
                 tied: list[Kind] = ["tied weight"]
                 for kind in tied if hook.routes_parameters else around().kinds(self._parameters[name]):
                     yield name, kind, share
-        readers = self.ownership.readers(position, ~taught)
+        readers = self._ownership.readers(position, ~taught)
         for name, entries in readers.weights.items():
             kind = "tied weight" if self._is_protected(name) else "reader"
             yield name, kind, _share(run.gradients[name], entries, total)
@@ -104,7 +104,7 @@ class Leaks:
             if other != site and hook.site.spec.width > 1:
                 taught = masks[hook.group].taught()
                 for units in (taught, ~taught):
-                    entries |= self.ownership.writers(other, units).get(parameter, entries)
+                    entries |= self._ownership.writers(other, units).get(parameter, entries)
         return entries
 
 

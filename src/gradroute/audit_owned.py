@@ -37,6 +37,23 @@ class Readers:
     biases: set[str] = field(default_factory=set)
 
 
+@dataclass
+class Known:
+    """What was found so far of a router and a step, by site and units. It is the same for every batch.
+
+    Attributes:
+        writers: See `Ownership`.
+        readers: See `Ownership`.
+        unknown: The names of parameters of which it is not known what they read.
+        repeatable: Whether two runs of the step do the same. If not, no reader is found.
+    """
+
+    writers: dict[tuple[int, tuple[bool, ...]], Entries] = field(default_factory=dict)
+    readers: dict[tuple[int, tuple[bool, ...]], Readers] = field(default_factory=dict)
+    unknown: set[str] = field(default_factory=set)
+    repeatable: bool = True
+
+
 class Ownership:
     """Finds by experiment what belongs to some units of a site and to nothing else.
 
@@ -54,35 +71,30 @@ class Ownership:
     is held against the other. Of a site's single unit, only writers in the site's own module are known.
     """
 
-    def __init__(self, runs: Runs, labels: Labels) -> None:
+    def __init__(self, runs: Runs, labels: Labels, known: Known) -> None:
         self._runs = runs
         self._router = runs.router
         self._labels = labels
+        self._known = known
         self._parameters = trainable(runs.router.model)
-        self._writers: dict[tuple[int, tuple[bool, ...]], Entries] = {}
-        self._readers: dict[tuple[int, tuple[bool, ...]], Readers] = {}
         self._values: dict[tuple[int, int], Tensor] = {}  # of each site, call by call, as it is
         self._before: list[Reading] | None = None
-        self.unknown: set[str] = set()
-        """The names of parameters of which it is not known what they read."""
-        self.repeatable = True
-        """Whether two runs of the step do the same. If not, no reader is found."""
 
     def writers(self, site: int, units: Tensor) -> Entries:
         """What writes these units of a site, bool [width], and no others."""
         units = units.cpu()
         key = site, tuple(units.tolist())
-        if key not in self._writers:
-            self._writers[key] = self._find_writers(site, units)
-        return self._writers[key]
+        if key not in self._known.writers:
+            self._known.writers[key] = self._find_writers(site, units)
+        return self._known.writers[key]
 
     def readers(self, site: int, units: Tensor) -> Readers:
         """What reads these units of a site, bool [width], and nothing else."""
         units = units.cpu()
         key = site, tuple(units.tolist())
-        if key not in self._readers:
-            self._readers[key] = self._find_readers(site, units)
-        return self._readers[key]
+        if key not in self._known.readers:
+            self._known.readers[key] = self._find_readers(site, units)
+        return self._known.readers[key]
 
     # ------------------------------------------------------------------ writers
 
@@ -150,7 +162,7 @@ class Ownership:
 
     def _find_readers(self, site: int, units: Tensor) -> Readers:
         before = self._undisturbed()
-        if not bool(units.any()) or len(units) == 1 or not self.repeatable or not self._runs.several:
+        if not bool(units.any()) or len(units) == 1 or not self._known.repeatable or not self._runs.several:
             return Readers()
         columns = [torch.zeros(len(reading.columns), dtype=torch.bool, device="cpu") for reading in before]
         for mine, others in _against_others(units):
@@ -188,7 +200,7 @@ class Ownership:
         """The readings of the model as it is."""
         if self._before is None:
             self._before, again = self._run(), self._run()
-            self.repeatable = not any(bool(changed.any()) for changed in _changes(self._before, again))
+            self._known.repeatable = not any(bool(changed.any()) for changed in _changes(self._before, again))
         return self._before
 
     def _run(self, *edits: _Edit, traded: bool = False) -> list[Reading]:
@@ -213,7 +225,7 @@ class Ownership:
         reads = Reads(self._router.model, found.append)
         with torch.no_grad(), Softened(), reads:
             self._runs.whole(self._labels, edit, traded=traded)
-        self.unknown |= reads.unknown
+        self._known.unknown |= reads.unknown
         return found
 
 

@@ -1,4 +1,7 @@
-"""`PeriodicAudit`: an audit every so many steps of a training run, that logs what it finds and warns once."""
+"""`PeriodicAudit`: an audit every so many steps of a training run, that logs what it finds and warns once.
+
+`lightning_callback` and `transformers_callback` make it a callback of theirs.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ import warnings
 from collections.abc import Callable, Collection
 from typing import Any, TypeAlias
 
-from .audit import audit
+from .audit import audit_knowing
 from .audit_groups import few_of_each
+from .audit_owned import Known
 from .audit_probes import Step
 from .errors import UsageError
 from .report import AuditReport, describe, name
@@ -24,16 +28,16 @@ class BypassWarning(UserWarning):
 class PeriodicAudit:
     """Audits a model while it trains: call it once a step.
 
-    Each audit runs on a few examples only, whatever the batch size, and never so often that it would take more than
-    `overhead` of the time since this was made; the first is always run in full.
+    Each audit runs on a few examples only, whatever the batch size. The first one finds out what belongs to which
+    units, which takes about as long as `gradroute.audit`; later ones need not. One that is due while those after the
+    first have taken more than `overhead` of all time since is skipped.
 
     Args:
         router: The router.
         step: As for `gradroute.audit`.
         every: Audit in each step whose number is a multiple of this; the first step is number 0.
         examples: The most examples of each label in an audit.
-        overhead: The most of all time that audits may take, as a part; a step that is due but would break this is
-            skipped. 1.0 skips none.
+        overhead: The most of all time that audits after the first may take, as a part; 1.0 skips none.
         tolerance: A bypass with a larger share is warned of.
         log: Called as ``log({"audit/leak": share, ...}, step_number)`` after each audit, such as
             ``lambda values, step: fabric.log_dict(values, step)``. Or a TensorBoard `SummaryWriter`.
@@ -87,7 +91,8 @@ class PeriodicAudit:
         self._log = _as_log(log)
         self._allow = tuple(allow)
         self._clock = clock
-        self._started = clock()
+        self._known = Known()
+        self._started = 0.0
         self._spent = 0.0
         self._steps = 0
         self._warned: set[tuple[str, str]] = set()
@@ -98,12 +103,16 @@ class PeriodicAudit:
         Call it outside of the forward pass, before or after the optimizer's step: it changes nothing.
         """
         number, self._steps = self._steps, self._steps + 1
-        if number % self._every or self._spent > self._overhead * (self._clock() - self._started):
-            return None
         began = self._clock()
+        is_first = self.report is None
+        if number % self._every or (not is_first and self._spent > self._overhead * (began - self._started)):
+            return None
         part, few = few_of_each(self._router, batch, labels, self._examples)
-        self.report = audit(self._router, self._step, part, few, allow=self._allow)
-        self._spent += self._clock() - began
+        self.report = audit_knowing(self._known, self._router, self._step, part, few, allow=self._allow)
+        if is_first:
+            self._started = self._clock()
+        else:
+            self._spent += self._clock() - began
         if self._log is not None:
             self._log(values_of(self.report), number)
         self._warn(number)
@@ -141,3 +150,59 @@ def _as_log(log: Any) -> Log | None:
             log.add_scalar(key, value, step)
 
     return write
+
+
+# ------------------------------------------------------------------ callbacks
+
+LabelsOf = Callable[[Any], "tuple[Any, Labels]"]
+
+
+def lightning_callback(periodic: PeriodicAudit, split: LabelsOf) -> Any:
+    """A Lightning callback that audits after each training batch, and logs by the module's `log_dict`.
+
+    Args:
+        periodic: What audits, and when.
+        split: From the batch that the trainer gives, to the batch for the audit's step and its labels.
+
+    Raises:
+        ImportError: Lightning is missing.
+    """
+    try:
+        from lightning.pytorch.callbacks import Callback  # noqa: PLC0415  # optional
+    except ImportError as error:
+        raise ImportError("lightning_callback needs Lightning: pip install lightning.") from error
+
+    class AuditCallback(Callback):  # type: ignore[misc, valid-type, unused-ignore]
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            report = periodic(*split(batch))
+            if report is not None:
+                module.log_dict(values_of(report))
+
+    return AuditCallback()
+
+
+def transformers_callback(periodic: PeriodicAudit, batch: Any, labels: Labels) -> Any:
+    """A transformers `TrainerCallback` that audits on one batch at each step's end; its callbacks never see batches.
+
+    What it finds is added to the trainer's `log_history`.
+
+    Args:
+        periodic: What audits, and when.
+        batch: The batch to audit on.
+        labels: Its labels.
+
+    Raises:
+        ImportError: transformers is missing.
+    """
+    try:
+        from transformers import TrainerCallback  # noqa: PLC0415  # optional
+    except ImportError as error:
+        raise ImportError("transformers_callback needs transformers: pip install transformers.") from error
+
+    class AuditCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            report = periodic(batch, labels)
+            if report is not None:
+                state.log_history.append({**values_of(report), "step": state.global_step})
+
+    return AuditCallback()
