@@ -1,3 +1,4 @@
+import importlib
 import sys
 
 import pytest
@@ -94,7 +95,13 @@ def test_what_is_wrong_is_found(monkeypatch):
         assert_routed(net()[:1], {"0": SPEC}, x, torch.zeros(5, dtype=torch.int64))
 
 
-def test_without_hypothesis_the_strategies_say_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "hypothesis.strategies", None)
-    with pytest.raises(ImportError, match="pip install hypothesis"):
-        specs()
+def test_without_hypothesis_all_but_the_strategies_works(monkeypatch):
+    for module in [name for name in sys.modules if name.startswith(("gradroute.testing", "hypothesis"))]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "hypothesis", None)
+    testing = importlib.import_module("gradroute.testing")
+    testing.assert_routed(net(), {"0": SPEC}, torch.randn(5, 3))
+    with pytest.raises(ImportError, match=r"pip install gradroute\[testing\]"):
+        testing.specs()
+    with pytest.raises(AttributeError, match="no attribute 'spec'"):
+        testing.spec

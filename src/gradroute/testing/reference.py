@@ -10,25 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .router import Labels, Router
-from .sites import Site, argument_names, edit_arguments, edit_output
-from .spec import RoutingSpec
+from ..router import Labels, Router
+from ..sites import Site, argument_names, edit_arguments, edit_output
+from .oracle import along, masked, oracle_mask
 
-MaskOf = Callable[[RoutingSpec, Tensor], Tensor]
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 
 class Reference:
-    """``with Reference(model, router, labels, mask_of)``: the model's sites, those of a router on its twin, by formula.
+    """``with Reference(model, router, labels)``: the model's sites, those of a router on its twin, by formula.
 
     Level "activations": ``x.detach() + mask * (x - x.detach())``. Level "parameters": the module runs without learning,
     and once more on its own input, detached (and masked, for what reads), whose value is taken off again.
     """
 
-    def __init__(self, model: nn.Module, router: Router, labels: Labels, mask_of: MaskOf) -> None:
+    def __init__(self, model: nn.Module, router: Router, labels: Labels) -> None:
         self._model = model
         self._labels = labels
-        self._mask_of = mask_of
         self._sites = [(hook.name, hook.site, router._groups[hook.group][0]) for hook in router._hooks]
 
     def __enter__(self) -> Reference:
@@ -39,7 +37,7 @@ class Reference:
         for name, site, pattern in self._sites:
             module = modules[name]
             labels = self._labels[pattern] if isinstance(self._labels, Mapping) else self._labels
-            mask = self._mask_of(site.spec, labels)
+            mask = oracle_mask(site.spec, labels)
             if site.level == "parameters" and not isinstance(module, nn.Embedding):
                 own.setdefault(module, []).append((site, mask))
             elif site.on == "output":
@@ -63,14 +61,11 @@ class Reference:
 
 
 def _aligned(mask: Tensor, x: Tensor, dim: int) -> Tensor:
-    filled = mask.reshape(*mask.shape[:-1], *[1] * (x.ndim - mask.ndim), mask.shape[-1]).movedim(-1, dim)
-    return filled.to(x.device, x.dtype)
+    return along(mask, x.ndim, dim).to(x.device, x.dtype)
 
 
 def _routed(site: Site, mask: Tensor, x: Tensor) -> Tensor:
-    weights = _aligned(mask, x, site.dim)
-    soft = x.detach() + weights * (x - x.detach())
-    return torch.where(weights == 1, x, torch.where(weights == 0, x.detach(), soft))
+    return masked(x, _aligned(mask, x, site.dim))
 
 
 def _route_output(site: Site, mask: Tensor, name: str, *call: Any) -> Any:
