@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -68,7 +68,7 @@ def audit(router: Router, step: Step, batch: Any, labels: Labels, *, allow: Coll
         >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1, bias=False))
         >>> spec = gr.RoutingSpec({"retain": 0, "forget": 1}, 2)
         >>> batch, labels = torch.randn(4, 3), torch.tensor([0, 0, 1, 1])
-        >>> report = audit(gr.Router(model, {"0": spec}), lambda x: model(x).square().mean(), batch, labels)
+        >>> report = gr.audit(gr.Router(model, {"0": spec}), lambda x: model(x).square().mean(), batch, labels)
         >>> [(bypass.label, bypass.target, bypass.kind) for bypass in report.bypasses]
         [('retain', '1.weight', 'reader'), ('forget', '1.weight', 'reader')]
 
@@ -203,6 +203,3 @@ def _notes(router: Router, known: Known, silent: list[str], size: int | None, *,
         notes.append(f"weights are computed from others here, so readers cannot be told: {preview(parametrized, 4)}.")
     notes += [f"site {name!r} never ran." for name in silent]
     return notes
-
-
-__all__ = ["AuditReport", "Bypass", "Hashable", "audit"]

@@ -21,7 +21,7 @@ class Estimate:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.3g} ({self.low:.3g} to {self.high:.3g})"
+        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
 def sklearn(module: str) -> Any:
@@ -33,7 +33,7 @@ def sklearn(module: str) -> Any:
     try:
         return importlib.import_module(f"sklearn.{module}")  # optional, and slow to import
     except ImportError as error:
-        raise ImportError("specialization needs scikit-learn: pip install scikit-learn.") from error
+        raise ImportError("specialization needs scikit-learn: pip install gradroute[probe].") from error
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from types import MappingProxyType
@@ -153,26 +153,42 @@ class AuditReport:
 
     def _title(self) -> str:
         if self.clean:
-            return f"Audit: clean, {len(self.labels)} labels, {len(self.sites)} sites"
-        return f"Audit: {len(self.bypasses)} bypasses"
+            return f"Audit: clean; labels: {len(self.labels)}, sites: {len(self.sites)}"
+        return f"Audit: bypasses: {len(self.bypasses)}"
 
     def _tables(self) -> list[tables.Table]:
         found = []
         for title, bypasses in (("Bypasses", self.bypasses), ("Allowed", self.allowed)):
             if bypasses:
                 rows = [
-                    (first.target, first.kind, labels, tables.percent(share), first.advice)
+                    (first.kind, first.target, tables.percent(share), labels)
                     for first, labels, share in _grouped(bypasses)
                 ]
-                found.append(tables.Table(title, ("target", "kind", "labels", "share", "advice"), rows))
+                found.append(tables.Table(title, ("kind", "target", "largest share", "labels, largest first"), rows))
+        if self.bypasses:
+            first_of_kind = {bypass.kind: bypass for bypass in reversed(self.bypasses)}
+            advice = [(kind, bypass.advice) for kind, bypass in sorted(first_of_kind.items())]
+            found.append(tables.Table("What to do", ("kind", "advice (names are of the largest)"), advice))
         units: list[tuple[Any, ...]] = []
         for number, label in enumerate(self.labels):
             for site in self.sites:
                 on, off = _on_and_off(site, number)
-                units.append((name(label), self.examples[number], site.name or "(model)", on, off))
-        header = ("label", "examples", "site", "gradient on its route", "gradient elsewhere")
+                units.append((name(label), self.examples[number], site.name or "(model)", site.on, on, off))
+        header = ("label", "examples", "site", "end", "gradient on its route", "off its route")
         found.append(tables.Table("Units", header, [tuple(map(tables.cell, row)) for row in units]))
+        columns = ("parameter", "share of a label's gradient, mean", "left by routing, mean")
+        found.append(tables.Table("Parameters", columns, [self._of_parameter(name) for name in self.parameters]))
         return found
+
+    def _of_parameter(self, name: str) -> tuple[str, str, str]:
+        """A row of the table: norms as parts of the label's whole gradient, and of what they are without routing."""
+        gradients = self.parameters[name]
+
+        def mean_of(parts: Iterable[float], wholes: Iterable[float]) -> str:
+            known = [part / whole for part, whole in zip(parts, wholes, strict=True) if whole > 0]
+            return tables.percent(sum(known) / len(known)) if known else "-"
+
+        return name, mean_of(gradients.routed, self.norms), mean_of(gradients.routed, gradients.unrouted)
 
 
 def name(label: Hashable) -> str:

@@ -101,12 +101,12 @@ class SpecializationReport:
         names = [name(label) for label in self.labels]
         activation = np.array(self.activation)
         top = float(activation.max(initial=0.0)) or 1.0
-        heatmap(axes[0], activation, names, limits=(0.0, top))
-        axes[0].set(title="mean magnitude", xlabel="unit", ylabel="label")
+        heatmap(axes[0], activation, names, limits=(0.0, top), unit="mean magnitude")
+        axes[0].set(title="activation", xlabel="unit", ylabel="label")
         rises = np.array([row if row is not None else self.loss for row in self.ablated_loss]) - np.array(self.loss)
         most = float(np.abs(rises).max(initial=0.0)) or 1.0
-        heatmap(axes[1], rises, names, names, limits=(-most, most))
-        axes[1].set(title="rise of the loss", xlabel="label of the examples", ylabel="label whose units are off")
+        heatmap(axes[1], rises, names, names, limits=(-most, most), cmap="RdBu_r", unit="rise of the loss")
+        axes[1].set(title="ablation", xlabel="label of the examples", ylabel="label whose units are off")
         figure.suptitle(self._title(), fontsize=11)
         return figure
 
@@ -145,8 +145,8 @@ class SpecializationReport:
                 )
             )
         header = (
-            *("label", "units", "probe alone", "probe without", "placebo", "decoder alone", "decoder without"),
-            *("own loss when off", "other losses when off"),
+            *("label", "units", "probe, own units", "probe, all others", "placebo"),
+            *("decoder, own units", "decoder, all others", "own loss when off", "other losses when off"),
         )
         return [tables.Table("Slices", header, rows)]
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import html as escaping
+import importlib.util
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,8 +63,19 @@ def units(numbers: Sequence[int], limit: int = 6) -> str:
     return ", ".join([*shown[:limit], *more]) or "all"
 
 
-def text(tables: Iterable[Table], title: str, notes: Sequence[str]) -> str:
-    """Aligned columns, for a terminal."""
+def text(tables: Sequence[Table], title: str, notes: Sequence[str]) -> str:
+    """What `print` shows: on a terminal as rich draws it, where it is installed, else in aligned columns."""
+    if sys.stdout.isatty() and importlib.util.find_spec("rich") is not None:
+        from rich.console import Console  # noqa: PLC0415  # optional
+
+        console = Console(color_system=None)  # no codes, which would end up in logs
+        with console.capture() as captured:
+            console.print(rich(tables, title, notes))
+        return captured.get().rstrip()
+    return _aligned(tables, title, notes)
+
+
+def _aligned(tables: Iterable[Table], title: str, notes: Sequence[str]) -> str:
     parts = [title]
     for table in tables:
         rows = [table.header, *table.shown()]

@@ -95,12 +95,14 @@ class WatchReport:
         return f"Step {self.step}: {len(self.moves)} moved that nobody taught, {len(self.held)} held"
 
     def _tables(self) -> list[tables.Table]:
+        if not self.moves:
+            return []
         rows = [
-            (m.target, tables.units(m.units), tables.cell(m.moved), tables.percent(m.relative), *_why(m))
+            (m.target, tables.units(m.units), tables.cell(m.moved), tables.percent(m.relative), ", ".join(m.causes))
             for m in self.moves
         ]
-        return [tables.Table("Moved", ("target", "units", "by", "relative", "why", "advice"), rows)] if rows else []
-
-
-def _why(move: Move) -> tuple[str, str]:
-    return ", ".join(move.causes), move.advice
+        causes = dict.fromkeys(cause for move in self.moves for cause in move.causes)
+        return [
+            tables.Table("Moved", ("target", "units", "by", "relative", "why"), rows),
+            tables.Table("What to do", ("why", "advice"), [(cause, ADVICE[cause]) for cause in causes]),
+        ]

@@ -108,7 +108,7 @@ def test_rendering():
     data = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert data["slices"][0]["units"] == [0]
     for text in (str(report), report.to_markdown(), report._repr_html_()):
-        assert "probe alone" in text
+        assert "probe, own units" in text
     pytest.importorskip("matplotlib")
     report.plot().canvas.draw()
 
@@ -128,5 +128,5 @@ def test_what_is_wrong_is_refused(monkeypatch):
     with pytest.raises(SiteError, match="did not run"):
         specialization(router, lambda x: x.sum(), x, labels, site="latent")
     monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
-    with pytest.raises(ImportError, match="pip install scikit-learn"):
+    with pytest.raises(ImportError, match=r"pip install gradroute\[probe\]"):
         specialization(router, model.loss, x, labels, site="latent")
