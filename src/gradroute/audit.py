@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from .audit_groups import Group, batch_size, group_by_label, length
 from .audit_leaks import Leaks
 from .audit_owned import Known, Ownership
-from .audit_probes import Run, Runs, Step
+from .audit_runs import Run, Runs, Step
 from .audit_state import Untouched, norm, trainable
 from .errors import UsageError, preview
 from .report import AuditReport, Bypass, ParameterGradients, SiteGradients, frozen, split_allowed

@@ -10,7 +10,7 @@ from torch import Tensor
 from .audit_groups import Group
 from .audit_owned import Ownership, module_of
 from .audit_paths import Kind, Paths
-from .audit_probes import Run
+from .audit_runs import Run
 from .audit_state import norm, trainable
 from .masks import Mask
 from .report import Bypass

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from .audit_kinks import Softened
-from .audit_probes import Probes, Runs
+from .audit_probes import Probes
 from .audit_readers import Reading, Reads
+from .audit_runs import Runs
 from .audit_state import trainable, unrouted
 from .router import Labels, _SiteHook
 
@@ -123,8 +124,6 @@ class Ownership:
     ) -> Entries:
         wanted = list(among.values())
         mine = self._reached(graph, site, units, wanted, seed=0)
-        # Again and again, since what cancels but for rounding may give 0 by chance.
-        draws = [self._reached(graph, site, others, wanted, seed) for seed in range(3)]
         # What rounding alone reaches belongs to nobody: a key's bias before a softmax, a bias before a BatchNorm. It is
         # told by its size, next to the rest of its module.
         largest: dict[str, float] = {}
@@ -133,14 +132,17 @@ class Ownership:
                 module = module_of(name)
                 largest[module] = max(largest.get(module, 0.0), float(gradient.abs().max()))
         found = {}
-        for name, gradient, *of_others in zip(among, mine, *draws, strict=True):
+        for name, gradient in zip(among, mine, strict=True):
             if gradient is not None:
-                entries = gradient.abs() > torch.finfo(gradient.dtype).eps ** 0.5 * largest.get(module_of(name), 0.0)
-                for other in of_others:
-                    entries &= True if other is None else other == 0
-                if bool(entries.any()):
-                    found[name] = entries
-        return found
+                rounding = torch.finfo(gradient.dtype).eps ** 0.5 * largest.get(module_of(name), 0.0)
+                found[name] = gradient.abs() > rounding
+        del mine
+        # Again and again, since what cancels but for rounding may give 0 by chance.
+        for seed in range(3):
+            for name, gradient in zip(among, self._reached(graph, site, others, wanted, seed), strict=True):
+                if name in found and gradient is not None:
+                    found[name] &= gradient == 0
+        return {name: entries for name, entries in found.items() if bool(entries.any())}
 
     def _reached(
         self, graph: Probes, site: int, units: Tensor, parameters: list[torch.nn.Parameter], seed: int

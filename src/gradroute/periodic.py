@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from .audit import audit_knowing
 from .audit_groups import few_of_each
 from .audit_owned import Known
-from .audit_probes import Step
+from .audit_runs import Step
 from .errors import UsageError
 from .report import AuditReport, describe, name
 from .router import Labels, Router

@@ -22,7 +22,7 @@ def watch(model: nn.Module, optimizer: Optimizer, router: Router) -> Watch:
 
     A unit is frozen in a step if no example of the forward passes since the last one could teach it. What belongs to it
     are the same entries of parameters that `gradroute.optim.Isolation` holds, and the running statistics of a BatchNorm
-    that is the site, or is the first to read it.
+    that is the site, or is the first to read it. Of several processes, each looks at its own examples alone.
 
     Args:
         model: The model of the router.
