@@ -176,8 +176,11 @@ class Ownership:
             # A weight that is used more than once is the units' only where each of its uses reads them.
             key = reading.weight, reading.dim
             uses[key] = found & uses.get(key, found)
-            if bool(found.any()) and reading.bias in self._parameters:
-                readers.biases.add(reading.bias)
+        readers.biases = {
+            reading.bias
+            for reading in before
+            if reading.bias in self._parameters and bool(uses[reading.weight, reading.dim].any())
+        }
         for (name, dim), found in uses.items():
             if name in self._parameters and bool(found.any()):
                 parameter = self._parameters[name]

@@ -121,6 +121,19 @@ def test_a_residual_stream_around_a_site_is_shared_and_no_bypass():
     assert audit(gr.Router(model, {"1.down": spec}), step_of(model), torch.randn(N, 5), labels()).clean
 
 
+def test_a_weight_that_reads_something_else_too_belongs_to_nobody():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.writer, self.other, self.reader = nn.Linear(5, WIDTH), nn.Linear(5, WIDTH), nn.Linear(WIDTH, 3)
+
+        def forward(self, x):
+            return self.reader(torch.tanh(self.writer(x))) + self.reader(torch.tanh(self.other(x)))
+
+    model = Twice()
+    assert audit(gr.Router(model, {"writer": SPEC}), step_of(model), torch.randn(N, 5), labels()).clean
+
+
 def test_parameter_level_sites_are_clean_alone_and_for_whole_modules():
     model = net()
     sites = {"0": gr.Site(SPEC, level="parameters"), "2": READS}
@@ -426,6 +439,7 @@ def test_nothing_is_changed_whether_the_step_fails_or_not(fails):
 
     def step(x):
         model.norm.train()
+        model.zero_grad()
         loss = model(x).square().mean()
         if fails and len(hooks) > 6:
             raise RuntimeError("in the middle")
