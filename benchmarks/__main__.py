@@ -24,6 +24,7 @@ BENCHMARKS = (
     "labels_never_become_one_hot",
     "parameter_level_costs_one_layer",
     "frozen_units_cost_two_copies",
+    "a_periodic_audit_costs_one_percent",
     "no_host_synchronisation",
     "the_whole_grid",
 )

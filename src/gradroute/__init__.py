@@ -1,5 +1,6 @@
 """Gradient routing for PyTorch: decide, example by example, which part of a network a loss may teach."""
 
+from .audit import audit
 from .errors import RoutingError, UnroutedWarning
 from .functional import RouteMask, route
 from .layers import RouteGradient
@@ -7,6 +8,8 @@ from .masks import UNLABELED
 from .router import RoutedModule, Router
 from .sites import Site
 from .spec import Route, RoutingSpec
+from .specialization import specialization
+from .watch import watch
 
 __version__ = "0.1.0"
 __all__ = [
@@ -20,5 +23,8 @@ __all__ = [
     "RoutingSpec",
     "Site",
     "UnroutedWarning",
+    "audit",
     "route",
+    "specialization",
+    "watch",
 ]

@@ -53,12 +53,13 @@ class _State:
         self.removed = False
         self.model_ran = False
         self.warned = False
+        self.suspended = False  # while an audit looks at the gradients as they would be without routing
         self.ledger = Ledger()
         self.records: list[Taught] = []  # of those who ask which units are taught
 
     @property
     def masks(self) -> tuple[Mask, ...]:
-        return _IN_FLIGHT.get(self.name, ())
+        return () if self.suspended else _IN_FLIGHT.get(self.name, ())
 
     @masks.setter
     def masks(self, masks: tuple[Mask, ...]) -> None:
@@ -168,7 +169,7 @@ class _SiteHook:
                 f"site {self.name!r}: this model is a copy of a routed model, and its router was not copied "
                 "with it, so nothing can route it. Copy both at once: copy.deepcopy((model, router)) or a RoutedModule."
             )
-        if compiling:
+        if compiling or state.suspended:
             return
         self.ran = True
         self._check_pass(kind)

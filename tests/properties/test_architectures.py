@@ -1,16 +1,13 @@
 """A router on a model that somebody else wrote gives the gradients of the oracle, and comes off without a trace."""
 
-import copy
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import by_hand
 import gradroute as gr
 from architectures import ARCHITECTURES, BATCH, TIME
-from strategies import labels, specs
+from gradroute.testing import assert_routed, label_tensors, specs
 
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
 
@@ -20,25 +17,6 @@ def spec_of_width(width):
     return specs(hard=True, max_width=min(width, 16)).map(
         lambda spec: gr.RoutingSpec(dict(spec.routes), width, shared=spec.shared, unlabeled=spec.unlabeled)
     )
-
-
-def with_oracle(model, architecture, mask, on):
-    """A copy of the model whose gradients are stopped by hand-written hooks."""
-    model = copy.deepcopy(model)
-
-    def output_hook(module, args, output):
-        index = architecture.index
-        tensor = output if index is None else output[index]
-        routed = by_hand.oracle(tensor, by_hand.along(mask, tensor.ndim, architecture.dim))
-        return routed if index is None else (*output[:index], routed, *output[index + 1 :])
-
-    def input_hook(module, args):
-        return (by_hand.oracle(args[0], by_hand.along(mask, args[0].ndim, architecture.dim)), *args[1:])
-
-    for name in architecture.modules:
-        module = model.get_submodule(name)
-        module.register_forward_hook(output_hook) if on == "output" else module.register_forward_pre_hook(input_hook)
-    return model
 
 
 def gradients(model):
@@ -63,21 +41,12 @@ def test_router_gives_the_gradients_of_the_oracle_and_the_outputs_of_the_model(a
     model, x = architecture.build(), architecture.inputs()
     spec = data.draw(spec_of_width(architecture.width))
     shape = data.draw(st.sampled_from([(BATCH,), (BATCH, TIME)] if architecture.tokens else [(BATCH,)]))
-    batch_labels = data.draw(labels(spec, shape, data.draw(st.sampled_from(["integer", "multi-hot"]))))
+    batch_labels = data.draw(label_tensors(spec, shape, data.draw(st.sampled_from(["integer", "multi-hot"]))))
     on = data.draw(st.sampled_from(["output", "input"] if architecture.inputs_too else ["output"]))
 
-    reference = with_oracle(model, architecture, by_hand.mask(spec, batch_labels), on)
-    expected = architecture.loss(reference, x)
-    expected.backward()
-
     index = architecture.index if on == "output" else None
-    router = gr.Router(model, {architecture.pattern: gr.Site(spec, on=on, dim=architecture.dim, index=index)})
-    with router(batch_labels):
-        loss = architecture.loss(model, x)
-    loss.backward()
-
-    assert torch.equal(loss, expected)
-    assert_same_gradients(gradients(model), gradients(reference))
+    site = gr.Site(spec, on=on, dim=architecture.dim, index=index)
+    assert_routed(model, {architecture.pattern: site}, x, batch_labels, loss=architecture.loss, rtol=1e-5)
 
 
 @every_architecture
@@ -89,7 +58,7 @@ def test_a_batch_learns_what_its_examples_learn_one_at_a_time(architecture, data
     x = x.double() if x.is_floating_point() else x
     model.train(not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()))
     spec = data.draw(spec_of_width(architecture.width))
-    batch_labels = data.draw(labels(spec, (BATCH,)))
+    batch_labels = data.draw(label_tensors(spec, (BATCH,)))
     router = gr.Router(model, {architecture.pattern: gr.Site(spec, dim=architecture.dim, index=architecture.index)})
 
     with router(batch_labels):

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import gradroute as gr
-import strategies
 from gradroute.optim import Isolation, clip_grad_norm_per_route_
+from gradroute.testing import label_tensors, specs
+from gradroute.testing.strategies import KINDS
 
 SPEC = gr.RoutingSpec({"retain": slice(0, 3), "forget": [3, 5]}, 7, shared=[4, 6])
 FROZEN = list(SPEC.exclusive("forget"))
@@ -154,12 +155,12 @@ def test_without_isolation_the_frozen_units_move() -> None:
     assert (whole.writer.weight[FROZEN] - before[0]).abs().max() > 0.01
 
 
-@given(strategies.specs(), st.data())
+@given(specs(), st.data())
 @settings(max_examples=60)
 def test_what_no_example_teaches_stays_and_what_one_teaches_moves_as_without_isolation(spec, data) -> None:
     """For any spec and labels: real passes, the oracle being the same optimizer without isolation."""
-    kinds = data.draw(st.lists(st.sampled_from(strategies.KINDS), min_size=1, max_size=3))
-    steps = [data.draw(strategies.labels(spec, (3,), kind)) for kind in kinds]
+    kinds = data.draw(st.lists(st.sampled_from(KINDS), min_size=1, max_size=3))
+    steps = [data.draw(label_tensors(spec, (3,), kind)) for kind in kinds]
     name = data.draw(st.sampled_from(sorted(OPTIMIZERS)))
     layer, bare_layer = nn.Linear(2, spec.width), nn.Linear(2, spec.width)
     bare_layer.load_state_dict(layer.state_dict())
@@ -185,7 +186,7 @@ def test_what_no_example_teaches_stays_and_what_one_teaches_moves_as_without_iso
             assert torch.equal(mine[~ever_frozen], its[~ever_frozen])
 
 
-@given(strategies.specs(), st.data())
+@given(specs(), st.data())
 @settings(max_examples=60)
 def test_clipping_a_route_depends_on_its_own_gradients_alone(spec, data) -> None:
     layer = nn.Linear(2, spec.width)

@@ -4,10 +4,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import by_hand
 import gradroute as gr
-from strategies import cases, labels, specs
+from gradroute.testing import label_tensors, oracle, oracle_mask, specs
+from gradroute.testing.oracle import along
 
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 SPECIAL = [float("inf"), float("-inf"), float("nan"), -0.0]
 
 
@@ -27,6 +28,29 @@ def gradient(x, upstream, forward):
     return x.grad
 
 
+def same_bits(a, b):
+    """Whether two tensors agree bit for bit, NaNs and signed zeros included."""
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.dtype.itemsize]
+    return (
+        a.shape == b.shape
+        and a.dtype == b.dtype
+        and torch.equal(a.contiguous().view(integer), b.contiguous().view(integer))
+    )
+
+
+@st.composite
+def cases(draw, hard=False, kind=None, dtypes=DTYPES, min_batch=0):
+    """A spec, labels, the shape of a tensor that they fit, its routed dim (from either end), and a dtype."""
+    spec = draw(specs(hard=hard))
+    others = draw(st.lists(st.integers(0, 3), min_size=1, max_size=3))
+    others[0] = max(others[0], min_batch)
+    dim = draw(st.integers(0, len(others)))
+    shape = (*others[:dim], spec.width, *others[dim:])
+    covered = draw(st.integers(1, len(others)))
+    batch_labels = draw(label_tensors(spec, tuple(others[:covered]), kind))
+    return spec, batch_labels, shape, draw(st.sampled_from([dim, dim - len(shape)])), draw(st.sampled_from(dtypes))
+
+
 seeds = st.integers(0, 2**16)
 
 
@@ -35,7 +59,7 @@ def test_forward_is_the_identity_bit_for_bit_and_copies_nothing(case, seed):
     spec, batch_labels, shape, dim, dtype = case
     x = tensor(shape, dtype, seed, special=True).requires_grad_()
     y = gr.route(x, batch_labels, spec, dim=dim)
-    assert by_hand.same_bits(y, x)
+    assert same_bits(y, x)
     assert y.data_ptr() == x.data_ptr()
     assert y.stride() == x.stride()
 
@@ -44,7 +68,7 @@ def test_forward_is_the_identity_bit_for_bit_and_copies_nothing(case, seed):
 def test_gradient_is_the_upstream_one_times_the_mask(case, seed):
     spec, batch_labels, shape, dim, dtype = case
     x, upstream = tensor(shape, dtype, seed), tensor(shape, dtype, seed + 1)
-    mask = by_hand.along(by_hand.mask(spec, batch_labels), len(shape), dim).expand(shape)
+    mask = along(oracle_mask(spec, batch_labels), len(shape), dim).expand(shape)
     got = gradient(x, upstream, lambda x: gr.route(x, batch_labels, spec, dim=dim))
     torch.testing.assert_close(got, upstream * mask.to(dtype))
 
@@ -53,19 +77,18 @@ def test_gradient_is_the_upstream_one_times_the_mask(case, seed):
 def test_hard_masks_give_the_gradient_of_the_where_oracle_bit_for_bit(case, seed):
     spec, batch_labels, shape, dim, dtype = case
     x, upstream = tensor(shape, dtype, seed), tensor(shape, dtype, seed + 1, special=True)
-    mask = by_hand.along(by_hand.mask(spec, batch_labels), len(shape), dim)
     got = gradient(x, upstream, lambda x: gr.route(x, batch_labels, spec, dim=dim))
-    assert by_hand.same_bits(got, gradient(x, upstream, lambda x: by_hand.oracle(x, mask)))
+    assert same_bits(got, gradient(x, upstream, lambda x: oracle(x, batch_labels, spec, dim=dim)))
 
 
 @given(cases(), seeds)
 def test_gradient_is_exactly_zero_off_route_and_untouched_where_the_weight_is_one(case, seed):
     spec, batch_labels, shape, dim, dtype = case
     upstream = tensor(shape, dtype, seed, special=True)
-    mask = by_hand.along(by_hand.mask(spec, batch_labels), len(shape), dim).expand(shape)
+    mask = along(oracle_mask(spec, batch_labels), len(shape), dim).expand(shape)
     got = gradient(tensor(shape, dtype, seed), upstream, lambda x: gr.route(x, batch_labels, spec, dim=dim))
     assert (got[mask == 0] == 0).all()
-    assert by_hand.same_bits(got[mask == 1], upstream[mask == 1])
+    assert same_bits(got[mask == 1], upstream[mask == 1])
 
 
 @given(cases(min_batch=1), seeds)
@@ -87,7 +110,7 @@ def test_a_batch_learns_what_its_examples_learn_one_at_a_time(case, seed):
     for example in range(shape[0]):
         h = torch.tensordot(x[example : example + 1], weight, 1).requires_grad_()
         loss(h).backward()
-        mask = by_hand.along(by_hand.mask(spec, batch_labels[example : example + 1]), h.ndim, dim)
+        mask = along(oracle_mask(spec, batch_labels[example : example + 1]), h.ndim, dim)
         total += torch.tensordot(x[example : example + 1].T, h.grad * mask, 1)
     torch.testing.assert_close(routed.grad, total)
 
@@ -118,13 +141,13 @@ def test_permuting_a_batch_permutes_its_gradients(case, seed, random):
         upstream.index_select(axis, order),
         lambda x: gr.route(x, batch_labels[order], spec, dim=dim),
     )
-    assert by_hand.same_bits(permuted, got.index_select(axis, order))
+    assert same_bits(permuted, got.index_select(axis, order))
 
 
 @given(st.data(), seeds)
 def test_relabeling_the_spec_and_the_data_alike_changes_nothing(data, seed):
     spec = data.draw(specs())
-    ids = data.draw(labels(spec, (3,), "integer"))
+    ids = data.draw(label_tensors(spec, (3,), "integer"))
     names = [gr.UNLABELED if i == gr.UNLABELED else i for i in ids.tolist()]
     if not all(isinstance(label, int) for label in spec.labels):
         names = [spec.labels[i] if i != gr.UNLABELED else i for i in names]
@@ -149,14 +172,14 @@ def test_routing_twice_multiplies_the_masks(case, seed):
     got = gradient(
         x, upstream, lambda x: gr.route(gr.route(x, batch_labels, spec, dim=dim), torch.tensor(0), other, dim=dim)
     )
-    torch.testing.assert_close(got, once * by_hand.along(by_hand.mask(spec, batch_labels), len(shape), dim).double())
+    torch.testing.assert_close(got, once * along(oracle_mask(spec, batch_labels), len(shape), dim).double())
 
 
 @given(cases(), seeds)
 def test_second_derivatives_are_masked_twice(case, seed):
     spec, batch_labels, shape, dim, _ = case
     x = tensor(shape, torch.float64, seed).requires_grad_()
-    mask = by_hand.along(by_hand.mask(spec, batch_labels), len(shape), dim).double().expand(shape)
+    mask = along(oracle_mask(spec, batch_labels), len(shape), dim).double().expand(shape)
     (first,) = torch.autograd.grad(gr.route(x, batch_labels, spec, dim=dim).pow(3).sum(), x, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), x)
     torch.testing.assert_close(first, 3 * x**2 * mask)

@@ -8,15 +8,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import by_hand
 import gradroute as gr
 from gradroute import Route, RoutingSpec  # names that a spec's repr uses
-from strategies import indices, labels, specs
+from gradroute.testing import indices, label_tensors, oracle_mask, specs
+from gradroute.testing.oracle import oracle_row
 
 
 @given(specs())
 def test_table_holds_each_label_in_order_and_unlabeled_last(spec):
-    rows = [by_hand.row(spec, label) for label in (*spec.labels, gr.UNLABELED)]
+    rows = [oracle_row(spec, label) for label in (*spec.labels, gr.UNLABELED)]
     assert spec.table.dtype == torch.float32
     assert torch.equal(spec.table, torch.tensor(rows))
 
@@ -25,8 +25,8 @@ def test_table_holds_each_label_in_order_and_unlabeled_last(spec):
 def test_mask_is_what_the_definitions_say_for_every_kind_of_labels(data):
     spec = data.draw(specs())
     shape = tuple(data.draw(st.lists(st.integers(0, 3), max_size=3)))
-    batch_labels = data.draw(labels(spec, shape))
-    assert torch.equal(spec.mask(batch_labels), by_hand.mask(spec, batch_labels))
+    batch_labels = data.draw(label_tensors(spec, shape))
+    assert torch.equal(spec.mask(batch_labels), oracle_mask(spec, batch_labels))
 
 
 @given(specs())

@@ -12,7 +12,7 @@ import gradroute as gr
 from gradroute.errors import SiteError
 from gradroute.surgery import ablate_, contract, contract_, expand_
 from gradroute.surgery.links import regroup
-from strategies import specs
+from gradroute.testing import specs
 
 ACTIVATIONS = [nn.ReLU(), nn.GELU(), nn.Tanh(), nn.Sigmoid(), nn.Softplus(), nn.SiLU(), nn.Softsign(), nn.PReLU()]
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))

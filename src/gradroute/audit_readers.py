@@ -1,0 +1,189 @@
+"""`Reads`: which parameters read which columns of what, seen while a model runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One use of a weight: each of its columns reads one column of a tensor.
+
+    Attributes:
+        weight: The name of the parameter.
+        dim: The dimension of the parameter that counts its columns.
+        bias: The name of the parameter that is added to what it reads; None where there is none.
+        columns: The columns of the tensor, [n_columns, anything].
+    """
+
+    weight: str
+    dim: int
+    bias: str | None
+    columns: Tensor
+
+
+class _Use(NamedTuple):
+    """A tensor and its dimension of columns, a weight and the dimension that reads them, a bias."""
+
+    x: Any
+    x_dim: int
+    weight: Any
+    dim: int
+    bias: Any = None
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """Where a function takes its tensor, weight and bias, by position and by name; and their dimensions of columns."""
+
+    x: tuple[int, str]
+    x_dim: int
+    weight: tuple[int, str]
+    dim: int
+    bias: tuple[int, str] | None = None
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[_Use]:
+        x, weight, bias = (_argument(args, kwargs, where) for where in (self.x, self.weight, self.bias))
+        yield _Use(x, self.x_dim, weight, self.dim, bias)
+
+
+def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], where: tuple[int, str] | None) -> Any:
+    if where is None:
+        return None
+    position, name = where
+    return args[position] if position < len(args) else kwargs.get(name)
+
+
+def _matmul(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[_Use]:
+    x, weight = (_argument(args, kwargs, where) for where in ((0, "input"), (1, "other")))
+    if weight.ndim == 2:
+        yield _Use(x, -1, weight, 0)
+
+
+def _product(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[_Use]:
+    """A scale for each unit, on either side."""
+    one, other = (_argument(args, kwargs, where) for where in ((0, "input"), (1, "other")))
+    for x, weight in ((one, other), (other, one)):
+        if isinstance(x, Tensor) and isinstance(weight, Tensor) and weight.ndim == 1:
+            yield _Use(x, -1, weight, 0)
+
+
+def _recurrent(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[_Use]:
+    """The first layer, in both directions: the weights are a list, before how many biases, layers and directions."""
+    where = next(position for position, item in enumerate(args) if isinstance(item, bool)) - 1
+    weights, has_biases, n_layers, _, _, bidirectional = args[where : where + 6]
+    stride = len(weights) // (n_layers * (1 + bidirectional))
+    for first in range(0, stride * (1 + bidirectional), stride):
+        yield _Use(args[0], -1, weights[first], 1, weights[first + 2] if has_biases else None)
+
+
+def _self_attention(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[_Use]:
+    query, key, value = args[:3]
+    if query is key and query is value:
+        yield _Use(query, -1, args[5], 1, args[6])
+
+
+_CONVOLUTION = _Rule((0, "input"), 1, (1, "weight"), 1, (2, "bias"))
+_TRANSPOSED = dataclasses.replace(_CONVOLUTION, dim=0)
+_OF_LAST = _Rule((0, "input"), -1, (2, "weight"), -1, (3, "bias"))
+_CELL = _Rule((0, "input"), -1, (2, "w_ih"), 1, (4, "b_ih"))
+_RULES: dict[Any, Callable[[tuple[Any, ...], dict[str, Any]], Iterator[_Use]]] = {
+    F.linear: _Rule((0, "input"), -1, (1, "weight"), 1, (2, "bias")),
+    torch.addmm: _Rule((1, "mat1"), -1, (2, "mat2"), 0, (0, "input")),
+    **dict.fromkeys(
+        (torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.__matmul__),
+        _matmul,
+    ),
+    torch.prelu: _Rule((0, "input"), 1, (1, "weight"), 0),
+    **dict.fromkeys((torch.mul, torch.Tensor.mul, torch.Tensor.__mul__, torch.Tensor.__rmul__), _product),
+    **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), _CONVOLUTION),
+    **dict.fromkeys((torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d), _TRANSPOSED),
+    F.layer_norm: _OF_LAST,
+    F.rms_norm: _OF_LAST,
+    F.group_norm: dataclasses.replace(_OF_LAST, x_dim=1),
+    F.batch_norm: _Rule((0, "input"), 1, (3, "weight"), 0, (4, "bias")),
+    **dict.fromkeys((torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu), _recurrent),
+    **dict.fromkeys((torch.lstm_cell, torch.gru_cell, torch.rnn_tanh_cell, torch.rnn_relu_cell), _CELL),
+    F.multi_head_attention_forward: _self_attention,
+}
+
+
+# What is added to a tensor, or put next to it, reads nothing of it.
+_SUMS = {
+    *("add", "__add__", "__radd__", "__iadd__", "add_", "sub", "__sub__", "__rsub__", "__isub__", "sub_"),
+    *("cat", "concat", "stack"),
+}
+
+
+class Reads(TorchFunctionMode):
+    """Hands every reading of the model's parameters to a function, in the order of the calls.
+
+    Known are linear maps and matrix products, ungrouped convolutions, scales, norms, the first layer of recurrent
+    networks, and self-attention, by whatever module or function they are run.
+
+    Attributes:
+        unknown: The names of parameters that meet a tensor in any other operation: what they read is not known.
+    """
+
+    def __init__(self, model: nn.Module, see: Callable[[Reading], None]) -> None:
+        super().__init__()
+        self._see = see
+        self._names = {_memory(p): (name, p) for name, p in model.named_parameters() if p.numel() and _has_memory(p)}
+        self.unknown: set[str] = set()
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        rule = _RULES.get(function)
+        noted = [self._note(use) for use in rule(args, kwargs)] if rule is not None else []
+        if not any(noted) and getattr(function, "__name__", "") not in _SUMS:
+            self._note_unknown([*args, *kwargs.values()])
+        return function(*args, **kwargs)
+
+    def _note(self, use: _Use) -> bool:
+        """Hand on a reading; whether it is one, of a parameter as a whole."""
+        known = self._parameter(use.weight)
+        if known is None or not isinstance(use.x, Tensor) or use.x.ndim <= max(use.x_dim, 0):
+            return False
+        name, parameter = known
+        if use.weight.numel() != parameter.numel() or use.x.shape[use.x_dim] != use.weight.shape[use.dim]:
+            return False
+        # The weight may be a transposed view: the dimension of the parameter is the one with the same stride.
+        step = use.weight.stride(use.dim), use.weight.shape[use.dim]
+        same = [dim for dim in range(parameter.ndim) if (parameter.stride(dim), parameter.shape[dim]) == step]
+        if not same:
+            return False
+        bias = self._parameter(use.bias)
+        self._see(Reading(name, same[0], bias[0] if bias else None, use.x.detach().movedim(use.x_dim, 0).flatten(1)))
+        return True
+
+    def _note_unknown(self, operands: list[Any]) -> None:
+        tensors = [
+            tensor
+            for item in operands
+            for tensor in (item if isinstance(item, tuple | list) else (item,))
+            if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.ndim > 0
+        ]
+        names = [known[0] for known in map(self._parameter, tensors) if known is not None]
+        if len(names) < len(tensors):
+            self.unknown.update(names)
+
+    def _parameter(self, tensor: Any) -> tuple[str, nn.Parameter] | None:
+        return self._names.get(_memory(tensor)) if isinstance(tensor, Tensor) and _has_memory(tensor) else None
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and tensor.device.type != "meta"
+
+
+def _memory(tensor: Tensor) -> tuple[int, int]:
+    return tensor.untyped_storage().data_ptr(), int(tensor.storage_offset())

@@ -1,0 +1,243 @@
+"""`AuditReport`: what an audit found, as plain numbers, and as tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from . import tables
+from .audit_paths import Kind
+from .errors import RoutingError
+from .masks import UNLABELED
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class LeakError(RoutingError, AssertionError):
+    """An audit found that a label trains what its route leaves out."""
+
+
+@dataclass(frozen=True)
+class Bypass:
+    """A place that a label still trains, although its route leaves it out.
+
+    Attributes:
+        label: The label; -1 for unlabeled examples, a tuple for examples with several labels.
+        target: The qualified name of a parameter, or of a site's module.
+        kind: By which path.
+
+            - ``"side loss"``: a term of the loss reads a tensor before it is routed.
+            - ``"skip connection"``: an unrouted tensor goes around the site, and meets the routed one after it.
+            - ``"auxiliary hook"``: a hook of the user sees the tensor before it is routed.
+            - ``"tied weight"``: the parameter is used at another place, too.
+            - ``"reader"``: weights that read the units learn from examples of other labels.
+            - ``"shared bias"``: what is added to what the readers read belongs to no unit, and learns from all.
+            - ``"silent site"``: the site's module was never called, so nothing was routed there.
+            - ``"unknown path"``: the graph does not say.
+        share: The norm of the gradient that the label gives to what its route leaves out of the target, as a part of
+            the norm of all the gradient that it gives to parameters. For a site, of all that arrives at its tensor.
+        advice: What to do about it.
+        site: The qualified name of the site that is gone around.
+    """
+
+    label: Hashable
+    target: str
+    kind: Kind
+    share: float
+    advice: str
+    site: str
+
+
+@dataclass(frozen=True)
+class SiteGradients:
+    """How much gradient each label gives to each unit of a site.
+
+    Attributes:
+        name: The qualified name of the module.
+        on: ``"output"`` or ``"input"``.
+        level: ``"activations"``: numbers are of the gradient that arrives at the tensor. ``"parameters"``: of what the
+            units' own weights learn.
+        taught: For each label, which units its route may teach: [n_labels][width].
+        routed: For each label, the norm of the gradient of each unit: [n_labels][width].
+        unrouted: The same, as it would be without routing.
+    """
+
+    name: str
+    on: str
+    level: str
+    taught: tuple[tuple[bool, ...], ...]
+    routed: tuple[tuple[float, ...], ...]
+    unrouted: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class ParameterGradients:
+    """How much gradient each label gives to a parameter: norms, [n_labels], as routed and as without routing."""
+
+    routed: tuple[float, ...]
+    unrouted: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """Where the gradient of each label went.
+
+    `print` shows a table, notebooks too; `to_dict` is JSON-safe; `plot` draws heatmaps.
+
+    Attributes:
+        labels: The labels that occur in the batch, -1 (unlabeled) last.
+        examples: How many examples of each there are.
+        norms: The norm of the whole gradient of each label, as routed.
+        sites: The gradient of every unit of every site.
+        parameters: The gradient of every parameter that requires one, by its qualified name.
+        bypasses: What a label trains, although its route leaves it out, the largest share first.
+        allowed: The same for what the caller of the audit allowed.
+        notes: What the numbers do not cover.
+    """
+
+    labels: tuple[Hashable, ...]
+    examples: tuple[int, ...]
+    norms: tuple[float, ...]
+    sites: tuple[SiteGradients, ...]
+    parameters: Mapping[str, ParameterGradients]
+    bypasses: tuple[Bypass, ...]
+    allowed: tuple[Bypass, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def clean(self) -> bool:
+        """Whether no label trains what its route leaves out, apart from what was allowed."""
+        return not self.bypasses
+
+    def assert_clean(self, tolerance: float = 0.0) -> None:
+        """Raise if a bypass has a share above the tolerance: for tests and training scripts.
+
+        Raises:
+            LeakError: There is one; the message names the largest, and what to do about each kind.
+        """
+        found = [bypass for bypass in self.bypasses if bypass.share > tolerance]
+        if found:
+            raise LeakError(f"the routing leaks, {describe(found)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of the report in what JSON can carry; labels that are no string or number become strings."""
+        return {**tables.jsonable(self), "clean": self.clean}
+
+    def to_markdown(self) -> str:
+        """The report as markdown: the bypasses, and the gradient of each label as a table."""
+        return tables.markdown(self._tables(), self._title(), self.notes)
+
+    def plot(self) -> Figure:
+        """A heatmap for each site: labels by units, as routed.
+
+        Raises:
+            ImportError: matplotlib is missing: ``pip install gradroute[plot]``.
+        """
+        from .plotting import plot_audit  # noqa: PLC0415  # matplotlib is optional
+
+        return plot_audit(self)
+
+    def __str__(self) -> str:
+        return tables.text(self._tables(), self._title(), self.notes)
+
+    def __rich__(self) -> Any:
+        """What rich prints, where it is installed."""
+        return tables.rich(self._tables(), self._title(), self.notes)
+
+    def _repr_html_(self) -> str:
+        return tables.html(self._tables(), self._title(), self.notes)
+
+    def _title(self) -> str:
+        if self.clean:
+            return f"Audit: clean; labels: {len(self.labels)}, sites: {len(self.sites)}"
+        return f"Audit: bypasses: {len(self.bypasses)}"
+
+    def _tables(self) -> list[tables.Table]:
+        found = []
+        for title, bypasses in (("Bypasses", self.bypasses), ("Allowed", self.allowed)):
+            if bypasses:
+                rows = [
+                    (first.kind, first.target, tables.percent(share), labels)
+                    for first, labels, share in _grouped(bypasses)
+                ]
+                found.append(tables.Table(title, ("kind", "target", "largest share", "labels, largest first"), rows))
+        if self.bypasses:
+            first_of_kind = {bypass.kind: bypass for bypass in reversed(self.bypasses)}
+            advice = [(kind, bypass.advice) for kind, bypass in sorted(first_of_kind.items())]
+            found.append(tables.Table("What to do", ("kind", "advice (names are of the largest)"), advice))
+        units: list[tuple[Any, ...]] = []
+        for number, label in enumerate(self.labels):
+            for site in self.sites:
+                on, off = _on_and_off(site, number)
+                units.append((name(label), self.examples[number], site.name or "(model)", site.on, on, off))
+        header = ("label", "examples", "site", "end", "gradient on its route", "off its route")
+        found.append(tables.Table("Units", header, [tuple(map(tables.cell, row)) for row in units]))
+        columns = ("parameter", "share of a label's gradient, mean", "left by routing, mean")
+        found.append(tables.Table("Parameters", columns, [self._of_parameter(name) for name in self.parameters]))
+        return found
+
+    def _of_parameter(self, name: str) -> tuple[str, str, str]:
+        """A row of the table: norms as parts of the label's whole gradient, and of what they are without routing."""
+        gradients = self.parameters[name]
+
+        def mean_of(parts: Iterable[float], wholes: Iterable[float]) -> str:
+            known = [part / whole for part, whole in zip(parts, wholes, strict=True) if whole > 0]
+            return tables.percent(sum(known) / len(known)) if known else "-"
+
+        return name, mean_of(gradients.routed, self.norms), mean_of(gradients.routed, gradients.unrouted)
+
+
+def name(label: Hashable) -> str:
+    """A label as tables show it."""
+    if isinstance(label, tuple):
+        return "+".join(name(part) for part in label)
+    return "unlabeled" if label == UNLABELED else str(label)
+
+
+def describe(bypasses: list[Bypass]) -> str:
+    """Bypasses in words, one line for each target and path."""
+    lines = []
+    grouped = _grouped(bypasses)
+    for first, labels, share in grouped[:8]:
+        lines.append(f"  {first.target!r} by a {first.kind}, from {labels}: {tables.percent(share)}. {first.advice}")
+    more = f"\n  ... ({len(grouped) - 8} more)" if len(grouped) > 8 else ""
+    return f"{len(bypasses)} bypasses:\n" + "\n".join(lines) + more
+
+
+def split_allowed(bypasses: list[Bypass], allow: tuple[str, ...]) -> tuple[tuple[Bypass, ...], tuple[Bypass, ...]]:
+    """Bypasses that are not allowed, and those that are: by a glob over targets, or by their kind."""
+
+    def is_allowed(bypass: Bypass) -> bool:
+        return any(bypass.kind == pattern or fnmatchcase(bypass.target, pattern) for pattern in allow)
+
+    ordered = sorted(bypasses, key=lambda bypass: -bypass.share)
+    found = [bypass for bypass in ordered if not is_allowed(bypass)]
+    return tuple(found), tuple(bypass for bypass in ordered if is_allowed(bypass))
+
+
+def frozen(parameters: dict[str, ParameterGradients]) -> Mapping[str, ParameterGradients]:
+    """A mapping that nobody can write to."""
+    return MappingProxyType(parameters)
+
+
+def _grouped(bypasses: tuple[Bypass, ...] | list[Bypass]) -> list[tuple[Bypass, str, float]]:
+    """Bypasses by target and kind, each with its labels and the largest share among them."""
+    groups: dict[tuple[str, str], list[Bypass]] = {}
+    for bypass in bypasses:
+        groups.setdefault((bypass.target, bypass.kind), []).append(bypass)
+    found = []
+    for members in groups.values():
+        labels = [name(member.label) for member in members]
+        shown = ", ".join(labels[:4]) + (f" and {len(labels) - 4} more" if len(labels) > 4 else "")
+        found.append((members[0], shown, max(member.share for member in members)))
+    return found
+
+
+def _on_and_off(site: SiteGradients, number: int) -> tuple[float, float]:
+    pairs = list(zip(site.routed[number], site.taught[number], strict=True))
+    on, off = ([value**2 for value, taught in pairs if taught is wanted] for wanted in (True, False))
+    return sum(on) ** 0.5, sum(off) ** 0.5

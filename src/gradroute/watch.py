@@ -1,0 +1,259 @@
+"""`watch`: which units that nobody taught an optimizer step moved all the same, by how much, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .errors import SiteError, UsageError
+from .owners import Place, places_of
+from .router import Router, _SiteHook
+from .watch_report import ADVICE, Cause, Move, WatchReport
+
+
+def watch(model: nn.Module, optimizer: Optimizer, router: Router) -> Watch:
+    """Compare the model before and after real optimizer steps, until it is closed.
+
+    A unit is frozen in a step if no example of the forward passes since the last one could teach it. What belongs to it
+    are the same entries of parameters that `gradroute.optim.Isolation` holds, and the running statistics of a BatchNorm
+    that is the site, or is the first to read it. Of several processes, each looks at its own examples alone.
+
+    Args:
+        model: The model of the router.
+        optimizer: The optimizer itself, not what a trainer wraps it in.
+        router: The router.
+
+    Returns:
+        A context manager whose `report` is that of the latest step.
+
+    Raises:
+        UsageError: The model is not the router's, or the optimizer is none.
+
+    Examples:
+        >>> import torch, gradroute as gr
+        >>> model = torch.nn.Linear(3, 2)
+        >>> router = gr.Router(model, {"": gr.RoutingSpec.one_per_label(2)})
+        >>> optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
+        >>> with watch(model, optimizer, router) as watcher:
+        ...     with router(torch.tensor([1, 1])):
+        ...         model(torch.ones(2, 3)).sum().backward()
+        ...     optimizer.step()
+        >>> [(move.target, move.units, move.causes) for move in watcher.report.moves if move.target == "weight"]
+        [('weight', (0,), ('weight decay',))]
+    """
+    if router.model is not model:
+        raise UsageError("watch needs the model that the router is attached to; got another.")
+    if not isinstance(optimizer, Optimizer):
+        raise UsageError(f"optimizer must be a torch.optim.Optimizer; got {type(optimizer).__name__}.")
+    return Watch(optimizer, router)
+
+
+@dataclass
+class _Before:
+    """A parameter as it was before the step: its values and why it might move."""
+
+    values: Tensor
+    frozen: Tensor
+    causes: tuple[Cause, ...]
+
+
+class Watch:
+    """See `watch`."""
+
+    def __init__(self, optimizer: Optimizer, router: Router) -> None:
+        self._router = router
+        self._optimizer = optimizer
+        self._names = {parameter: name for name, parameter in router.model.named_parameters()}
+        self._places, self._notes = _known_places(router)
+        self._record = router._record_taught()
+        self._taught = self._record.units
+        self._before: dict[str, _Before] = {}
+        self._moved_buffers: list[tuple[str, Move | None]] = []
+        self._stepped = False  # and not yet compared
+        self._steps = 0
+        self._report: WatchReport | None = None
+        self._statistics: dict[str, tuple[Tensor, int]] = {}  # the values before, and the group whose units they are
+        self._site_outputs: dict[int, int] = {}
+        self._handles: list[Any] = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+        modules = dict(router.model.named_modules(remove_duplicate=False))
+        for hook in router._hooks:
+            if hook.site.on == "output":
+                self._handles.append(modules[hook.name].register_forward_hook(self._note_output(hook)))
+        for name, module in modules.items():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+                self._handles.append(module.register_forward_pre_hook(self._note_statistics(name)))
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def report(self) -> WatchReport:
+        """The report of the latest step.
+
+        Raises:
+            UsageError: The optimizer has not stepped yet.
+        """
+        self._finish()
+        if self._report is None:
+            raise UsageError("the optimizer has not stepped while it was watched, so there is nothing to report.")
+        return self._report
+
+    def close(self) -> None:
+        """Take all hooks off; the report stays. Closing twice is fine."""
+        self._finish()
+        for handle in self._handles:
+            handle.remove()
+        if self._handles:
+            self._router._state.records.remove(self._record)
+        self._handles.clear()
+
+    # ------------------------------------------------------------------ buffers
+
+    def _note_output(self, hook: _SiteHook) -> Any:
+        def note(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                self._site_outputs[output.data_ptr()] = hook.group
+
+        return note
+
+    def _note_statistics(self, name: str) -> Any:
+        own = next((hook.group for hook in self._router._hooks if hook.name == name), None)
+
+        def note(module: Any, args: Any) -> None:
+            group = own if own is not None else self._site_outputs.get(args[0].data_ptr()) if args else None
+            if group is not None and module.num_features == len(self._taught[group]) and module.training:
+                for buffer in ("running_mean", "running_var"):
+                    full = f"{name}.{buffer}" if name else buffer
+                    self._statistics.setdefault(full, (getattr(module, buffer).clone(), group))
+
+        return note
+
+    # ------------------------------------------------------------------ around a step
+
+    @torch.no_grad()
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._finish()
+        if self._router._state.masks:
+            self._record.note(self._router._state.masks)  # of a block with several steps inside, the labels of each
+        self._before = {}
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                places = self._places.get(parameter)
+                if places is None:
+                    continue
+                frozen = self._frozen(parameter, places)
+                if bool(frozen.any()):
+                    causes = tuple(_causes(optimizer, group, parameter, frozen))
+                    self._before[self._names[parameter]] = _Before(parameter.detach().clone(), frozen, causes)
+
+    @torch.no_grad()
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._steps += 1
+        self._moved_buffers = list(self._buffer_moves())
+        self._stepped = True
+        self._record.clear()
+        self._statistics.clear()
+        self._site_outputs.clear()
+
+    @torch.no_grad()
+    def _finish(self) -> None:
+        """Compare, as late as possible: others, such as an `Isolation`, may put units back after the step."""
+        if not self._stepped:
+            return
+        self._stepped = False
+        parameters = dict(self._router.model.named_parameters())
+        found = [(name, _move(name, before, parameters[name])) for name, before in self._before.items()]
+        found += self._moved_buffers
+        moves = sorted((move for _, move in found if move is not None), key=lambda move: -move.moved)
+        held = tuple(name for name, move in found if move is None)
+        self._report = WatchReport(self._steps, tuple(moves), held, self._notes)
+
+    def _frozen(self, parameter: Tensor, places: tuple[Place, ...]) -> Tensor:
+        """Which entries nobody could teach, bool, of the parameter's shape: untaught at each place that uses it."""
+        frozen = torch.ones_like(parameter, dtype=torch.bool)
+        for place in places:
+            here = torch.zeros_like(frozen)
+            for dim, group in place:
+                untaught = ~self._taught[group].to(parameter.device)
+                shape = [1] * parameter.ndim
+                if dim is not None:
+                    shape[dim] = -1
+                here |= untaught.view(shape) if shape else untaught.all()
+            frozen &= here
+        return frozen
+
+    def _buffer_moves(self) -> Iterator[tuple[str, Move | None]]:
+        buffers = dict(self._router.model.named_buffers())
+        for name, (values, group) in self._statistics.items():
+            frozen = ~self._taught[group].to(values.device)
+            if bool(frozen.any()):
+                yield name, _move(name, _Before(values, frozen, ("buffer",)), buffers[name])
+
+
+def _move(name: str, before: _Before, now: Tensor) -> Move | None:
+    change = torch.where(before.frozen, now.detach() - before.values, 0).double()
+    moved = float(change.norm())
+    if moved == 0:
+        return None
+    size = float(torch.where(before.frozen, before.values, 0).double().norm())
+    causes = before.causes or ("unknown",)
+    return Move(
+        name,
+        _units_of(before.frozen, change),
+        moved,
+        moved / size if size > 0 else float("inf"),
+        causes,
+        " ".join(ADVICE[cause] for cause in causes),
+    )
+
+
+def _units_of(frozen: Tensor, change: Tensor) -> tuple[int, ...]:
+    """The units along the dimension that counts them, if there is one along which whole slices are frozen."""
+    for dim in range(frozen.ndim):
+        rows = frozen.movedim(dim, 0).flatten(1) if frozen.ndim > 1 else frozen[:, None]
+        if not bool(frozen.all()) and bool((rows.all(1) | ~rows.any(1)).all()):
+            moved = (change != 0).movedim(dim, 0).flatten(1).any(1) if frozen.ndim > 1 else change != 0
+            return tuple(moved.nonzero().flatten().tolist())
+    return ()
+
+
+def _causes(optimizer: Optimizer, group: dict[str, Any], parameter: Tensor, frozen: Tensor) -> Iterator[Cause]:
+    gradient = parameter.grad
+    if gradient is not None:
+        dense = gradient.to_dense() if gradient.is_sparse else gradient
+        if bool(dense[frozen].any()):
+            yield "gradient"
+    state = (t for t in optimizer.state.get(parameter, {}).values() if isinstance(t, Tensor))
+    if gradient is not None and any(t.shape == parameter.shape and bool(t[frozen].any()) for t in state):
+        yield "momentum"
+    if gradient is not None and group.get("weight_decay", 0) != 0:
+        yield "weight decay"
+
+
+def _known_places(router: Router) -> tuple[dict[nn.Parameter, tuple[Place, ...]], tuple[str, ...]]:
+    """The places of all sites whose units have parameters, and a note on each of the others."""
+    known, notes = [], []
+    for name in router.sites:
+        try:
+            places_of(router, [name])
+        except SiteError as error:
+            notes.append(str(error))
+        else:
+            known.append(name)
+    places = places_of(router, known) if known else {}
+    # A place where no site is teaches everything, and so does the parameter.
+    return {parameter: used for parameter, used in places.items() if all(used)}, tuple(notes)

@@ -1,0 +1,119 @@
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+import gradroute as gr
+from gradroute.errors import UsageError
+from gradroute.periodic import BypassWarning, PeriodicAudit, lightning_callback, transformers_callback
+
+SPEC = gr.RoutingSpec({0: [0, 1], 1: [2, 3]}, 4)
+LABELS = torch.arange(20) % 2
+READS = gr.Site(SPEC, on="input", level="parameters")
+
+
+class Clock:
+    """A clock that a step moves by `cost` seconds for each example."""
+
+    now = 0.0
+    cost = 0.0
+
+
+def setup(**options):
+    model = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 2, bias=False))
+    router = gr.Router(model, {"0": SPEC, **options.pop("sites", {})})
+    sizes = []
+
+    def step(x):
+        Clock.now += Clock.cost
+        sizes.append(len(x))
+        return model(x).square().mean()
+
+    return PeriodicAudit(router, step, clock=lambda: Clock.now, **options), sizes
+
+
+@pytest.fixture(autouse=True)
+def _clock():
+    Clock.now, Clock.cost = 0.0, 0.0
+
+
+def test_it_audits_every_so_often_on_a_few_examples():
+    logged = []
+    periodic, sizes = setup(
+        every=3, examples=2, log=lambda values, number: logged.append((number, values)), sites={"1": READS}
+    )
+    reports = [periodic(torch.randn(20, 5), LABELS) for _ in range(7)]
+    assert [number for number, report in enumerate(reports) if report is not None] == [0, 3, 6]
+    assert [number for number, _ in logged] == [0, 3, 6]
+    assert max(sizes) == 4
+    assert logged[0][1] == {"audit/leak": 0.0}
+    assert periodic.report is reports[6]
+
+
+def test_it_warns_once_of_each_bypass_with_its_name():
+    logged = []
+    periodic, _ = setup(every=1, log=lambda values, number: logged.append(values))
+    with pytest.warns(BypassWarning, match=r"step 0: .*\n  '1.weight' by a reader"):
+        periodic(torch.randn(20, 5), LABELS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        periodic(torch.randn(20, 5), LABELS)
+    assert set(logged[0]) == {"audit/leak", "audit/reader", "audit/label_0", "audit/label_1"}
+    assert logged[0]["audit/leak"] == max(logged[0].values()) > 0
+    for options in ({"allow": ["reader"]}, {"tolerance": 1.0}):
+        quiet, _ = setup(every=1, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            quiet(torch.randn(20, 5), LABELS)
+
+
+def test_audits_take_no_more_of_the_time_than_they_may():
+    periodic, _ = setup(every=1, overhead=0.01, sites={"1": READS})
+    Clock.cost = 1.0
+    batch = torch.randn(20, 5)
+    assert periodic(batch, LABELS) is not None
+    first, spent, times = Clock.now, 0.0, []
+    for _ in range(2000):
+        Clock.now += 1.0  # the training step
+        before = Clock.now
+        if periodic(batch, LABELS) is not None:
+            assert spent <= 0.01 * (before - first)
+            times.append(before)
+            spent += Clock.now - before
+    assert 3 <= len(times) <= 6
+    assert spent / len(times) < first / 4  # what belongs to which units is found once
+
+
+def test_labels_per_pattern_and_for_the_whole_batch():
+    periodic, sizes = setup(every=1, examples=3, allow=["reader"])
+    periodic(torch.randn(20, 5), {"0": LABELS})
+    assert max(sizes) == 6
+    periodic(torch.randn(20, 5), torch.tensor(1))
+    assert max(sizes) == 20
+
+
+def test_loggers_and_callbacks():
+    written = []
+    writer = SimpleNamespace(add_scalar=lambda *call: written.append(call))
+    periodic, _ = setup(every=1, log=writer, allow=["reader"])
+    periodic(torch.randn(20, 5), LABELS)
+    assert written == [("audit/leak", 0.0, 0)]
+    pytest.importorskip("lightning")
+    callback = lightning_callback(periodic, lambda batch: batch)
+    logged = []
+    callback.on_train_batch_end(None, SimpleNamespace(log_dict=logged.append), None, (torch.randn(20, 5), LABELS), 0)
+    assert logged == [{"audit/leak": 0.0}]
+    pytest.importorskip("transformers")
+    state = SimpleNamespace(log_history=[], global_step=7)
+    transformers_callback(periodic, torch.randn(20, 5), LABELS).on_step_end(None, state, None)
+    assert state.log_history == [{"audit/leak": 0.0, "step": 7}]
+
+
+def test_wrong_settings_are_refused():
+    for options in ({"every": 0}, {"examples": 0}, {"overhead": 0.0}):
+        with pytest.raises(UsageError, match="at least 1"):
+            setup(**options)
+    with pytest.raises(UsageError, match="callable"):
+        setup(log=3)

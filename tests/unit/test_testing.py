@@ -1,0 +1,107 @@
+import importlib
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import gradroute as gr
+from architectures import ARCHITECTURES
+from gradroute import router as router_file
+from gradroute.testing import NotRoutedError, assert_routed, label_tensors, oracle, oracle_mask, specs, tensors
+
+SPEC = gr.RoutingSpec({0: [0, 1], 1: [2, 3]}, 4)
+pytestmark = pytest.mark.filterwarnings(r"ignore:`torch\.jit\.script(_method)?` is deprecated")
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.2), nn.LayerNorm(4), nn.Linear(4, 3))
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_the_library_does_what_the_oracle_says(data):
+    spec = data.draw(specs())
+    labels = data.draw(label_tensors(spec, (3,)))
+    x = data.draw(tensors((3, 2, spec.width))).requires_grad_()
+    assert torch.allclose(oracle_mask(spec, labels), spec.mask(labels))
+    [expected] = torch.autograd.grad(oracle(x, labels, spec).square().sum(), x)
+    [actual] = torch.autograd.grad(gr.route(x, labels, spec).square().sum(), x)
+    torch.testing.assert_close(actual, expected)
+    assert torch.equal(oracle(x, labels, spec), x)
+
+
+@settings(max_examples=25)
+@given(st.data())
+def test_a_model_of_ones_own_in_five_lines(data):
+    spec = data.draw(specs(width=4))
+    labels = data.draw(label_tensors(spec, (5,)))
+    on, level = (
+        data.draw(st.sampled_from(["output", "input"])),
+        data.draw(st.sampled_from(["activations", "parameters"])),
+    )
+    where = data.draw(st.sampled_from(["3", "2"] if on == "input" else ["0", "2"]))
+    assert_routed(net(), {where: gr.Site(spec, on=on, level=level)}, torch.randn(5, 3), labels)
+
+
+@pytest.mark.parametrize("name", ["mlp", "relu of mlp", "resnet18 conv", "lstm", "multi-head attention", "gpt2 mlp"])
+@pytest.mark.parametrize("level", ["activations", "parameters"])
+def test_architectures(name, level):
+    architecture = ARCHITECTURES[name]
+    if name == "relu of mlp" and level == "parameters":
+        pytest.skip("a ReLU has no parameters")
+    spec = gr.RoutingSpec.split({"a": architecture.width // 2, "b": architecture.width // 2})
+    site = gr.Site(spec, dim=architecture.dim, index=architecture.index, level=level)
+    model = architecture.build()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    assert_routed(
+        model, {architecture.pattern: site}, architecture.inputs(), loss=architecture.loss, rtol=1e-3, atol=1e-3
+    )
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_batches_by_name_and_by_position_and_labels_by_pattern():
+    model = nn.Bilinear(3, 3, 4)
+    x = torch.randn(5, 3)
+    assert_routed(model, {"": SPEC}, (x, x))
+    assert_routed(model, {"": SPEC}, {"input1": x, "input2": x}, {"": torch.zeros(5, dtype=torch.int64)})
+
+
+def test_what_is_wrong_is_found(monkeypatch):
+    x, labels = torch.randn(5, 3), torch.tensor([0, 1, 0, 0, -1])
+    real = router_file.route_mask
+
+    def identity(x, mask, dim, *, replacing):
+        return x
+
+    def scaled(x, mask, dim, *, replacing):
+        return real(x, mask, dim, replacing=replacing) * 1.001
+
+    def doubled(x, mask, dim, *, replacing):
+        return 2 * real(x, mask, dim, replacing=replacing) - x.detach()
+
+    for wrong, message in ((identity, "in which its route leaves none|differs"), (scaled, "changed the loss")):
+        monkeypatch.setattr(router_file, "route_mask", wrong)
+        with pytest.raises(NotRoutedError, match=message):
+            assert_routed(net()[:1], {"0": SPEC}, x, labels)
+    monkeypatch.setattr(router_file, "route_mask", doubled)
+    with pytest.raises(NotRoutedError, match=r"changed the loss|differs from the oracle's by up to"):
+        assert_routed(net()[:1], {"0": SPEC}, x, labels)
+    monkeypatch.setattr(router_file, "route_mask", identity)
+    with pytest.raises(NotRoutedError, match="'0.weight' has a gradient in 6 entries"):
+        assert_routed(net()[:1], {"0": SPEC}, x, torch.zeros(5, dtype=torch.int64))
+
+
+def test_without_hypothesis_all_but_the_strategies_works(monkeypatch):
+    for module in [name for name in sys.modules if name.startswith(("gradroute.testing", "hypothesis"))]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "hypothesis", None)
+    testing = importlib.import_module("gradroute.testing")
+    testing.assert_routed(net(), {"0": SPEC}, torch.randn(5, 3))
+    with pytest.raises(ImportError, match=r"pip install gradroute\[testing\]"):
+        testing.specs()
+    with pytest.raises(AttributeError, match="no attribute 'spec'"):
+        testing.spec
