@@ -12,6 +12,7 @@ from mnist_vae import classifier, figures
 from mnist_vae.config import DatasetName
 from mnist_vae.data import Dataset, Split
 from mnist_vae.files import read_json, write_json
+from mnist_vae.leaks import leaks
 from mnist_vae.model import DIGITS, VAE
 from mnist_vae.probe import best_permutation_accuracy, probe_accuracy
 from mnist_vae.run import Run
@@ -88,6 +89,8 @@ def evaluate(run: Run, data: Dataset) -> dict[str, Any]:
         "test_sse": results.test_sse,
         "test_elbo": results.test_elbo,
         **judge(model, data, config.dataset),
+        # Without routing, or with the KL routed too, a route at the latent is not what the model was trained with.
+        "leaks": leaks(model, data.train) if config.routing and not settings.route_kl else None,
         "mean_activation": [[round(value, 4) for value in row] for row in results.activations.tolist()],
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "threads": history["threads"],

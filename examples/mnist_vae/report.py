@@ -58,10 +58,18 @@ def _rows(metrics: dict[str, Any]) -> list[tuple[str, str]]:
         ("linear probe", f"{metrics['probe_accuracy']:.2%} of test images"),
         ("owned digits", f"{metrics['owned_digits']} of {len(matrix)}"),
         ("sliders", _sliders(metrics)),
+        ("around the route", _leaks(metrics["leaks"])),
         ("own activation", f"{min(own):.2f} to {max(own):.2f}, mean of a digit on its own dimension"),
         ("test SSE", f"{metrics['test_sse']:.2f} per image"),
         ("test ELBO", f"{metrics['test_elbo']:.2f} nats per image"),
     ]
+
+
+def _leaks(leaks: dict[str, float] | None) -> str:
+    if leaks is None:
+        return "not audited: no route at the latent alone"
+    found = ", ".join(f"{kind} {share:.1%}" for kind, share in leaks.items())
+    return f"{found} of a digit's gradient, at most" if found else "nothing"
 
 
 def _sliders(metrics: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from fake_mnist import idx_bytes, synthetic
 
-from mnist_vae import classifier, data
+from mnist_vae import classifier, data, leaks
 from mnist_vae.sources import DatasetSpec
 
 
@@ -17,6 +17,12 @@ def quick_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the synthetic dataset, a few steps are enough, and what is asked of the real one is too much."""
     monkeypatch.setattr(classifier, "TRAINING", classifier.Training(steps=3, batch_size=40))
     monkeypatch.setattr(classifier, "REQUIRED", {})
+
+
+@pytest.fixture(autouse=True)
+def quick_audit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An audit costs some passes for each label that it finds."""
+    monkeypatch.setattr(leaks, "IMAGES", 3)
 
 
 @pytest.fixture(scope="session")

@@ -498,6 +498,14 @@ class TestLook:
         assert f"{right} of {sum(map(len, seen))} pictures" in said
         assert "unknown" not in said
 
+    def test_what_each_number_says_of_each_digit_is_shown(self, opened: Watched) -> None:
+        means = json.loads((PRETRAINED / "metrics.json").read_text())["mean_activation"]
+        rows = opened.page.get_by_role("table").locator("tbody tr").all()
+        said = [[float(text.replace("\u2212", "-")) for text in row.locator("td").all_inner_texts()] for row in rows]
+        assert said == [[abs(round(mean, 1)) if abs(mean) < 0.05 else round(mean, 1) for mean in row] for row in means]
+        loud = opened.page.locator(".matrix .loud")
+        assert loud.count() == 10, "each digit speaks by its own number"
+
     def test_small_print_names_what_was_not_measured(self, new_page: Open) -> None:
         watched = new_page()
         metrics = json.loads((PRETRAINED / "metrics.json").read_text())

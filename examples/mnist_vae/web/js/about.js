@@ -9,6 +9,7 @@ const LINES = [
   ["Digits that own their number", ["owned_digits"], (m) => `${m.owned_digits} of 10`],
   ["Sliders draw their digit", ["slider_seen_as", "classifier_accuracy"], sliders],
   ["Squared error of a decoded image", ["test_sse"], (m) => `${m.test_sse.toFixed(1)}, summed over 784 pixels`],
+  ["Teaching around the route", ["leaks"], leaks],
   ["Training", ["recipe", "epochs", "seed", "routing"], training],
   ["Size", ["parameters"], (m) => `${count(m.parameters)} parameters, matrices in half precision`],
 ];
@@ -18,6 +19,12 @@ function sliders({ slider_seen_as: seen, classifier_accuracy: accuracy }) {
   const right = seen.map((row, digit) => row.filter((read) => read === digit).length);
   const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
   return `${sum(right)} of ${sum(seen.map((row) => row.length))} pictures, as a classifier of ${percent(accuracy)} reads them`;
+}
+
+/** What an audit found, kind by kind. The KL is the side loss: it holds no label, and is meant to reach all ten. */
+function leaks({ leaks: found }) {
+  const kinds = Object.entries(found).map(([kind, share]) => `${kind === "side loss" ? "the KL" : kind} ${percent(share)}`);
+  return kinds.length ? `${kinds.join(", ")} of a digit's gradient, at most` : "nothing, as an audit finds";
 }
 
 function training({ recipe, epochs, seed, routing }) {

@@ -4,6 +4,7 @@ import { showFinePrint } from "./about.js";
 import { Engine } from "./engine.js";
 import { fetchJson } from "./files.js";
 import { latest } from "./latest.js";
+import { showMatrix } from "./matrix.js";
 import { Morph } from "./morph.js";
 import { motionButton, stopMotion, sweepCode, swing } from "./motion.js";
 import { PageError, isStopped, showError } from "./notice.js";
@@ -30,6 +31,7 @@ async function start() {
     loadSamples(description.side),
   ]);
   const bench = new Bench(engine, samples, description, metrics);
+  showMatrix(byId("matrix"), metrics.mean_activation);
   showFinePrint(byId("fine"), metrics, description);
   await bench.begin();
   byId("loading").hidden = true;
