@@ -21,10 +21,13 @@ function sliders({ slider_seen_as: seen, classifier_accuracy: accuracy }) {
   return `${sum(right)} of ${sum(seen.map((row) => row.length))} pictures, as a classifier of ${percent(accuracy)} reads them`;
 }
 
-/** What an audit found, kind by kind. The KL is the side loss: it holds no label, and is meant to reach all ten. */
+/** In the words of this page: the KL holds no label and is meant to reach all ten; readers are the decoder's. */
+const WAYS = { "side loss": "the KL", reader: "weights that read the numbers", "shared bias": "a bias beside them" };
+
+/** What an audit found, kind by kind. */
 function leaks({ leaks: found }) {
-  const kinds = Object.entries(found).map(([kind, share]) => `${kind === "side loss" ? "the KL" : kind} ${percent(share)}`);
-  return kinds.length ? `${kinds.join(", ")} of a digit's gradient, at most` : "nothing, as an audit finds";
+  const ways = Object.entries(found).map(([kind, share]) => `${WAYS[kind] ?? kind} ${(100 * share).toFixed(0)} %`);
+  return ways.length ? `${ways.join(", ")} of a digit's gradient, at most` : "nothing, as an audit finds";
 }
 
 function training({ recipe, epochs, seed, routing }) {
