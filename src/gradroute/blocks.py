@@ -14,6 +14,8 @@ from .sites import Site
 from .spec import Route, RoutingSpec
 from .units import is_conv1d_of_transformers, kind_of, n_units
 
+__all__ = ["block_sites"]
+
 
 @dataclass(frozen=True)
 class _Projections:
