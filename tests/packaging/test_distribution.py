@@ -12,10 +12,10 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from project import MODULES, PROJECT, ROOT, SOURCE
 from trove_classifiers import classifiers
 
 import gradroute
+from project import MODULES, PROJECT, ROOT, SOURCE
 
 PACKAGE = {path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py")} | {"gradroute/py.typed"}
 

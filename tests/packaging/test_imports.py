@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+
 from project import public_names
 
 LOADED = """

@@ -1,10 +1,10 @@
-"""What the tests here read: the files of the project, and the library's public names."""
+"""What tests read of the project itself: its files, and the library's public names."""
 
 import importlib
 import tomllib
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
