@@ -19,15 +19,16 @@ WARNINGS_OF_OTHERS = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Blocks have no place for a mark, so the marks come from here."""
     for item in items:
         if isinstance(item, SybilItem):
             for warning in WARNINGS_OF_OTHERS:
                 item.add_marker(pytest.mark.filterwarnings(warning))
 
 
-def lacks(package: str) -> str | None:
-    """The reason to skip a block that needs a package which is not installed: ``<!-- skip: next lacks("peft") -->``."""
-    return None if find_spec(package) else f"{package} is not installed"
+def lacks(package: str) -> bool:
+    """Whether a block that needs a package must be skipped: ``<!-- skip: next if(lacks("peft"), reason=...) -->``."""
+    return find_spec(package) is None
 
 
 def _setup(namespace: dict[str, object]) -> None:
