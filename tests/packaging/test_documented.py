@@ -86,22 +86,35 @@ WITH_MEMBERS = DEFINED | {
 }
 
 
-def code(value):
-    """The functions that run when it is called, as syntax trees."""
-    if inspect.isclass(value):
-        names = ("forward",) if issubclass(value, Function) else ("__init__", "__post_init__")
-        own = [vars(value).get(name) for name in names]
-        functions = [getattr(function, "__func__", function) for function in own if function is not None]
-        functions = [function for function in functions if function.__code__.co_filename != "<string>"]
-    else:
-        functions = [inspect.unwrap(value)]
-    return [ast.parse(textwrap.dedent(inspect.getsource(function))) for function in functions]
+def runs(value):
+    """The functions that run when it is called."""
+    if not inspect.isclass(value):
+        return [inspect.unwrap(value)]
+    names = ("forward",) if issubclass(value, Function) else ("__init__", "__post_init__")
+    own = [getattr(vars(value).get(name), "__func__", vars(value).get(name)) for name in names]
+    return [function for function in own if function is not None and function.__code__.co_filename != "<string>"]
 
 
-def raised(value):
-    """The names of the exceptions that its own code raises."""
-    nodes = [node.exc for tree in code(value) for node in ast.walk(tree) if isinstance(node, ast.Raise) and node.exc]
-    return {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+def raised(function, cls, seen):
+    """The library's errors that a function raises: itself, by functions it calls by name, or by methods of its class."""
+    if function in seen:
+        return set()
+    seen.add(function)
+    found = set()
+    for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(function)))):
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name):
+            found.add(node.exc.func.id)
+        called, of = None, cls
+        match node:
+            case ast.Call(func=ast.Name(name)):
+                called = function.__globals__.get(name)
+                of = called if inspect.isclass(called) else None
+            case ast.Call(func=ast.Attribute(ast.Name("self" | "cls"), name)):
+                called = getattr(getattr(cls, name, None), "__func__", getattr(cls, name, None))
+        if getattr(called, "__module__", "").startswith("gradroute.") and not is_exception(called):
+            for inner in runs(called):
+                found |= raised(inner, of, seen)
+    return found & {*errors.__all__}
 
 
 def section(value, name):
@@ -122,10 +135,11 @@ def test_docstring(name):
     says = section(value, "Raises") or []
     for exception in says:
         assert hasattr(errors, exception) or hasattr(builtins, exception), f"there is no {exception}"
-    known = {
-        name for name in raised(value) if is_exception(getattr(errors, name, None) or getattr(builtins, name, None))
-    }
-    assert known <= {*says}, "it raises what its docstring does not say"
+    owner = value if inspect.isclass(value) else WITH_MEMBERS.get(name.rpartition(".")[0])
+    known = set() if is_exception(value) else set().union(*(raised(function, owner, set()) for function in runs(value)))
+    # A base class that is named stands for its subclasses.
+    unsaid = {error for error in known if not {base.__name__ for base in getattr(errors, error).__mro__} & {*says}}
+    assert unsaid == set(), "it raises what its docstring does not say"
     given = section(value, "Args")
     if given is not None:
         parameters = inspect.signature(value).parameters.values()
