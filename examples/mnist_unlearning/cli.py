@@ -93,7 +93,6 @@ class Command:
             "judged_on": images.judged_on,
             "quick": self.quick,
             "workers": self.workers,
-            "seconds": seconds,
             "machine": {"cores": os.cpu_count(), "torch": torch.__version__},
             "pixel_probe": probe(None, images, self.digit, settings.relearn_images),
         }

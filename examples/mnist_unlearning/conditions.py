@@ -28,10 +28,12 @@ def conditions(fractions: Sequence[float] = FRACTIONS) -> list[Condition]:
 
 def at_fraction(fraction: float) -> list[Condition]:
     """The rows for one fraction of labels. What routes differs from the row "parameters" in what its text says."""
-    filtered = Condition("filtered", "trained without what is labeled", filtered="labeled", forgets_by="nothing")
+    filtered = Condition(
+        "filtered", "trained without what is labeled `forget`", filtered="labeled", forgets_by="nothing"
+    )
     routed = Condition(
         "parameters",
-        "writers and readers of base and block learn by route",
+        "see above: both ends of the block learn by route",
         level="parameters",
         retain="ablated",
         labeled_first=True,
@@ -40,30 +42,70 @@ def at_fraction(fraction: float) -> list[Condition]:
         filtered,
         replace(routed, name="placebo", what="as `parameters`, with labels drawn by lot", labels="random"),
         routed,
-        replace(routed, name="parameters-whole", what="no pass without the block", retain="whole"),
-        replace(routed, name="parameters-together", what="and `retain` teaches base and block", retain="together"),
-        replace(routed, name="parameters-separate", what="two steps of the optimizer a batch", optimizer="separate"),
-        replace(routed, name="parameters-isolated", what="and each under isolation", optimizer="isolated"),
         replace(
-            routed, name="activations", what="as `parameters`, but activations learn by route", level="activations"
+            routed,
+            name="parameters-whole",
+            what="as `parameters`, but the base learns with the block at work",
+            retain="whole",
         ),
         replace(
-            routed, name="activations-whole", what="no pass without the block", level="activations", retain="whole"
+            routed,
+            name="parameters-together",
+            what="as `parameters`, but in one pass, `retain` teaching base and block",
+            retain="together",
         ),
-        Condition("activations-plain", "one pass, one rule: `forget` teaches the block alone", level="activations"),
+        replace(
+            routed,
+            name="parameters-separate",
+            what="as `parameters`, with a step of the optimizer for each pass",
+            optimizer="separate",
+        ),
+        replace(
+            routed,
+            name="parameters-isolated",
+            what="as `parameters-separate`, each step under isolation",
+            optimizer="isolated",
+        ),
+        replace(
+            routed,
+            name="activations",
+            what="as `parameters`, but at level activations: readers are free",
+            level="activations",
+        ),
+        replace(
+            routed,
+            name="activations-whole",
+            what="as `activations`, but the base learns with the block at work",
+            level="activations",
+            retain="whole",
+        ),
+        Condition(
+            "activations-plain",
+            "level activations, one pass: `forget` teaches the block, all else both",
+            level="activations",
+        ),
     ]
     if fraction < 1:
         rows[1:1] = [
             replace(
-                filtered, name="filtered-detected", what="and without what a detector suspects", filtered="detected"
+                filtered,
+                name="filtered-detected",
+                what="trained without that and without what a detector suspects",
+                filtered="detected",
             ),
             replace(
-                filtered, name="filtered-unverified", what="on what is labeled `retain` alone", filtered="unverified"
+                filtered,
+                name="filtered-unverified",
+                what="trained on what is labeled `retain` alone",
+                filtered="unverified",
             ),
         ]
         rows.append(
             replace(
-                routed, name="parameters-mixed", what="as `parameters`, labeled images not first", labeled_first=False
+                routed,
+                name="parameters-mixed",
+                what="as `parameters`, but labeled images do not come first",
+                labeled_first=False,
             )
         )
     return [replace(row, name=f"{row.name}-{fraction:g}", fraction=fraction) for row in rows]

@@ -30,7 +30,7 @@ PANELS = {
 
 def by_fraction(summary: Sequence[dict[str, Any]], title: str) -> Figure:
     """A panel for each of three measures; a line through the means, and the range over seeds."""
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = Figure(figsize=(7.6, 3.8), layout="constrained")
     figure.suptitle(f"After forgetting, by part of the images that is labeled ({title})", fontsize=10)
     fractions = sorted({row["fraction"] for row in summary if uses_labels(row)})
     panels = figure.subplots(1, len(PANELS))
@@ -50,7 +50,7 @@ def by_fraction(summary: Sequence[dict[str, Any]], title: str) -> Figure:
 def relearning(summary: Sequence[dict[str, Any]], title: str) -> Figure:
     """A panel for each fraction of labels; in all of them the model that never saw the digit."""
     fractions = sorted({row["fraction"] for row in summary if uses_labels(row)}, reverse=True)
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = Figure(figsize=(7.6, 3.8), layout="constrained")
     figure.suptitle(f"Accuracy on the forgotten digit while the model is fine-tuned ({title})", fontsize=10)
     panels = figure.subplots(1, len(fractions), sharey=True, squeeze=False)[0]
     for axes, fraction in zip(panels, fractions, strict=True):

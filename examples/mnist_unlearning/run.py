@@ -50,7 +50,7 @@ def run(condition: Condition, settings: Settings, data: Parts, seed: int) -> dic
 def identity(condition: Condition, settings: Settings, judged_on: str, seed: int) -> dict[str, Any]:
     """What a run's results depend on, apart from the code, the images and the machine."""
     return {
-        "condition": asdict(condition),
+        "condition": {key: value for key, value in asdict(condition).items() if key != "what"},
         "settings": {**asdict(settings), "checkpoints": list(settings.checkpoints)},
         "judged_on": judged_on,
         "seed": seed,

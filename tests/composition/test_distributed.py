@@ -1,8 +1,5 @@
 """DDP and FSDP2 on two processes: the gradients are those of one process on the joined batch."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +7,7 @@ import torch
 
 from composition import parameter_forms
 from composition.forms import assert_same, batch, expected_gradients
+from composition.two_processes import run_in_two_processes
 
 SCRIPT = Path(__file__).parent / "scripts" / "distributed.py"
 TITLES = {
@@ -29,18 +27,7 @@ TITLES = {
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, dict[str, torch.Tensor]]]:
     """What the script saved: all strategies and forms in one start of two processes."""
-    path = tmp_path_factory.mktemp("distributed") / "gradients.pt"
-    paths = [str(SCRIPT.parents[2]), os.environ.get("PYTHONPATH", "")]
-    result = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(SCRIPT), str(path)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-4000:]
-    return torch.load(path)
+    return run_in_two_processes(SCRIPT, tmp_path_factory.mktemp("distributed") / "gradients.pt")
 
 
 @pytest.mark.xdist_group("distributed")

@@ -3,9 +3,6 @@
 import copy
 import functools
 import itertools
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +22,7 @@ from composition.isolation import (
     moved,
     units_that_differ,
 )
+from composition.two_processes import run_in_two_processes
 from gradroute.optim import Isolation
 
 pytestmark = [*WARNINGS_OF_TORCH, pytest.mark.parametrize("form", ["router", "routed_module"])]
@@ -260,18 +258,7 @@ def test_a_copy_of_all_is_isolated_anew(running) -> None:
 @pytest.fixture(scope="module")
 def in_two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[dict[str, torch.Tensor]]]]:
     """What each step leaves, for each strategy and form: all in one start of two processes."""
-    path = tmp_path_factory.mktemp("isolated") / "steps.pt"
-    paths = [str(SCRIPT.parents[2]), os.environ.get("PYTHONPATH", "")]
-    result = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(SCRIPT), str(path)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-4000:]
-    return torch.load(path)
+    return run_in_two_processes(SCRIPT, tmp_path_factory.mktemp("isolated") / "steps.pt")
 
 
 @pytest.mark.xdist_group("distributed")
