@@ -76,7 +76,7 @@ def report(*, compiled: bool = True) -> bool:
 
 def functional_form(device: torch.device) -> Iterator[Law]:
     """The laws of `gradroute.route`."""
-    x, labels, mask = _integers(3, 4, device=device).requires_grad_(), SPEC.encode(LABELS), _mask(device).bool()
+    x, labels, mask = _integers(3, 4, device=device).requires_grad_(), _labels(device), _mask(device).bool()
     output = route(x, labels, SPEC)
     (gradient,) = torch.autograd.grad(output.square().sum(), x, retain_graph=True)
     (infinite,) = torch.autograd.grad(output, x, torch.full_like(output, torch.inf))
@@ -91,7 +91,7 @@ def level_activations(device: torch.device) -> Iterator[Law]:
     model, x = _Model(device), _integers(3, 3, device=device).requires_grad_()
     output, expected = model(x), _by_hand(model, x)
     router = Router(model, {"first": SPEC})
-    with router(SPEC.encode(LABELS)):
+    with router(_labels(device)):
         routed = model(x)
         rows, upstream = torch.autograd.grad(routed.square().sum(), (model.first.weight, x))
     yield "Router: the output is bitwise the same", torch.equal(routed, output)
@@ -109,7 +109,7 @@ def level_parameters(device: torch.device) -> Iterator[Law]:
     model, x = _Model(device), _integers(3, 3, device=device).requires_grad_()
     output, expected = model(x), _by_hand(model, x)
     writes, reads = Site(SPEC, level="parameters"), Site(SPEC, on="input", level="parameters")
-    with Router(model, {"first": writes, "second": reads})(SPEC.encode(LABELS)):
+    with Router(model, {"first": writes, "second": reads})(_labels(device)):
         routed = model(x)
         learning = (model.first.weight, model.second.weight, x)
         rows, columns, upstream = torch.autograd.grad(routed.square().sum(), learning)
@@ -121,7 +121,7 @@ def level_parameters(device: torch.device) -> Iterator[Law]:
 
 def compiled_forms(device: torch.device) -> Iterator[Law]:
     """The same compiled, under `torch.func.grad` too, where a mask is lost most easily."""
-    x, labels = _integers(3, 4, device=device).requires_grad_(), SPEC.encode(LABELS).to(device)
+    x, labels = _integers(3, 4, device=device).requires_grad_(), _labels(device)
     masked = 2 * x.detach() * _mask(device)
     (gradient,) = torch.autograd.grad(torch.compile(_loss)(x, labels), x)
     yield "compiled route: the gradient is masked", torch.equal(gradient, masked)
@@ -206,6 +206,10 @@ def _by_hand(model: _Model, x: Tensor) -> _Expected:
 def _integers(*shape: int, device: torch.device) -> Tensor:
     """Whole numbers from -2 to 2."""
     return (torch.arange(torch.Size(shape).numel(), device=device) * 3 % 5 - 2.0).view(shape)
+
+
+def _labels(device: torch.device) -> Tensor:
+    return SPEC.encode(LABELS).to(device)
 
 
 def _mask(device: torch.device) -> Tensor:

@@ -154,3 +154,19 @@ def test_a_compiler_that_does_not_work_at_all_is_no_failure_of_routing(monkeypat
     expected = "torch.compile, with or without gradroute: RuntimeError: Dynamo is not supported here"
     assert verdicts[expected] == "not available"
     assert not any(law.startswith("compiled") for law in verdicts)
+
+
+# ------------------------------------------------------------------ accelerators
+
+
+def test_an_accelerator_is_named_and_checked_after_the_cpu(monkeypatch, capsys):
+    """A stand-in: "meta" holds no numbers, so that whatever reads them raises, and the laws fail there alone."""
+    monkeypatch.setattr(selfcheck, "_accelerator", lambda: torch.device("meta"))
+    code = __main__.main(["--no-compile"])
+    facts, on_cpu, on_accelerator, _ = capsys.readouterr().out.split("\n\n", 3)
+    assert code == 1
+    assert re.search(r"^accelerator +meta$", facts, re.MULTILINE)
+    assert on_cpu.startswith("self-check on cpu")
+    assert "FAILED" not in on_cpu
+    assert on_accelerator.startswith("self-check on meta")
+    assert "FAILED" in on_accelerator
