@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN ?= runs/quick
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types docs bench composition clean
+.PHONY: help demo test check lint types docs bench composition dist clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -39,6 +39,10 @@ bench: $(VENV)/.dev ## run the benchmarks, one a claim, and write their tables i
 
 composition: $(VENV)/.dev ## run the composition tests and write their table into the documentation
 	$(BIN)/python -m pytest -n 2 tests/composition --composition-table docs/assets/composition/table.md
+
+dist: $(VENV)/.dev ## build the sdist, and from it the wheel, into dist/
+	rm -rf dist
+	$(BIN)/python -m build
 
 clean: ## remove the environment and what was built; runs/ and data stay
 	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,9 +1,43 @@
-"""Runs the Python blocks of README and documentation as tests, so that no example is a hand copy."""
+"""Runs the Python blocks of README and documentation as tests, so that no example is a hand copy.
 
+The blocks of a page share one namespace, in order. A block that starts with ``>>>`` is a doctest.
+"""
+
+from doctest import NORMALIZE_WHITESPACE
+from importlib.util import find_spec
+
+import pytest
 from sybil import Sybil
+from sybil.integration.pytest import SybilItem
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
+#: Of other libraries, about their own use of what is to come: no reader can help it.
+WARNINGS_OF_OTHERS = (
+    "ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated:FutureWarning",  # Lightning
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",  # peft
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Blocks have no place for a mark, so the marks come from here."""
+    for item in items:
+        if isinstance(item, SybilItem):
+            for warning in WARNINGS_OF_OTHERS:
+                item.add_marker(pytest.mark.filterwarnings(warning))
+
+
+def lacks(package: str) -> bool:
+    """Whether a block that needs a package must be skipped: ``<!-- skip: next if(lacks("peft"), reason=...) -->``."""
+    return find_spec(package) is None
+
+
+def _setup(namespace: dict[str, object]) -> None:
+    namespace["lacks"] = lacks
+
+
 pytest_collect_file = Sybil(
-    parsers=[PythonCodeBlockParser(), SkipParser()],
-    patterns=["README.md", "docs/*.md"],
+    # A long message may be broken into lines.
+    parsers=[PythonCodeBlockParser(doctest_optionflags=NORMALIZE_WHITESPACE), SkipParser()],
+    patterns=["README.md", "docs/*.md", "docs/*/*.md"],
+    setup=_setup,
 ).pytest()

@@ -22,6 +22,7 @@ BENCHMARKS = (
     "flat_in_labels_linear_in_tokens",
     "a_thousand_sites",
     "labels_never_become_one_hot",
+    "importing_costs_what_torch_does",
     "parameter_level_costs_one_layer",
     "frozen_units_cost_two_copies",
     "a_periodic_audit_costs_one_percent",

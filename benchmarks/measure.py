@@ -1,4 +1,4 @@
-"""The only code here that measures time: candidates run in turn in one process, and are compared round by round.
+"""How time is measured here: candidates run in turn in one process, and are compared round by round.
 
 A time on its own says little. The same multiplication takes three times as long when its result comes from fresh pages
 of the operating system instead of memory that was just freed, and another process may be running beside. Therefore:

@@ -33,6 +33,8 @@ def on_post_build(config: MkDocsConfig) -> None:
         build_page(PRETRAINED, folder, default_root())
     except ExampleError as error:
         # Not a warning, which ends a strict build.
-        logging.getLogger("mkdocs.hooks").info("the live page is not in this build: %s", error)
+        logging.getLogger("mkdocs.hooks").info(
+            "the live page is not in this build: %s", error
+        )
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "index.html").write_text(ABSENT, encoding="utf-8")

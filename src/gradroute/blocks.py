@@ -14,6 +14,8 @@ from .sites import Site
 from .spec import Route, RoutingSpec
 from .units import is_conv1d_of_transformers, kind_of, n_units
 
+__all__ = ["block_sites"]
+
 
 @dataclass(frozen=True)
 class _Projections:
@@ -63,6 +65,15 @@ def block_sites(
         SiteError: No spec was given, no block was found, or a block is built in another way, such as on
             `nn.MultiheadAttention`, whose weights are no modules.
         SpecError: A spec's width is not the number of neurons or heads.
+
+    Examples:
+        >>> from transformers import GPT2Config, GPT2Model
+        >>> model = GPT2Model(GPT2Config(n_layer=2, n_head=2, n_embd=8, vocab_size=16))
+        >>> sites = block_sites(model, heads=RoutingSpec({"retain": 0, "forget": 1}, 2))
+        >>> list(sites)
+        ['h.0.attn.c_attn', 'h.0.attn.c_proj', 'h.1.attn.c_attn', 'h.1.attn.c_proj']
+        >>> sites["h.1.attn.c_proj"].on, sites["h.1.attn.c_proj"].spec.indices("forget")
+        ('input', (4, 5, 6, 7))
 
     References:
         Shilov et al., 2025, SGTM (arXiv:2512.05648), which routes these parameters for whole batches.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+__all__ = ["LabelError", "RoutingError", "SiteError", "SpecError", "UnroutedWarning", "UsageError"]
+
 
 class RoutingError(ValueError):
     """Base class of everything that gradroute raises about its own use."""

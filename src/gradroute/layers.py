@@ -22,9 +22,6 @@ class RouteGradient(nn.Module):
         - labels: see `gradroute.route`.
         - Output: as x.
 
-    Raises:
-        LabelError: (in forward) The labels do not fit the spec or x.
-
     Examples:
         >>> import torch
         >>> layer = RouteGradient(RoutingSpec.one_per_label(2))
@@ -38,7 +35,12 @@ class RouteGradient(nn.Module):
         self.dim = dim
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        """Forward: x. Backward: the gradient times the mask of the labels."""
+        """Forward: x. Backward: the gradient times the mask of the labels.
+
+        Raises:
+            LabelError: As `gradroute.route`.
+            RoutingError: As `gradroute.route`.
+        """
         return route(x, labels, self.spec, dim=self.dim)
 
     def extra_repr(self) -> str:

@@ -70,11 +70,19 @@ class Route:
         return _units(self.index, width)
 
     def resolved(self, width: int) -> Route:
-        """This route with its index written out as a tuple of units, the form in which routes compare equal."""
+        """This route with its index written out as a tuple of units, the form in which routes compare equal.
+
+        Raises:
+            SpecError: As `units`.
+        """
         return Route(self.units(width), self.weight, self.elsewhere)
 
     def repeat(self, k: int, width: int) -> Route:
-        """This route where each of `width` units has become `k` consecutive ones."""
+        """This route where each of `width` units has become `k` consecutive ones.
+
+        Raises:
+            SpecError: As `units`.
+        """
         return Route(_repeat_units(self.units(width), k), self.weight, self.elsewhere)
 
     def __hash__(self) -> int:
@@ -169,6 +177,9 @@ class RoutingSpec:
     def one_per_label(cls, n: int, *, unlabeled: Unlabeled = "all") -> RoutingSpec:
         """Labels 0 to n - 1 over n units: label i may teach unit i, and no other.
 
+        Raises:
+            SpecError: n is not an integer of at least 1.
+
         Examples:
             >>> RoutingSpec.one_per_label(3).table
             tensor([[1., 0., 0.],
@@ -203,6 +214,9 @@ class RoutingSpec:
         """The spec over width * k units in which each unit has become k consecutive ones.
 
         This turns a spec over attention heads into one over the features of the heads, for instance.
+
+        Raises:
+            SpecError: k is not an integer of at least 1.
 
         Examples:
             >>> RoutingSpec({"a": 0, "b": 1}, 2).repeat(3)

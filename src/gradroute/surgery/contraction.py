@@ -32,6 +32,14 @@ class Contracted:
         optimizer: A copy of the optimizer for it, with the state of what is left; None where none was given.
         kept: For each parameter and buffer that got smaller, by its name, and each dimension along which it did: the
             positions that are left. What is kept elsewhere for each weight, such as a moving average, is cut by these.
+
+    Examples:
+        >>> import torch
+        >>> from gradroute import RoutingSpec
+        >>> model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 1))
+        >>> router = Router(model, {"1": RoutingSpec.split({"retain": 4, "forget": 2})})
+        >>> contract(router, "forget", example=torch.randn(2, 3)).kept["2.weight"][1]
+        (0, 1, 2, 3)
     """
 
     model: nn.Module

@@ -1,0 +1,97 @@
+"""The reference: every public name is in it once, and every class of errors with its messages."""
+
+import html
+import importlib
+import inspect
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import gradroute
+from docs.pages import SOURCES
+from gradroute import errors
+
+#: What belongs to a value and not to a class or function, so that its page says it in words.
+CONSTANTS = {"gradroute.UNLABELED"}
+#: A place for mkdocstrings, and the members that are shown if it is a module.
+PLACE = re.compile(r"^::: (\S+)\n((?:    .*\n?)*)", re.M)
+
+
+def resolve(name: str) -> object:
+    """What a name stands for. Where a module and what it exports have one name, what is exported."""
+    module, _, attribute = name.rpartition(".")
+    found = getattr(importlib.import_module(module), attribute, None)
+    return importlib.import_module(name) if found is None else found
+
+
+def documented() -> list[object]:
+    found: list[object] = []
+    for page in SOURCES:
+        for name, options in PLACE.findall(page.read_text(encoding="utf-8")):
+            members = re.search(r"members: \[(.*?)\]", options)
+            inside = members[1].split(", ") if members else []
+            found += [resolve(f"{name}.{member}") for member in inside] or [resolve(name)]
+    return found
+
+
+def public_names() -> list[str]:
+    """Of gradroute itself, and of its modules that say by ``__all__`` what of them is public."""
+    names = [f"gradroute.{name}" for name in gradroute.__all__]
+    for found in pkgutil.iter_modules(gradroute.__path__):
+        if not found.name.startswith("_"):
+            module = importlib.import_module(f"gradroute.{found.name}")
+            names += [f"gradroute.{found.name}.{name}" for name in getattr(module, "__all__", ())]
+    return names
+
+
+def error_classes() -> list[type]:
+    of_module = [value for value in vars(errors).values() if inspect.isclass(value)]
+    return [value for value in of_module if issubclass(value, errors.RoutingError | errors.UnroutedWarning)]
+
+
+ERRORS_PAGE = next(page for page in SOURCES if page.name == "errors.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", public_names())
+def test_every_public_name_is_in_the_reference_once(name: str) -> None:
+    if name in CONSTANTS:
+        assert any(f"`{name}`" in page.read_text(encoding="utf-8") for page in SOURCES)
+        return
+    value = getattr(importlib.import_module(name.rpartition(".")[0]), name.rpartition(".")[2])
+    assert [each is value for each in documented()].count(True) == 1
+
+
+@pytest.mark.parametrize("error", error_classes(), ids=lambda error: error.__name__)
+def test_every_class_of_errors_is_documented_with_its_messages(error: type) -> None:
+    name = error.__name__
+    assert error in documented()
+    assert f"<!-- messages: {name} -->" in ERRORS_PAGE
+
+
+def test_the_page_of_errors_has_the_messages_that_are_raised(site: Path) -> None:
+    """Of each class one message as it is raised, without what is filled in."""
+    page = re.sub("⟨[^⟩]*⟩", "⟨⟩", html.unescape((site / "reference" / "errors" / "index.html").read_text("utf-8")))
+    spec = gradroute.RoutingSpec.one_per_label(3)
+    for raise_it, filled_in in [
+        (lambda: gradroute.RoutingSpec({0: 7}, 3), None),
+        (lambda: spec.mask(torch.tensor(1j)), "torch.complex64"),
+        (lambda: gradroute.Site(spec, on="middle"), "'middle'"),
+        (lambda: gradroute.Router(torch.nn.Linear(1, 3), {"": spec}).ablated(), ""),
+    ]:
+        with pytest.raises(errors.RoutingError) as caught:
+            raise_it()
+        message = str(caught.value)
+        if filled_in is None:
+            assert "is outside the width: units are numbered 0 to" in message
+            message = "index ⟨⟩ is outside the width: units are numbered 0 to ⟨⟩."
+        assert (message.replace(filled_in, "⟨⟩") if filled_in else message) in page
+
+
+def test_what_is_documented_exists_and_is_found() -> None:
+    assert len(documented()) > 20
+    assert gradroute.Router in documented()
+    with pytest.raises(ModuleNotFoundError):
+        resolve("gradroute.surgery.no_such_thing")

@@ -1,0 +1,152 @@
+"""What is public is documented: in the reference, and by docstrings that say what is raised and show an example."""
+
+import ast
+import builtins
+import importlib
+import inspect
+import re
+import sys
+import textwrap
+
+import pytest
+import yaml
+from torch.autograd import Function
+
+from gradroute import errors
+from project import MODULES, ROOT, public_names
+
+PUBLIC = {
+    f"{module}.{name}": getattr(sys.modules[module], name) for module, names in public_names().items() for name in names
+}
+DEFINED = {name: value for name, value in PUBLIC.items() if inspect.isclass(value) or inspect.isfunction(value)}
+
+
+def resolve(dotted):
+    """The object of a name such as ``gradroute.optim.Isolation``; None if there is no such object."""
+    parts = dotted.split(".")
+    for length in range(len(parts), 0, -1):
+        if (module := ".".join(parts[:length])) in MODULES:
+            value = importlib.import_module(module)
+            for part in parts[length:]:
+                value = getattr(value, part, None)
+            return value
+    return None
+
+
+def reference():
+    """What mkdocstrings is asked to show: dotted names, members of modules included."""
+    shown = []
+    for page in (ROOT / "docs").rglob("*.md"):
+        for name, options in re.findall(
+            r"^::: ([\w.]+)\n((?:    .*\n|\n(?=    ))*)", page.read_text() + "\n", re.MULTILINE
+        ):
+            members = ((yaml.safe_load(textwrap.dedent(options)) or {}).get("options") or {}).get("members")
+            if inspect.ismodule(resolve(name)) and members:
+                shown += [f"{name}.{member}" for member in members]
+            else:
+                shown.append(name)
+    return shown
+
+
+def test_every_public_name_is_in_the_reference():
+    shown = reference()
+    objects = [resolve(name) for name in shown]
+    text = "\n".join(page.read_text() for page in (ROOT / "docs").rglob("*.md"))
+    missing = {
+        name
+        for name, value in PUBLIC.items()
+        if not (any(value is there for there in objects) if name in DEFINED else f"`{name}`" in text)
+    }
+    assert missing == set()
+
+
+def test_the_reference_shows_public_names_only_each_once():
+    shown = reference()
+    assert [name for name in shown if not any(resolve(name) is value for value in PUBLIC.values())] == []
+    assert len({id(resolve(name)) for name in shown}) == len(shown)
+
+
+# ------------------------------------------------------------------ docstrings
+
+
+def members(value):
+    """The public methods and properties that a class defines itself; of autograd Functions, `apply` is all there is."""
+    if not inspect.isclass(value) or issubclass(value, Function):
+        return {}
+    unwrapped = {
+        name: getattr(member, "fget", None) or getattr(member, "__func__", member)
+        for name, member in vars(value).items()
+        if not name.startswith("_") or name == "__call__"
+    }
+    return {name: member for name, member in unwrapped.items() if inspect.isfunction(member)}
+
+
+WITH_MEMBERS = DEFINED | {
+    f"{name}.{member}": function for name, value in DEFINED.items() for member, function in members(value).items()
+}
+
+
+def runs(value):
+    """The functions that run when it is called."""
+    if not inspect.isclass(value):
+        return [inspect.unwrap(value)]
+    names = ("forward",) if issubclass(value, Function) else ("__init__", "__post_init__")
+    own = [getattr(vars(value).get(name), "__func__", vars(value).get(name)) for name in names]
+    return [function for function in own if function is not None and function.__code__.co_filename != "<string>"]
+
+
+def raised(function, cls, seen):
+    """The library's errors that a function raises: itself, by functions it calls by name, or by methods of its class."""
+    if function in seen:
+        return set()
+    seen.add(function)
+    found = set()
+    for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(function)))):
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name):
+            found.add(node.exc.func.id)
+        called, of = None, cls
+        match node:
+            case ast.Call(func=ast.Name(name)):
+                called = function.__globals__.get(name)
+                of = called if inspect.isclass(called) else None
+            case ast.Call(func=ast.Attribute(ast.Name("self" | "cls"), name)):
+                called = getattr(getattr(cls, name, None), "__func__", getattr(cls, name, None))
+        if getattr(called, "__module__", "").startswith("gradroute.") and not is_exception(called):
+            for inner in runs(called):
+                found |= raised(inner, of, seen)
+    return found & {*errors.__all__}
+
+
+def section(value, name):
+    """The entries of a section of a Google-style docstring; None if it has no such section."""
+    found = re.search(rf"^{name}:\n((?:    .*\n|\n)*)", inspect.getdoc(value) + "\n", re.MULTILINE)
+    return None if found is None else re.findall(r"^    (\*{0,2}\w+):", found[1], re.MULTILINE)
+
+
+def is_exception(value):
+    return inspect.isclass(value) and issubclass(value, BaseException)
+
+
+@pytest.mark.parametrize("name", WITH_MEMBERS)
+def test_docstring(name):
+    value = WITH_MEMBERS[name]
+    text = inspect.getdoc(value)
+    assert text, "no docstring"
+    says = section(value, "Raises") or []
+    for exception in says:
+        assert hasattr(errors, exception) or hasattr(builtins, exception), f"there is no {exception}"
+    owner = value if inspect.isclass(value) else WITH_MEMBERS.get(name.rpartition(".")[0])
+    known = set() if is_exception(value) else set().union(*(raised(function, owner, set()) for function in runs(value)))
+    # A base class that is named stands for its subclasses.
+    unsaid = {error for error in known if not {base.__name__ for base in getattr(errors, error).__mro__} & {*says}}
+    assert unsaid == set(), "it raises what its docstring does not say"
+    given = section(value, "Args")
+    if given is not None:
+        parameters = inspect.signature(value).parameters.values()
+        stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+        assert given == [stars.get(p.kind, "") + p.name for p in parameters if p.name not in ("self", "cls", "_")]
+
+
+@pytest.mark.parametrize("name", [name for name, value in DEFINED.items() if not is_exception(value)])
+def test_an_example_shows_its_use(name):
+    assert section(DEFINED[name], "Examples") is not None

@@ -1,0 +1,146 @@
+"""A user's module, type-checked with ``mypy --strict``: it uses every public name, and asserts the types that it gets.
+
+It runs too (the last lines), so that what type checks is what works.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Literal, assert_type
+
+import torch
+from torch import Tensor, nn
+
+import gradroute as gr
+from gradroute.blocks import block_sites
+from gradroute.errors import LabelError, RoutingError, SiteError, SpecError, UnroutedWarning, UsageError
+from gradroute.optim import Isolation, clip_grad_norm_per_route_
+from gradroute.surgery import Contracted, ablate_, contract, contract_, expand_
+
+
+def specs() -> gr.RoutingSpec:
+    route = gr.Route([0, 1], weight=0.5, elsewhere=-0.1)
+    assert_type(route.units(4), tuple[int, ...])
+    assert_type(route.resolved(4), gr.Route)
+    assert_type(route.repeat(2, width=4), gr.Route)
+    assert_type((route.weight, route.elsewhere), tuple[float, float])
+    assert_type(route.index, int | slice | Sequence[int] | Sequence[bool] | Tensor)
+    gr.Route(3), gr.Route(slice(0, 2)), gr.Route(range(2)), gr.Route(torch.tensor([0, 1])), gr.Route([True, False])
+
+    assert_type(gr.RoutingSpec.one_per_label(3, unlabeled="none"), gr.RoutingSpec)
+    assert_type(gr.RoutingSpec.split({"retain": 2, "forget": 1}, shared=1, unlabeled="shared"), gr.RoutingSpec)
+    spec = gr.RoutingSpec({"retain": route, "forget": 2}, 4, shared=3, unlabeled=gr.Route(0))
+    assert_type(spec, gr.RoutingSpec)
+    assert_type(spec.labels, tuple[Hashable, ...])
+    assert_type(spec.routes, Mapping[Hashable, gr.Route])
+    assert_type(spec.width, int)
+    assert_type(spec.shared, tuple[int, ...])
+    assert_type(spec.indices("forget"), tuple[int, ...])
+    assert_type(spec.exclusive("forget"), tuple[int, ...])
+    assert_type(spec.encode(["forget", gr.UNLABELED, ["retain"]][:2]), Tensor)
+    assert_type(spec.table, Tensor)
+    assert_type(spec.mask(torch.tensor([0, 1])), Tensor)
+    assert_type(spec.repeat(2), gr.RoutingSpec)
+    assert_type(gr.RoutingSpec.from_dict(spec.to_dict()), gr.RoutingSpec)
+    assert_type(spec.integer_keys, bool)
+    assert_type(spec.unlabeled == "all", bool)
+    return spec
+
+
+def functional_form(spec: gr.RoutingSpec) -> Tensor:
+    x, labels = torch.randn(2, 4, requires_grad=True), torch.tensor([0, gr.UNLABELED])
+    assert_type(gr.route(x, labels, spec, dim=-1), Tensor)
+    layer: nn.Module = gr.RouteGradient(spec, dim=-1)
+    assert isinstance(layer, gr.RouteGradient)
+    assert_type(layer.forward(x, labels), Tensor)
+    assert_type(layer.spec, gr.RoutingSpec)
+    assert_type(layer.dim, int)
+    assert_type(layer.extra_repr(), str)
+    masked: Tensor = gr.RouteMask.apply(x, spec.mask(labels))
+    return masked
+
+
+def model() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+
+
+def attached(spec: gr.RoutingSpec) -> None:
+    site = gr.Site(spec, on="output", level="parameters", dim=-1, index=None)
+    assert_type(site.path, tuple[int | str, ...])
+    assert_type(site.spec, gr.RoutingSpec)
+    assert_type(site.on, Literal["output", "input"])
+    assert_type(site.level, Literal["activations", "parameters"])
+    assert_type(site.dim, int)
+    assert_type(site.index, int | str | tuple[int | str, ...] | None)
+    plain = model()
+    router = gr.Router(plain, {"0": [site, gr.Site(spec)], "2": gr.Site(spec, on="input")})
+    assert_type(router.sites, Mapping[str, tuple[gr.Site, ...]])
+    assert_type(router.labels, Tensor | Mapping[str, Tensor] | None)
+    assert_type(router.model, nn.Module)
+    labels = torch.tensor([0, 1])
+    with router(labels) as entered:
+        assert_type(entered, gr.Router)
+        plain(torch.randn(2, 3)).sum().backward()
+    with router({"0": labels, "2": labels}), router.ablated("forget", "retain"), torch.no_grad():
+        plain(torch.randn(2, 3))
+    assert_type(router.remove(), None)
+
+    routed = gr.RoutedModule(plain, {"0": spec})
+    routed.forward(torch.randn(2, 3), route_labels=labels).sum().backward()
+    assert_type(routed.router, gr.Router)
+    assert_type(routed.module, nn.Module)
+
+
+def optimizers(spec: gr.RoutingSpec) -> None:
+    plain = model()
+    router = gr.Router(plain, {"0": spec})
+    optimizer = torch.optim.AdamW(plain.parameters())
+    with Isolation(router, optimizer, sites=["0"]) as isolation:
+        assert_type(isolation, Isolation)
+        with router(torch.tensor([0, 1])):
+            plain(torch.randn(2, 3)).sum().backward()
+        norms = clip_grad_norm_per_route_(router, max_norm=1.0, norm_type=2.0, error_if_nonfinite=True, sites=["0"])
+        assert_type(norms, dict[tuple[Hashable, ...], Tensor])
+        optimizer.step()
+        assert_type(isolation.discard(), None)
+    assert_type(isolation.remove(), None)
+
+
+def surgery(spec: gr.RoutingSpec) -> None:
+    plain = model()
+    optimizer = torch.optim.AdamW(plain.parameters())
+    added = expand_(plain[0], plain[2], 2, between=[plain[1]], optimizer=optimizer)
+    assert_type(added, slice)
+    contract_(plain[0], plain[2], added, between=[plain[1]], optimizer=optimizer)
+    router = gr.Router(plain, {"0": spec})
+    ablate_(router, "forget", example=torch.randn(1, 3), reinit=nn.init.zeros_, generator=torch.Generator())
+    smaller = contract(router, "forget", example=(torch.randn(1, 3),), optimizer=optimizer)
+    assert_type(smaller, Contracted)
+    assert_type(smaller.model, nn.Module)
+    assert_type(smaller.optimizer, torch.optim.Optimizer | None)
+    assert_type(smaller.kept, Mapping[str, Mapping[int, tuple[int, ...]]])
+
+
+def transformers(model: nn.Module, spec: gr.RoutingSpec) -> gr.Router:
+    sites = block_sites(model, mlp=spec, heads=None)
+    assert_type(sites, dict[str, gr.Site])
+    return gr.Router(model, sites)
+
+
+def errors() -> None:
+    kinds: list[type[gr.RoutingError]] = [LabelError, RoutingError, SiteError, SpecError, UsageError]
+    value_errors: list[type[ValueError]] = [*kinds]
+    warnings: list[type[UserWarning]] = [UnroutedWarning, gr.UnroutedWarning]
+    assert len(value_errors) == 5
+    assert len(warnings) == 2
+
+
+def main() -> None:
+    spec = specs()
+    functional_form(spec)
+    attached(spec)
+    optimizers(spec)
+    surgery(spec)
+    errors()
+
+
+if __name__ == "__main__":
+    main()
