@@ -24,6 +24,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if isinstance(item, SybilItem):
             for warning in WARNINGS_OF_OTHERS:
                 item.add_marker(pytest.mark.filterwarnings(warning))
+            # A page's blocks share a namespace, and so a process (pytest-xdist, with --dist loadgroup).
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
 
 
 def lacks(package: str) -> bool:

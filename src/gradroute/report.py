@@ -61,8 +61,8 @@ class SiteGradients:
         on: ``"output"`` or ``"input"``.
         level: ``"activations"``: numbers are of the gradient that arrives at the tensor. ``"parameters"``: of what the
             units' own weights learn.
-        taught: For each label, which units its route may teach: [n_labels][width].
-        routed: For each label, the norm of the gradient of each unit: [n_labels][width].
+        taught: For each label, which units its route may teach: n_labels rows of width.
+        routed: For each label, the norm of the gradient of each unit: n_labels rows of width.
         unrouted: The same, as it would be without routing.
     """
 

@@ -62,12 +62,12 @@ class SpecializationReport:
         site: The qualified name of the site's module.
         labels: The labels in the data, unlabeled examples left out.
         examples: How many examples of each there are.
-        activation: For each label, the mean magnitude of each unit: [n_labels][width].
+        activation: For each label, the mean magnitude of each unit: n_labels rows of width.
         accuracy: How often the label whose own units are largest (by the mean of the activation) is the example's.
         placebo_accuracy: The same with the labels shuffled.
         slices: For each label, what its units hold and the others do.
         loss: The loss on each label's examples.
-        ablated_loss: The same with the units of one label off: [label that is off][label of the examples]. None where
+        ablated_loss: The same with the units of one label off: a row for each label that is off. None where
             nothing of a label can be switched off.
     """
 
