@@ -16,11 +16,11 @@ demo: $(VENV)/.example ## set up, fetch MNIST, train the VAE for a minute, and b
 	$(BIN)/python examples/mnist_vae demo --no-serve --out $(RUN)
 
 test: $(VENV)/.dev ## set up and run the whole test suite
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.dev ## a short loop: lint, types, unit tests and doctests
 	$(MAKE) lint types
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup src tests/unit
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile src tests/unit
 
 lint: $(VENV)/.dev ## ruff
 	$(BIN)/ruff check
@@ -38,7 +38,7 @@ bench: $(VENV)/.dev ## run the benchmarks, one a claim, and write their tables i
 	$(BIN)/python benchmarks --docs
 
 composition: $(VENV)/.dev ## run the composition tests and write their table into the documentation
-	$(BIN)/python -m pytest -n 2 --dist loadgroup tests/composition --composition-table docs/assets/composition/table.md
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/composition --composition-table docs/assets/composition/table.md
 
 dist: $(VENV)/.dev ## build the sdist, and from it the wheel, into dist/
 	rm -rf dist

@@ -1,6 +1,6 @@
 """Runs the Python blocks of README and documentation as tests, so that no example is a hand copy.
 
-The blocks of a page share one namespace, in order. A block that starts with ``>>>`` is a doctest.
+The blocks of a page share one namespace, in order; so pytest-xdist needs ``--dist loadfile``. A block that starts with ``>>>`` is a doctest.
 """
 
 from doctest import NORMALIZE_WHITESPACE
@@ -24,8 +24,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if isinstance(item, SybilItem):
             for warning in WARNINGS_OF_OTHERS:
                 item.add_marker(pytest.mark.filterwarnings(warning))
-            # A page's blocks share a namespace, and so a process (pytest-xdist, with --dist loadgroup).
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
 
 
 def lacks(package: str) -> bool:
