@@ -19,6 +19,8 @@ from .report import AuditReport, Bypass, ParameterGradients, SiteGradients, froz
 from .router import Labels, Router, _SiteHook
 from .units import unit_dims
 
+__all__ = ["audit"]
+
 
 def audit(router: Router, step: Step, batch: Any, labels: Labels, *, allow: Collection[str] = ()) -> AuditReport:
     """Measure where the gradient of each label goes, and name what a label trains although its route leaves it out.

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array: TypeAlias = NDArray[np.float64]
+if TYPE_CHECKING:  # torch does not import it, and it takes time
+    from numpy.typing import NDArray
+
+Array: TypeAlias = "NDArray[np.float64]"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its 95 % confidence interval."""
+    """A number with its 95 % confidence interval.
+
+    Attributes:
+        value: The number.
+        low: Where the interval begins.
+        high: Where it ends.
+
+    Examples:
+        >>> print(Estimate(0.93, 0.91, 0.95))
+        0.930 (0.910 to 0.950)
+    """
 
     value: float
     low: float

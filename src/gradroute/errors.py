@@ -5,7 +5,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["LabelError", "RoutingError", "SiteError", "SpecError", "UnroutedWarning", "UsageError"]
+__all__ = [
+    "LabelError",
+    "LeakError",
+    "NotRoutedError",
+    "RoutingError",
+    "SiteError",
+    "SpecError",
+    "UnroutedWarning",
+    "UsageError",
+]
 
 
 class RoutingError(ValueError):
@@ -26,6 +35,14 @@ class SiteError(RoutingError):
 
 class UsageError(RoutingError):
     """A router is used where its labels cannot be trusted: another thread, a stray copy, a late recomputation."""
+
+
+class LeakError(RoutingError, AssertionError):
+    """A label trains what its route leaves out: an audit found it, or an optimizer step that was watched."""
+
+
+class NotRoutedError(RoutingError, AssertionError):
+    """The gradients of a routed model are not those of the oracle."""
 
 
 class UnroutedWarning(UserWarning):

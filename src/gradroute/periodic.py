@@ -18,6 +18,8 @@ from .errors import UsageError
 from .report import AuditReport, describe, name
 from .router import Labels, Router
 
+__all__ = ["BypassWarning", "PeriodicAudit", "lightning_callback", "transformers_callback"]
+
 Log: TypeAlias = Callable[[dict[str, float], int], object]
 
 
@@ -101,6 +103,10 @@ class PeriodicAudit:
         """Count a step, and audit where one is due: the report, or None.
 
         Call it outside of the forward pass, before or after the optimizer's step: it changes nothing.
+
+        Raises:
+            LabelError: An audit is due, and the labels do not fit the router's specs.
+            UsageError: An audit is due, and cannot be made: see `gradroute.audit`.
         """
         number, self._steps = self._steps, self._steps + 1
         began = self._clock()
@@ -166,6 +172,15 @@ def lightning_callback(periodic: PeriodicAudit, split: LabelsOf) -> Any:
 
     Raises:
         ImportError: Lightning is missing.
+
+    Examples:
+        >>> import torch, gradroute as gr
+        >>> model = torch.nn.Linear(3, 2)
+        >>> router = gr.Router(model, {"": gr.RoutingSpec.one_per_label(2)})
+        >>> check = PeriodicAudit(router, lambda x: model(x).square().mean(), every=100)
+        >>> callback = lightning_callback(check, lambda batch: (batch["x"], batch["label"]))
+        >>> callback.on_train_batch_end  # doctest: +ELLIPSIS
+        <bound method ...>
     """
     try:
         from lightning.pytorch.callbacks import Callback  # noqa: PLC0415  # optional
@@ -193,6 +208,15 @@ def transformers_callback(periodic: PeriodicAudit, batch: Any, labels: Labels) -
 
     Raises:
         ImportError: transformers is missing.
+
+    Examples:
+        >>> import torch, gradroute as gr
+        >>> model = torch.nn.Linear(3, 2)
+        >>> router = gr.Router(model, {"": gr.RoutingSpec.one_per_label(2)})
+        >>> check = PeriodicAudit(router, lambda x: model(x).square().mean(), every=100)
+        >>> callback = transformers_callback(check, torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))
+        >>> callback.on_step_end  # doctest: +ELLIPSIS
+        <bound method ...>
     """
     try:
         from transformers import TrainerCallback  # noqa: PLC0415  # optional

@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from . import tables
 from .audit_paths import Kind
-from .errors import RoutingError
+from .errors import LeakError
 from .masks import UNLABELED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class LeakError(RoutingError, AssertionError):
-    """An audit found that a label trains what its route leaves out."""
+__all__ = ["AuditReport", "Bypass", "ParameterGradients", "SiteGradients"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,16 @@ class Bypass:
             the norm of all the gradient that it gives to parameters. For a site, of all that arrives at its tensor.
         advice: What to do about it.
         site: The qualified name of the site that is gone around.
+
+    Examples:
+        >>> import torch, gradroute as gr
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1, bias=False))
+        >>> router = gr.Router(model, {"0": gr.RoutingSpec.one_per_label(2)})
+        >>> batch, labels = torch.randn(4, 3), torch.tensor([0, 0, 1, 1])
+        >>> report = gr.audit(router, lambda x: model(x).square().mean(), batch, labels)
+        >>> bypass = report.bypasses[0]
+        >>> bypass.target, bypass.kind, bypass.site, 0 < bypass.share < 1
+        ('1.weight', 'reader', '0', True)
     """
 
     label: Hashable
@@ -64,6 +73,22 @@ class SiteGradients:
         taught: For each label, which units its route may teach: n_labels rows of width.
         routed: For each label, the norm of the gradient of each unit: n_labels rows of width.
         unrouted: The same, as it would be without routing.
+
+    Examples:
+        Each of 2 labels teaches a unit of its own; the gradient of 2 examples of it, 1 each, has the norm √2:
+
+        >>> import torch, gradroute as gr
+        >>> model = torch.nn.Linear(3, 2)
+        >>> router = gr.Router(model, {"": gr.RoutingSpec.one_per_label(2)})
+        >>> batch, labels = torch.ones(4, 3), torch.tensor([0, 0, 1, 1])
+        >>> report = gr.audit(router, lambda x: model(x).sum(), batch, labels)
+        >>> [site] = report.sites
+        >>> site.taught
+        ((True, False), (False, True))
+        >>> [[round(norm, 3) for norm in row] for row in site.routed]
+        [[1.414, 0.0], [0.0, 1.414]]
+        >>> [[round(norm, 3) for norm in row] for row in site.unrouted]
+        [[1.414, 1.414], [1.414, 1.414]]
     """
 
     name: str
@@ -76,7 +101,22 @@ class SiteGradients:
 
 @dataclass(frozen=True)
 class ParameterGradients:
-    """How much gradient each label gives to a parameter: norms, [n_labels], as routed and as without routing."""
+    """How much gradient each label gives to a parameter.
+
+    Attributes:
+        routed: The norm for each label, [n_labels].
+        unrouted: The same, as it would be without routing.
+
+    Examples:
+        >>> import torch, gradroute as gr
+        >>> model = torch.nn.Linear(3, 2)
+        >>> router = gr.Router(model, {"": gr.RoutingSpec.one_per_label(2)})
+        >>> batch, labels = torch.ones(4, 3), torch.tensor([0, 0, 1, 1])
+        >>> report = gr.audit(router, lambda x: model(x).sum(), batch, labels)
+        >>> bias = report.parameters["bias"]
+        >>> bias.routed, [round(norm, 3) for norm in bias.unrouted]
+        ((2.0, 2.0), [2.828, 2.828])
+    """
 
     routed: tuple[float, ...]
     unrouted: tuple[float, ...]
@@ -97,6 +137,19 @@ class AuditReport:
         bypasses: What a label trains, although its route leaves it out, the largest share first.
         allowed: The same for what the caller of the audit allowed.
         notes: What the numbers do not cover.
+
+    Examples:
+        >>> import torch, gradroute as gr
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1, bias=False))
+        >>> router = gr.Router(model, {"0": gr.RoutingSpec.one_per_label(2)})
+        >>> batch, labels = torch.randn(4, 3), torch.tensor([0, 0, 1, 1])
+        >>> report = gr.audit(router, lambda x: model(x).square().mean(), batch, labels)
+        >>> report.clean, report.labels, report.examples
+        (False, (0, 1), (2, 2))
+        >>> report.assert_clean()  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        gradroute.errors.LeakError: the routing leaks, 2 bypasses:
+          '1.weight' by a reader, from 0, 1: ...
     """
 
     labels: tuple[Hashable, ...]

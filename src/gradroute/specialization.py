@@ -24,6 +24,8 @@ from .router import Router, _SiteHook
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+__all__ = ["Estimate", "Slice", "SpecializationReport", "specialization"]
+
 Step: TypeAlias = Callable[[Any], Tensor]
 
 
@@ -43,6 +45,18 @@ class Slice:
             examples of this label. None where no targets were given.
         decoder_without: The same from all the other units.
         placebo: `probe` with the labels of all examples shuffled: near 0.5 if the procedure is fair.
+
+    Examples:
+        >>> import torch, gradroute as gr
+        >>> model = torch.nn.Linear(2, 2, bias=False)
+        >>> _ = torch.nn.init.eye_(model.weight)  # each label's unit has learned its own input
+        >>> router = gr.Router(model, {"": gr.RoutingSpec.one_per_label(2)})
+        >>> labels = torch.tensor([0, 1]).repeat(20)
+        >>> batch = torch.nn.functional.one_hot(labels, 2) + 0.1 * torch.rand(40, 2)
+        >>> report = gr.specialization(router, lambda x: model(x).square().mean(), batch, labels)
+        >>> first = report.slices[0]
+        >>> first.label, first.units, first.probe.value
+        (0, (0,), 1.0)
     """
 
     label: Hashable
@@ -69,6 +83,19 @@ class SpecializationReport:
         loss: The loss on each label's examples.
         ablated_loss: The same with the units of one label off: a row for each label that is off. None where
             nothing of a label can be switched off.
+
+    Examples:
+        >>> import torch, gradroute as gr
+        >>> model = torch.nn.Linear(2, 2, bias=False)
+        >>> _ = torch.nn.init.eye_(model.weight)  # each label's unit has learned its own input
+        >>> router = gr.Router(model, {"": gr.RoutingSpec.one_per_label(2)})
+        >>> labels = torch.tensor([0, 1]).repeat(20)
+        >>> batch = torch.nn.functional.one_hot(labels, 2) + 0.1 * torch.rand(40, 2)
+        >>> report = gr.specialization(router, lambda x: model(x).square().mean(), batch, labels)
+        >>> report.labels, report.examples, len(report.activation), len(report.activation[0])
+        ((0, 1), (20, 20), 2, 2)
+        >>> [[off < loss for off, loss in zip(row, report.loss)] for row in report.ablated_loss]
+        [[True, True], [True, True]]
     """
 
     site: str
@@ -191,6 +218,18 @@ def specialization(
         LabelError: The labels are not integers, one for each example, or there are fewer than two, or one is rarer
             than `folds`.
         SiteError: `site` is none of the router's, or must be named, or did not run.
+        UsageError: The router cannot be used here: it was removed, or belongs to another model or thread.
+
+    Examples:
+        >>> import torch, gradroute as gr
+        >>> model = torch.nn.Linear(2, 2, bias=False)
+        >>> _ = torch.nn.init.eye_(model.weight)  # each label's unit has learned its own input
+        >>> router = gr.Router(model, {"": gr.RoutingSpec.one_per_label(2)})
+        >>> labels = torch.tensor([0, 1]).repeat(20)
+        >>> batch = torch.nn.functional.one_hot(labels, 2) + 0.1 * torch.rand(40, 2)
+        >>> report = gr.specialization(router, lambda x: model(x).square().mean(), batch, labels)
+        >>> report.accuracy.value, report.placebo_accuracy.value < 1
+        (1.0, True)
 
     References:
         Decoders as certificates, and ablation: Cloud et al., 2024 (arXiv:2410.04332), section 4.1. Shuffled labels as a

@@ -16,6 +16,8 @@ from .owners import Place, places_of
 from .router import Router, _SiteHook
 from .watch_report import ADVICE, Cause, Move, WatchReport
 
+__all__ = ["Watch", "watch"]
+
 
 def watch(model: nn.Module, optimizer: Optimizer, router: Router) -> Watch:
     """Compare the model before and after real optimizer steps, until it is closed.
@@ -33,7 +35,7 @@ def watch(model: nn.Module, optimizer: Optimizer, router: Router) -> Watch:
         A context manager whose `report` is that of the latest step.
 
     Raises:
-        UsageError: The model is not the router's, or the optimizer is none.
+        UsageError: The model is not the router's, the router was removed from it, or the optimizer is none.
 
     Examples:
         >>> import torch, gradroute as gr
@@ -64,7 +66,24 @@ class _Before:
 
 
 class Watch:
-    """See `watch`."""
+    """What `watch` returns: it looks on until it is closed, by hand or by the end of a ``with`` block.
+
+    Raises:
+        UsageError: The router was removed from its model.
+
+    Examples:
+        >>> import torch, gradroute as gr
+        >>> model = torch.nn.Linear(3, 2)
+        >>> router = gr.Router(model, {"": gr.RoutingSpec.one_per_label(2)})
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> watcher = gr.watch(model, optimizer, router)
+        >>> with router(torch.tensor([1, 1])):
+        ...     model(torch.ones(2, 3)).sum().backward()
+        >>> optimizer.step()
+        >>> watcher.report.clean
+        True
+        >>> watcher.close()
+    """
 
     def __init__(self, optimizer: Optimizer, router: Router) -> None:
         self._router = router
@@ -246,14 +265,15 @@ def _causes(optimizer: Optimizer, group: dict[str, Any], parameter: Tensor, froz
 
 def _known_places(router: Router) -> tuple[dict[nn.Parameter, tuple[Place, ...]], tuple[str, ...]]:
     """The places of all sites whose units have parameters, and a note on each of the others."""
-    known, notes = [], []
+    known: list[str] = []
+    notes: list[str] = []
+    places: dict[nn.Parameter, tuple[Place, ...]] = {}
     for name in router.sites:
         try:
-            places_of(router, [name])
+            places = places_of(router, [*known, name])
         except SiteError as error:
             notes.append(str(error))
         else:
             known.append(name)
-    places = places_of(router, known) if known else {}
     # A place where no site is teaches everything, and so does the parameter.
     return {parameter: used for parameter, used in places.items() if all(used)}, tuple(notes)

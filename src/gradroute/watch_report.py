@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from . import tables
-from .report import LeakError
+from .errors import LeakError
+
+__all__ = ["Move", "WatchReport"]
 
 Cause: TypeAlias = Literal["gradient", "momentum", "weight decay", "buffer", "unknown"]
 
@@ -31,6 +33,19 @@ class Move:
         causes: Why: ``"gradient"`` (one reached them around the route), ``"momentum"`` (the optimizer's state was not
             0), ``"weight decay"``, ``"buffer"``. Each is present; how much is whose is not told apart.
         advice: What to do about it.
+
+    Examples:
+        >>> import torch, gradroute as gr
+        >>> model = torch.nn.Linear(3, 2, bias=False)
+        >>> router = gr.Router(model, {"": gr.RoutingSpec.one_per_label(2)})
+        >>> optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+        >>> with gr.watch(model, optimizer, router) as watcher:
+        ...     with router(torch.tensor([1, 1])):
+        ...         model(torch.ones(2, 3)).sum().backward()
+        ...     optimizer.step()
+        >>> [move] = watcher.report.moves
+        >>> move.target, move.units, move.causes
+        ('weight', (0,), ('weight decay',))
     """
 
     target: str
@@ -50,6 +65,22 @@ class WatchReport:
         moves: What moved, the furthest first.
         held: The parameters and buffers that hold such units, and did not move.
         notes: What was not looked at.
+
+    Examples:
+        >>> import torch, gradroute as gr
+        >>> model = torch.nn.Linear(3, 2, bias=False)
+        >>> router = gr.Router(model, {"": gr.RoutingSpec.one_per_label(2)})
+        >>> optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+        >>> with gr.watch(model, optimizer, router) as watcher:
+        ...     with router(torch.tensor([1, 1])):
+        ...         model(torch.ones(2, 3)).sum().backward()
+        ...     optimizer.step()
+        >>> watcher.report.clean, watcher.report.step
+        (False, 1)
+        >>> watcher.report.assert_clean()  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        gradroute.errors.LeakError: an optimizer step moved units that nobody taught:
+          'weight' by ... (weight decay). Weight decay needs no gradient: ...
     """
 
     step: int

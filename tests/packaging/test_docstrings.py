@@ -50,21 +50,45 @@ def raised(function, cls, seen):
     if function in seen:
         return set()
     seen.add(function)
-    found = set()
-    for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(function)))):
-        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name):
-            found.add(node.exc.func.id)
-        called, of = None, cls
-        match node:
-            case ast.Call(func=ast.Name(name)):
-                called = function.__globals__.get(name)
-                of = called if inspect.isclass(called) else None
-            case ast.Call(func=ast.Attribute(ast.Name("self" | "cls"), name)):
-                called = getattr(getattr(cls, name, None), "__func__", getattr(cls, name, None))
-        if getattr(called, "__module__", "").startswith("gradroute.") and not is_exception(called):
-            for inner in runs(called):
-                found |= raised(inner, of, seen)
-    return found & {*errors.__all__}
+    return raised_in(ast.parse(textwrap.dedent(inspect.getsource(function))), function, cls, seen) & {*errors.__all__}
+
+
+def raised_in(node, function, cls, seen):
+    """The same of a part of the function; without what a ``try`` around it catches and does not raise again."""
+    if isinstance(node, ast.Try):
+        body = set().union(*(raised_in(child, function, cls, set(seen)) for child in node.body))
+        found = {error for error in body if not catches(node, error)}
+        children = [*node.handlers, *node.orelse, *node.finalbody]
+    else:
+        found, children = raised_at(node, function, cls, seen), ast.iter_child_nodes(node)
+    return found.union(*(raised_in(child, function, cls, seen) for child in children))
+
+
+def catches(node, error):
+    def names(kinds):
+        return {kind.id for kind in getattr(kinds, "elts", [kinds]) if isinstance(kind, ast.Name)}
+
+    bases = {base.__name__ for base in getattr(errors, error).__mro__} if hasattr(errors, error) else {error}
+    return any(
+        names(handler.type) & bases
+        and not any(isinstance(inner, ast.Raise) and inner.exc is None for inner in ast.walk(handler))
+        for handler in node.handlers
+    )
+
+
+def raised_at(node, function, cls, seen):
+    if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name):
+        return {node.exc.func.id}
+    called, of = None, cls
+    match node:
+        case ast.Call(func=ast.Name(name)):
+            called = function.__globals__.get(name)
+            of = called if inspect.isclass(called) else None
+        case ast.Call(func=ast.Attribute(ast.Name("self" | "cls"), name)):
+            called = getattr(getattr(cls, name, None), "__func__", getattr(cls, name, None))
+    if getattr(called, "__module__", "").startswith("gradroute.") and not is_exception(called):
+        return set().union(*(raised(inner, of, seen) for inner in runs(called)))
+    return set()
 
 
 def section(value, name):

@@ -4,19 +4,36 @@ It runs too (the last lines), so that what type checks is what works.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Literal, assert_type
+from typing import Any, Literal, assert_type
 
 import torch
+from hypothesis.strategies import SearchStrategy
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import gradroute as gr
 from gradroute.blocks import block_sites
-from gradroute.errors import LabelError, RoutingError, SiteError, SpecError, UnroutedWarning, UsageError
+from gradroute.errors import (
+    LabelError,
+    LeakError,
+    NotRoutedError,
+    RoutingError,
+    SiteError,
+    SpecError,
+    UnroutedWarning,
+    UsageError,
+)
 from gradroute.optim import Isolation, clip_grad_norm_per_route_
+from gradroute.periodic import BypassWarning, PeriodicAudit, lightning_callback, transformers_callback
+from gradroute.report import AuditReport, Bypass, ParameterGradients, SiteGradients
+from gradroute.specialization import Estimate, Slice, SpecializationReport
 from gradroute.surgery import Contracted, ablate_, contract, contract_, expand_
+from gradroute.testing import assert_routed, indices, label_tensors, oracle, oracle_mask, routes, specs, tensors
+from gradroute.watch import Watch
+from gradroute.watch_report import Move, WatchReport
 
 
-def specs() -> gr.RoutingSpec:
+def some_spec() -> gr.RoutingSpec:
     route = gr.Route([0, 1], weight=0.5, elsewhere=-0.1)
     assert_type(route.units(4), tuple[int, ...])
     assert_type(route.resolved(4), gr.Route)
@@ -125,20 +142,142 @@ def transformers(model: nn.Module, spec: gr.RoutingSpec) -> gr.Router:
     return gr.Router(model, sites)
 
 
+def audits(spec: gr.RoutingSpec) -> None:
+    plain = model()
+    router = gr.Router(plain, {"0": spec})
+    batch, labels = torch.randn(20, 3), torch.tensor([0, 1]).repeat(10)
+
+    def step(x: Tensor) -> Tensor:
+        loss: Tensor = plain(x).square().mean()
+        return loss
+
+    report = gr.audit(router, step, batch, labels, allow=["2.weight"])
+    assert_type(report, AuditReport)
+    report.assert_clean(tolerance=1.0)
+    assert_type(report.clean, bool)
+    assert_type(report.labels, tuple[Hashable, ...])
+    assert_type(report.examples, tuple[int, ...])
+    assert_type(report.norms, tuple[float, ...])
+    assert_type(report.sites, tuple[SiteGradients, ...])
+    assert_type(report.parameters, Mapping[str, ParameterGradients])
+    assert_type(report.bypasses, tuple[Bypass, ...])
+    assert_type(report.allowed, tuple[Bypass, ...])
+    assert_type(report.notes, tuple[str, ...])
+    assert_type(report.to_dict(), dict[str, Any])
+    assert_type(report.to_markdown(), str)
+    assert_type(report.plot(), Figure)
+    for found in (*report.bypasses, *report.allowed):
+        assert_type((found.label, found.target, found.site, found.advice), tuple[Hashable, str, str, str])
+        assert_type(found.share, float)
+        assert_type(str(found.kind), str)
+    for site in report.sites:
+        assert_type((site.name, site.on, site.level), tuple[str, str, str])
+        assert_type(site.taught, tuple[tuple[bool, ...], ...])
+        assert_type(site.routed, tuple[tuple[float, ...], ...])
+        assert_type(site.unrouted, tuple[tuple[float, ...], ...])
+    assert_type(report.parameters["0.bias"].routed, tuple[float, ...])
+    assert_type(report.parameters["0.bias"].unrouted, tuple[float, ...])
+
+    periodic = PeriodicAudit(router, step, every=10, examples=2, overhead=0.1, tolerance=1.0)
+    assert_type(periodic(batch, labels), AuditReport | None)
+    assert_type(periodic.report, AuditReport | None)
+    lightning_callback(periodic, lambda batch: (batch["x"], batch["label"]))
+    transformers_callback(periodic, batch, labels)
+
+
+def watched(spec: gr.RoutingSpec) -> None:
+    plain = model()
+    router = gr.Router(plain, {"0": spec})
+    optimizer = torch.optim.AdamW(plain.parameters())
+    with gr.watch(plain, optimizer, router) as watcher:
+        assert_type(watcher, Watch)
+        with router(torch.tensor([0, 0])):
+            plain(torch.randn(2, 3)).sum().backward()
+        optimizer.step()
+    assert_type(watcher.close(), None)
+    report = watcher.report
+    assert_type(report, WatchReport)
+    report.assert_clean(tolerance=1e6)
+    assert_type(report.clean, bool)
+    assert_type(report.step, int)
+    assert_type(report.moves, tuple[Move, ...])
+    assert_type((report.held, report.notes), tuple[tuple[str, ...], tuple[str, ...]])
+    assert_type(report.to_dict(), dict[str, Any])
+    assert_type(report.to_markdown(), str)
+    for move in report.moves:
+        assert_type((move.target, move.advice), tuple[str, str])
+        assert_type(move.units, tuple[int, ...])
+        assert_type((move.moved, move.relative), tuple[float, float])
+        causes: Sequence[str] = move.causes
+        assert causes
+
+
+def specialized() -> None:
+    plain = nn.Linear(3, 2)
+    router = gr.Router(plain, {"": gr.RoutingSpec.one_per_label(2)})
+    batch, labels = torch.randn(20, 3), torch.tensor([0, 1]).repeat(10)
+    report = gr.specialization(
+        router, lambda x: plain(x).square().mean(), batch, labels, site="", targets=batch, folds=3, draws=10, seed=1
+    )
+    assert_type(report, SpecializationReport)
+    assert_type(report.site, str)
+    assert_type(report.labels, tuple[Hashable, ...])
+    assert_type(report.examples, tuple[int, ...])
+    assert_type(report.activation, tuple[tuple[float, ...], ...])
+    assert_type((report.accuracy, report.placebo_accuracy), tuple[Estimate, Estimate])
+    assert_type((report.accuracy.value, report.accuracy.low, report.accuracy.high), tuple[float, float, float])
+    assert_type(report.loss, tuple[float, ...])
+    assert_type(report.ablated_loss, tuple[tuple[float, ...] | None, ...])
+    assert_type(report.to_dict(), dict[str, Any])
+    assert_type(report.to_markdown(), str)
+    assert_type(report.plot(), Figure)
+    assert_type(report.slices, tuple[Slice, ...])
+    part = report.slices[0]
+    assert_type((part.label, part.units), tuple[Hashable, tuple[int, ...]])
+    assert_type((part.probe, part.probe_without, part.placebo), tuple[Estimate, Estimate, Estimate])
+    assert_type((part.decoder, part.decoder_without), tuple[Estimate | None, Estimate | None])
+
+
+def tests_of_users(spec: gr.RoutingSpec) -> None:
+    x, labels = torch.randn(2, 4), torch.tensor([0, gr.UNLABELED])
+    assert_type(oracle(x, labels, spec, dim=-1), Tensor)
+    assert_type(oracle_mask(spec, labels), Tensor)
+    assert_routed(model(), {"0": spec}, torch.randn(2, 3), labels, rtol=1e-3, atol=1e-4)
+    assert_type(indices(4), SearchStrategy[Any])
+    assert_type(routes(4, hard=True), SearchStrategy[gr.Route])
+    assert_type(specs(width=4, hard=True, max_labels=3), SearchStrategy[gr.RoutingSpec])
+    assert_type(label_tensors(spec, (8, 5), kind="integer"), SearchStrategy[Tensor])
+    assert_type(tensors((2, 3), dtype=torch.float64), SearchStrategy[Tensor])
+
+
 def errors() -> None:
-    kinds: list[type[gr.RoutingError]] = [LabelError, RoutingError, SiteError, SpecError, UsageError]
+    kinds: list[type[gr.RoutingError]] = [
+        LabelError,
+        RoutingError,
+        SiteError,
+        SpecError,
+        UsageError,
+        LeakError,
+        NotRoutedError,
+    ]
     value_errors: list[type[ValueError]] = [*kinds]
-    warnings: list[type[UserWarning]] = [UnroutedWarning, gr.UnroutedWarning]
-    assert len(value_errors) == 5
-    assert len(warnings) == 2
+    failed_tests: list[type[AssertionError]] = [LeakError, NotRoutedError]
+    warnings: list[type[UserWarning]] = [UnroutedWarning, gr.UnroutedWarning, BypassWarning]
+    assert len(value_errors) == 7
+    assert len(failed_tests) == 2
+    assert len(warnings) == 3
 
 
 def main() -> None:
-    spec = specs()
+    spec = some_spec()
     functional_form(spec)
     attached(spec)
     optimizers(spec)
     surgery(spec)
+    audits(spec)
+    watched(spec)
+    specialized()
+    tests_of_users(spec)
     errors()
 
 

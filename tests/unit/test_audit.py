@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 import gradroute as gr
 from gradroute.audit import audit
-from gradroute.errors import LabelError, UsageError
-from gradroute.report import AuditReport, LeakError, SiteGradients
+from gradroute.errors import LabelError, LeakError, UsageError
+from gradroute.report import AuditReport, SiteGradients
 from planted import KL_BYPASSES, PLANTED, READS, SPEC, WIDTH, N, OriginalVAE, labels
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:`torch\.jit\.script(_method)?` is deprecated")
@@ -468,7 +468,10 @@ def test_nothing_is_changed_whether_the_step_fails_or_not(fails):
     assert not router._state.suspended
     assert router._state.records == [record]
     assert all(torch.equal(a, b) for a, b in zip(record.units, taught, strict=True))
-    # It still warns of an unrouted pass, and still routes.
+    assert_it_still_warns_and_routes(model, router, x)
+
+
+def assert_it_still_warns_and_routes(model, router, x):
     with pytest.warns(gr.UnroutedWarning):
         model(x)
     model.zero_grad()

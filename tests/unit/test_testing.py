@@ -105,3 +105,9 @@ def test_without_hypothesis_all_but_the_strategies_works(monkeypatch):
         testing.specs()
     with pytest.raises(AttributeError, match="no attribute 'spec'"):
         testing.spec
+
+
+@pytest.mark.parametrize("given", [{"width": 0}, {"max_width": 0}])
+def test_a_spec_without_units_is_refused_where_it_is_asked_for(given):
+    with pytest.raises(gr.errors.SpecError, match="at least 1 unit"):
+        specs(**given)

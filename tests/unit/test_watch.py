@@ -5,9 +5,8 @@ import torch
 from torch import nn
 
 import gradroute as gr
-from gradroute.errors import UsageError
+from gradroute.errors import LeakError, UsageError
 from gradroute.optim import Isolation
-from gradroute.report import LeakError
 from gradroute.watch import watch
 
 SPEC = gr.RoutingSpec({0: [0, 1], 1: [2, 3]}, 4)

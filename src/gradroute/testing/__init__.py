@@ -15,7 +15,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .assertions import NotRoutedError, assert_routed
+from ..errors import NotRoutedError
+from .assertions import assert_routed
 from .oracle import oracle, oracle_mask
 
 if TYPE_CHECKING:

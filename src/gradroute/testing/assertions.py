@@ -9,14 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import RoutingError
+from ..errors import NotRoutedError, RoutingError
 from ..masks import UNLABELED
 from ..router import Labels, Router, Sites
 from .reference import Reference
-
-
-class NotRoutedError(RoutingError, AssertionError):
-    """The gradients of a routed model are not those of the oracle."""
 
 
 def assert_routed(
@@ -46,6 +42,7 @@ def assert_routed(
 
     Raises:
         NotRoutedError: One of the two does not hold; it says for which parameter.
+        RoutingError: The sites, the batch or the labels do not fit the model, or it gives no tensor to make a loss of.
 
     Examples:
         >>> import gradroute as gr

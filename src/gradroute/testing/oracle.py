@@ -14,9 +14,10 @@ from ..spec import Route, RoutingSpec
 def oracle_mask(spec: RoutingSpec, labels: Tensor) -> Tensor:
     """``spec.mask(labels)``, from the definition and one entry at a time: float32, of the labels' shape and the width.
 
-    >>> oracle_mask(RoutingSpec.one_per_label(2), torch.tensor([1, -1]))
-    tensor([[0., 1.],
-            [1., 1.]])
+    Examples:
+        >>> oracle_mask(RoutingSpec.one_per_label(2), torch.tensor([1, -1]))
+        tensor([[0., 1.],
+                [1., 1.]])
     """
     if labels.dtype == torch.bool:
         entries, shape = labels.reshape(-1, labels.shape[-1]).tolist(), labels.shape[:-1]
@@ -71,9 +72,10 @@ def masked(x: Tensor, mask: Tensor) -> Tensor:
 def oracle(x: Tensor, labels: Tensor, spec: RoutingSpec, *, dim: int = -1) -> Tensor:
     """What `gradroute.route` means, in operations that autograd knows: for finite x.
 
-    >>> x = torch.ones(1, 2, requires_grad=True)
-    >>> oracle(x, torch.tensor([0]), RoutingSpec.one_per_label(2)).sum().backward()
-    >>> x.grad
-    tensor([[1., 0.]])
+    Examples:
+        >>> x = torch.ones(1, 2, requires_grad=True)
+        >>> oracle(x, torch.tensor([0]), RoutingSpec.one_per_label(2)).sum().backward()
+        >>> x.grad
+        tensor([[1., 0.]])
     """
     return masked(x, along(oracle_mask(spec, labels), x.ndim, dim))
