@@ -194,18 +194,24 @@ class Ownership:
         """For each reading of the model, the columns that read these units and nothing else."""
         nudge = _Edit(site, units, _LARGE)
         nudged = self._run(nudge)
-        columns = _changes(before, nudged)
+        columns = [
+            _changed(position, before, nudged).expand(len(reading.columns)) for position, reading in enumerate(before)
+        ]
         for held, still in ((_Edit(site, units, 0.0), before), (nudge, nudged)):
             for size, traded in ((_SMALL, False), (_LARGE, True)):
-                changed = _changes(still, self._run(held, _Edit(site, others, size, seed=1), traded=traded))
-                columns = [mine & ~also for mine, also in zip(columns, changed, strict=True)]
+                after = self._run(held, _Edit(site, others, size, seed=1), traded=traded)
+                columns = [
+                    mine & ~_changed(position, still, after) if bool(mine.any()) else mine
+                    for position, mine in enumerate(columns)
+                ]
         return columns
 
     def _undisturbed(self) -> list[Reading]:
         """The readings of the model as it is."""
         if self._before is None:
             self._before, again = self._run(), self._run()
-            self._known.repeatable = not any(bool(changed.any()) for changed in _changes(self._before, again))
+            changed = (_changed(position, self._before, again) for position in range(len(self._before)))
+            self._known.repeatable = not any(bool(columns.any()) for columns in changed)
         return self._before
 
     def _run(self, *edits: _Edit, traded: bool = False) -> list[Reading]:
@@ -278,13 +284,9 @@ def _noise(x: Tensor, seed: int) -> Tensor:
     return torch.from_numpy(np.asarray(drawn)).to(x.device, x.dtype)
 
 
-def _changes(before: list[Reading], after: list[Reading]) -> list[Tensor]:
-    """For each reading, which of its columns are not the same in another run, bool [n_columns]."""
-    found = []
-    for position, old in enumerate(before):
-        changed = torch.ones(len(old.columns), dtype=torch.bool, device="cpu")
-        if position < len(after) and after[position].columns.shape == old.columns.shape:
-            new = after[position].columns
-            changed = ((old.columns != new) & ~(old.columns.isnan() & new.isnan())).any(1).cpu()
-        found.append(changed)
-    return found
+def _changed(position: int, before: list[Reading], after: list[Reading]) -> Tensor:
+    """Which columns of a reading are not the same in another run, bool [n_columns]; all, [1], where it is missing."""
+    if position >= min(len(before), len(after)) or before[position].columns.shape != after[position].columns.shape:
+        return torch.ones(1, dtype=torch.bool, device="cpu")
+    old, new = before[position].columns, after[position].columns
+    return ((old != new) & ~(old.isnan() & new.isnan())).any(1).cpu()
