@@ -90,7 +90,6 @@ def specs(
         ...     assert spec.mask(spec.encode(list(spec.labels))).shape == (len(spec.labels), 3)
         >>> test()
     """
-
     if (max_width if width is None else width) < 1:
         raise SpecError(f"a spec has at least 1 unit; got width={width}, max_width={max_width}.")
 
