@@ -1,6 +1,7 @@
 """Runs the Python blocks of README and documentation as tests, so that no example is a hand copy.
 
-The blocks of a page share one namespace, in order; so pytest-xdist needs ``--dist loadfile``. A block that starts with ``>>>`` is a doctest.
+The blocks of a page share one namespace, in order, so pytest-xdist needs ``--dist loadfile``. A block that starts with
+``>>>`` is a doctest.
 """
 
 from doctest import NORMALIZE_WHITESPACE
