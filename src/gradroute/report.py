@@ -149,7 +149,7 @@ class AuditReport:
         >>> report.assert_clean()  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         gradroute.errors.LeakError: the routing leaks, 2 bypasses:
-          '1.weight' by a reader, from 0, 1: ...
+          '1.weight' by a reader, from ...
     """
 
     labels: tuple[Hashable, ...]

@@ -103,6 +103,8 @@ def test_contracted_layers_say_their_sizes_and_the_heads_that_are_left():
     assert (first.conv1.out_channels, first.bn1.num_features, first.conv2.in_channels) == (62, 62, 62)
 
 
+# Older transformers have no `cache`.
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")
 def test_a_contracted_language_model_caches_and_generates():
     smaller = contract(gr.Router(gpt2(), CASES["gpt2, heads"][1]), "forget", example=IDS).model
     whole = smaller(IDS, use_cache=False).logits[:, -1]
