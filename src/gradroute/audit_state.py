@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any
@@ -138,14 +139,19 @@ def _put_back(module: nn.Module, before: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def unrouted(router: Router) -> Iterator[None]:
-    """For the length of the block the router holds labels but masks nothing."""
-    state = router._state
-    before, masks, state.suspended = state.suspended, _IN_FLIGHT.get(state.name, ()), True
+    """For the length of the block the router holds labels but masks nothing, and is this thread's alone.
+
+    Raises:
+        UsageError: The router is in use in another thread.
+    """
+    state = router._enter()
+    before = state.suspended, _IN_FLIGHT.get(state.name, ()), state.thread
+    state.thread, state.suspended = threading.get_ident(), True
     try:
         yield
     finally:
         # A block that ends while suspended sees no masks to put back, so those of a block around it are put back here.
-        state.suspended, state.masks = before, masks
+        state.suspended, state.masks, state.thread = before
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -212,8 +212,7 @@ class Isolation:
 
     @torch.no_grad()
     def _hold(self) -> None:
-        if self._router._state.masks:
-            self._record.note(self._router._state.masks)  # of a block with several steps inside, the labels of each
+        self._router._note_block(self._record)
         blocks_of = FrozenBlocks(self._taught_anywhere())
         for parameter in _parameters(self._optimizer) & self._blocks.keys():
             if parameter.grad is None:

@@ -123,7 +123,7 @@ class ParameterGradients:
 
 
 @dataclass(frozen=True)
-class AuditReport:
+class AuditReport(tables.Report):
     """Where the gradient of each label went.
 
     `print` shows a table, notebooks too; `to_dict` is JSON-safe; `plot` draws heatmaps.
@@ -180,10 +180,6 @@ class AuditReport:
         """All of the report in what JSON can carry; labels that are no string or number become strings."""
         return {**tables.jsonable(self), "clean": self.clean}
 
-    def to_markdown(self) -> str:
-        """The report as markdown: the bypasses, and the gradient of each label as a table."""
-        return tables.markdown(self._tables(), self._title(), self.notes)
-
     def plot(self) -> Figure:
         """A heatmap for each site: labels by units, as routed.
 
@@ -194,15 +190,8 @@ class AuditReport:
 
         return plot_audit(self)
 
-    def __str__(self) -> str:
-        return tables.text(self._tables(), self._title(), self.notes)
-
-    def __rich__(self) -> Any:
-        """What rich prints, where it is installed."""
-        return tables.rich(self._tables(), self._title(), self.notes)
-
-    def _repr_html_(self) -> str:
-        return tables.html(self._tables(), self._title(), self.notes)
+    def _notes(self) -> tuple[str, ...]:
+        return self.notes
 
     def _title(self) -> str:
         if self.clean:

@@ -169,7 +169,10 @@ class _SiteHook:
                 f"site {self.name!r}: this model is a copy of a routed model, and its router was not copied "
                 "with it, so nothing can route it. Copy both at once: copy.deepcopy((model, router)) or a RoutedModule."
             )
-        if compiling or state.suspended:
+        if compiling:
+            return
+        self._check_thread()
+        if state.suspended:
             return
         self.ran = True
         self._check_pass(kind)
@@ -185,13 +188,15 @@ class _SiteHook:
                 stacklevel=3,
             )
 
-    def _check_pass(self, kind: Pass) -> None:
-        state = self.state
-        if state.thread not in (None, threading.get_ident()) and torch._C._current_graph_task_id() == -1:
+    def _check_thread(self) -> None:
+        if self.state.thread not in (None, threading.get_ident()) and torch._C._current_graph_task_id() == -1:
             raise UsageError(
                 f"site {self.name!r}: the router holds the labels of another thread. Give each thread its "
                 "own model and router, or run them one after the other."
             )
+
+    def _check_pass(self, kind: Pass) -> None:
+        state = self.state
         if kind is Pass.PLAIN:
             return
         # Reentrant recomputation must find the labels of its first pass again; both kinds must find its ablation.
@@ -393,10 +398,14 @@ class Router:
     def _record_taught(self) -> Taught:
         """Begin to note which units are taught, until the record is taken out of ``_state.records``."""
         record = Taught(spec.width for _, spec in self._groups)
-        if self._state.masks:
-            record.note(self._state.masks)
+        self._note_block(record)
         self._state.records.append(record)
         return record
+
+    def _note_block(self, record: Taught) -> None:
+        """Note the labels of the block that is on, if there is one: it may hold several steps."""
+        if self._state.masks:
+            record.note(self._state.masks)
 
     def remove(self) -> None:
         """Take the router's own hooks off the model, and no others. Removing twice is fine."""

@@ -69,7 +69,7 @@ class Slice:
 
 
 @dataclass(frozen=True)
-class SpecializationReport:
+class SpecializationReport(tables.Report):
     """What units have learned.
 
     Attributes:
@@ -112,10 +112,6 @@ class SpecializationReport:
         """All of the report in what JSON can carry."""
         return tables.jsonable(self)  # type: ignore[no-any-return]
 
-    def to_markdown(self) -> str:
-        """The report as markdown."""
-        return tables.markdown(self._tables(), self._title(), ())
-
     def plot(self) -> Figure:
         """Heatmaps: mean activation of each unit by label, and the loss of each label with another's units off.
 
@@ -136,16 +132,6 @@ class SpecializationReport:
         axes[1].set(title="ablation", xlabel="label of the examples", ylabel="label whose units are off")
         figure.suptitle(self._title(), fontsize=11)
         return figure
-
-    def __str__(self) -> str:
-        return tables.text(self._tables(), self._title(), ())
-
-    def __rich__(self) -> Any:
-        """What rich prints, where it is installed."""
-        return tables.rich(self._tables(), self._title(), ())
-
-    def _repr_html_(self) -> str:
-        return tables.html(self._tables(), self._title(), ())
 
     def _title(self) -> str:
         return f"Specialization of {self.site or '(model)'}: accuracy {self.accuracy}, placebo {self.placebo_accuracy}"

@@ -30,6 +30,33 @@ class Table:
         return rows
 
 
+class Report:
+    """What is shown as a title, tables and notes: by `print`, in notebooks, by rich, and as markdown."""
+
+    def to_markdown(self) -> str:
+        """The report as markdown."""
+        return markdown(self._tables(), self._title(), self._notes())
+
+    def __str__(self) -> str:
+        return text(self._tables(), self._title(), self._notes())
+
+    def __rich__(self) -> Any:
+        """What rich prints, where it is installed."""
+        return rich(self._tables(), self._title(), self._notes())
+
+    def _repr_html_(self) -> str:
+        return html(self._tables(), self._title(), self._notes())
+
+    def _title(self) -> str:
+        raise NotImplementedError
+
+    def _tables(self) -> list[Table]:
+        raise NotImplementedError
+
+    def _notes(self) -> Sequence[str]:
+        return ()
+
+
 def cell(value: Any) -> str:
     """A value as a table shows it: numbers in three digits."""
     if isinstance(value, float):

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from .errors import SiteError, UsageError
 from .owners import Place, places_of
 from .router import Router, _SiteHook
+from .units import spread
 from .watch_report import ADVICE, Cause, Move, WatchReport
 
 __all__ = ["Watch", "watch"]
@@ -166,8 +167,7 @@ class Watch:
     @torch.no_grad()
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._finish()
-        if self._router._state.masks:
-            self._record.note(self._router._state.masks)  # of a block with several steps inside, the labels of each
+        self._router._note_block(self._record)
         self._before = {}
         for group in optimizer.param_groups:
             for parameter in group["params"]:
@@ -208,10 +208,8 @@ class Watch:
             here = torch.zeros_like(frozen)
             for dim, group in place:
                 untaught = ~self._taught[group].to(parameter.device)
-                shape = [1] * parameter.ndim
-                if dim is not None:
-                    shape[dim] = -1
-                here |= untaught.view(shape) if shape else untaught.all()
+                # Along no dimension there is one unit, to which all of the parameter belongs.
+                here |= untaught if dim is None else spread(untaught, parameter, dim)
             frozen &= here
         return frozen
 

@@ -57,7 +57,7 @@ class Move:
 
 
 @dataclass(frozen=True)
-class WatchReport:
+class WatchReport(tables.Report):
     """What one optimizer step did to units that nobody taught.
 
     Attributes:
@@ -108,19 +108,8 @@ class WatchReport:
         """All of the report in what JSON can carry."""
         return {**tables.jsonable(self), "clean": self.clean}
 
-    def to_markdown(self) -> str:
-        """The report as markdown."""
-        return tables.markdown(self._tables(), self._title(), self.notes)
-
-    def __str__(self) -> str:
-        return tables.text(self._tables(), self._title(), self.notes)
-
-    def __rich__(self) -> Any:
-        """What rich prints, where it is installed."""
-        return tables.rich(self._tables(), self._title(), self.notes)
-
-    def _repr_html_(self) -> str:
-        return tables.html(self._tables(), self._title(), self.notes)
+    def _notes(self) -> tuple[str, ...]:
+        return self.notes
 
     def _title(self) -> str:
         return f"Step {self.step}: {len(self.moves)} moved that nobody taught, {len(self.held)} held"

@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import random
+import threading
 import warnings
 from typing import NamedTuple
 
@@ -582,3 +583,48 @@ def test_plots_name_up_to_a_hundred_labels_and_summarise_beyond(n, present):
     extents = [text.get_window_extent() for text in axis.get_yticklabels()]
     heights = sorted((extent.y0, extent.y1) for extent in extents)
     assert all(upper[0] >= lower[1] - 1 for lower, upper in itertools.pairwise(heights))
+
+
+def test_another_thread_never_runs_unrouted_because_an_audit_is_on():
+    """While an audit looks at unrouted gradients, a pass of another thread would lose its mask without a word."""
+    model = nn.Linear(3, 2)
+    router = gr.Router(model, {"": gr.RoutingSpec.one_per_label(2)})
+    refused = []
+
+    def train():
+        try:
+            model(torch.ones(2, 3)).sum().backward()
+        except UsageError as error:
+            refused.append(str(error))
+
+    def step(x):
+        thread = threading.Thread(target=train)
+        thread.start()
+        thread.join()
+        return model(x).sum()
+
+    audit(router, step, torch.randn(4, 3), torch.tensor([0, 0, 1, 1]))
+    assert len(refused) > 4, "each run, routed or not"
+    assert all("another thread" in message for message in refused)
+
+
+def test_an_audit_is_refused_while_another_thread_is_in_a_block():
+    model = nn.Linear(3, 2)
+    router = gr.Router(model, {"": gr.RoutingSpec.one_per_label(2)})
+    x, ids = torch.ones(1, 3), torch.tensor([0])
+    refused = []
+
+    def other():
+        try:
+            audit(router, lambda x: model(x).sum(), x, ids)
+        except UsageError as error:
+            refused.append(str(error))
+
+    with router(ids):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        model(x).sum().backward()
+    assert "in use in another thread" in refused[0]
+    assert model.weight.grad[0].any()
+    assert not model.weight.grad[1].any()
