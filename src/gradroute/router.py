@@ -171,10 +171,10 @@ class _SiteHook:
             )
         if compiling:
             return
+        self.ran = True  # before anything refuses the pass: a site that was called is not silent
         self._check_thread()
         if state.suspended:
             return
-        self.ran = True
         self._check_pass(kind)
         if state.masks or state.warned or kind is Pass.SECOND:  # of that one, the graph is not used
             return
