@@ -9,15 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .audit_groups import Group, batch_size, group_by_label, length
-from .audit_leaks import Leaks
-from .audit_owned import Known, Ownership
-from .audit_runs import Run, Runs, Step
-from .audit_state import Untouched, norm, trainable
-from .errors import UsageError, preview
+from ..errors import UsageError, preview
+from ..hooks import Labels, SiteHook
+from ..router import Router
+from ..units import unit_dims
+from .groups import Group, batch_size, group_by_label, length
+from .leaks import Leaks
+from .ownership import Known, Ownership
 from .report import AuditReport, Bypass, ParameterGradients, SiteGradients, frozen, split_allowed
-from .router import Labels, Router, _SiteHook
-from .units import unit_dims
+from .runs import Run, Runs, Step
+from .untouched import Untouched, norm, trainable
 
 __all__ = ["audit"]
 
@@ -146,7 +147,7 @@ class _Measured:
         ]
 
 
-def _of_tensor(hook: _SiteHook, gradients: list[Tensor | None]) -> tuple[float, ...]:
+def _of_tensor(hook: SiteHook, gradients: list[Tensor | None]) -> tuple[float, ...]:
     squares = torch.zeros(hook.site.spec.width, dtype=torch.float64)
     for gradient in gradients:
         if gradient is not None:
@@ -154,7 +155,7 @@ def _of_tensor(hook: _SiteHook, gradients: list[Tensor | None]) -> tuple[float, 
     return tuple(squares.sqrt().tolist())
 
 
-def _of_parameters(hook: _SiteHook, module: nn.Module, run: Run) -> tuple[float, ...]:
+def _of_parameters(hook: SiteHook, module: nn.Module, run: Run) -> tuple[float, ...]:
     """What each unit's own parameters learn; NaN where it is not known which they are."""
     prefix = f"{hook.name}." if hook.name else ""
     if hook.site.spec.width == 1:
