@@ -58,9 +58,9 @@ class Isolation:
 
     Costs: two copies of the frozen part of weights and state, one to keep it and one to put it back; memory for one of
     them, from before the step until after it; and about 40 microseconds a parameter. Measured on a 2-core CPU, of 12
-    layers of width 768 under AdamW: a training step with 512 examples takes 5 % longer where an eighth of the units are
-    frozen and 10 % where half are; the optimizer's step alone, which does little but move memory, 1.4 and 2.4 times as
-    long (fused: 1.6 and 2.8 times). On a GPU the host waits for the device once for each forward pass and each step.
+    layers of width 768 under AdamW: a training step with 512 examples takes 3 % longer where an eighth of the units are
+    frozen and 9 % where half are; the optimizer's step alone, which does little but move memory, 1.3 and 1.8 times as
+    long (fused: 1.6 and 2.7 times). On a GPU the host waits for the device once for each forward pass and each step.
     With several processes each step begins with an all-reduce of one byte a unit.
 
     Args:
