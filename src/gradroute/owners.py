@@ -10,7 +10,7 @@ from torch import nn
 from .errors import SiteError, did_you_mean
 from .router import Router
 from .sites import Site
-from .units import unit_dims
+from .units import channel_dims, unit_dims
 
 # One use of a parameter by a module: the dimensions that count routed units, each with the number of its group of
 # sites; None in place of a dimension where the whole parameter belongs to one unit. Empty where no site is. What is
@@ -79,10 +79,10 @@ def _owned(name: str, site: Site, module: nn.Module) -> dict[str, int | None]:
         )
     if site.level == "parameters" and site.spec.width == 1:
         return dict.fromkeys(dims)
-    if site.dim not in _channel_dims(module):
+    if site.dim not in channel_dims(module):
         raise SiteError(
             f"site {name!r}: dim {site.dim} of the {site.on} of a {type(module).__name__} need not be the one that its "
-            f"weights count: expected dim={' or '.join(map(str, _channel_dims(module)))}."
+            f"weights count: expected dim={' or '.join(map(str, channel_dims(module)))}."
         )
     for parameter, dim in dims.items():
         size = getattr(module, parameter).shape[dim]
@@ -92,16 +92,3 @@ def _owned(name: str, site: Site, module: nn.Module) -> dict[str, int | None]:
                 f"dim {dim}."
             )
     return {**dims}
-
-
-def _channel_dims(module: nn.Module) -> tuple[int, ...]:
-    """The dimension of input and output that a module's weights count, by each number that is right for all shapes."""
-    for kinds, dims in (
-        ((nn.Conv1d,), (1, -2)),
-        ((nn.Conv2d, nn.BatchNorm2d), (1, -3)),
-        ((nn.Conv3d, nn.BatchNorm3d), (1, -4)),
-        ((nn.BatchNorm1d, nn.GroupNorm), (1,)),
-    ):
-        if isinstance(module, kinds):
-            return dims
-    return (-1,)

@@ -10,13 +10,14 @@ import warnings
 from collections.abc import Callable, Collection
 from typing import Any, TypeAlias
 
-from .audit import audit_knowing
-from .audit_groups import few_of_each
-from .audit_owned import Known
-from .audit_runs import Step
+from .audit.core import audit_knowing
+from .audit.groups import few_of_each
+from .audit.ownership import Known
+from .audit.report import AuditReport, describe, name
+from .audit.runs import Step
 from .errors import UsageError
-from .report import AuditReport, describe, name
-from .router import Labels, Router
+from .hooks import Labels
+from .router import Router
 
 __all__ = ["BypassWarning", "PeriodicAudit", "lightning_callback", "transformers_callback"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .report import AuditReport, name
+from .audit.report import AuditReport, name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

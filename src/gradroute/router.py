@@ -3,223 +3,24 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-import itertools
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from .errors import LabelError, RoutingError, SiteError, SpecError, UnroutedWarning, UsageError, did_you_mean, preview
-from .functional import route_mask
+from .errors import LabelError, SiteError, SpecError, UnroutedWarning, UsageError, did_you_mean, preview
+from .hooks import Labels, MarkRun, SiteHook, State, drop_orphans, remove_own_forward
 from .masks import Mask
-from .parameters import OwnForward
-from .recompute import Ledger, Pass, current_pass
-from .sites import Site, argument_names, check_called, check_level, edit_arguments, edit_output, leads_with_time, match
+from .sites import Site, check_called, check_level, leads_with_time, match
 from .spec import RoutingSpec
 from .taught import Taught
-from .ways import Way
 
-Labels: TypeAlias = "Tensor | Mapping[str, Tensor]"
 Sites: TypeAlias = Mapping[str, "RoutingSpec | Site | Sequence[Site]"]
-
-
-# The masks of the block that each router is in, by the name of its state. Not an attribute of the state, because of
-# Dynamo: what it reaches through a module of torch.nn, such as a hook, it takes for a part of that module, whose shapes
-# never change. Every batch size would compile anew.
-_IN_FLIGHT: dict[str, tuple[Mask, ...]] = {}
-_NUMBERS = itertools.count()
-
-
-class _State:
-    """What the hooks of one router read: the labels of the batch in flight, and what is ablated.
-
-    It lives apart from the router so that the hooks, which a model's copies and pickles carry along, never hold the
-    model. A copied state is an orphan until a router that is copied with it claims it.
-    """
-
-    def __init__(self) -> None:
-        self.name = f"router {next(_NUMBERS)}"
-        self.labels: Labels | None = None
-        self.ablated: frozenset[Hashable] = frozenset()
-        self.thread: int | None = None
-        self.ever_ablated = False
-        self.orphan = False
-        self.removed = False
-        self.model_ran = False
-        self.warned = False
-        self.suspended = False  # while an audit looks at the gradients as they would be without routing
-        self.ledger = Ledger()
-        self.records: list[Taught] = []  # of those who ask which units are taught
-
-    @property
-    def masks(self) -> tuple[Mask, ...]:
-        return () if self.suspended else _IN_FLIGHT.get(self.name, ())
-
-    @masks.setter
-    def masks(self, masks: tuple[Mask, ...]) -> None:
-        if masks:
-            _IN_FLIGHT[self.name] = masks
-        else:
-            _IN_FLIGHT.pop(self.name, None)
-
-    @property
-    def active(self) -> bool:
-        return bool(self.masks) or bool(self.ablated)
-
-    def key(self) -> Tensor | None:
-        """The tensor by whose identity `Ledger` knows the labels."""
-        return next(iter(self.labels.values())) if isinstance(self.labels, Mapping) else self.labels
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _State:
-        return _orphan(self.removed)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_orphan, (self.removed,))
-
-
-def _orphan(removed: bool) -> _State:
-    state = _State()
-    state.orphan = True
-    state.removed = removed
-    return state
-
-
-class _SiteHook:
-    """One site on one module: a plain callable, so that hooks copy and pickle with the model."""
-
-    def __init__(
-        self, name: str, site: Site, group: int, state: _State, module: nn.Module, *, time_first: bool
-    ) -> None:
-        self.name = name
-        self.site = site
-        self.group = group
-        self.state = state
-        self.time_first = time_first
-        self.arguments = argument_names(module) if site.on == "input" else []
-        self.keep: Tensor | None = None  # bool [width], while a label of this site is ablated
-        self.ran = False
-        # Nothing is upstream of an embedding's indices: there, masking the activation is all there is to do.
-        self.routes_parameters = site.level == "parameters" and not isinstance(module, nn.Embedding)
-
-    def attach(self, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        if self.routes_parameters:
-            own = OwnForward.of(module)
-            (own.writers if self.site.on == "output" else own.readers).append(self)
-        if self.site.on == "input":
-            return module.register_forward_pre_hook(self.on_input, with_kwargs=True)
-        # First among the hooks: whoever else looks at the output sees the routed one, and cannot go around it.
-        return module.register_forward_hook(self.on_output, prepend=True)
-
-    def on_output(self, module: nn.Module, args: Any, output: Any) -> Any:
-        self._before(module, output)
-        if not self.state.active:
-            return None
-        return edit_output(output, self.site.path, self._edit, site=self.name)
-
-    def on_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._before(module, (args, kwargs))
-        if not self.state.active:
-            return None
-        return edit_arguments(args, kwargs, self.site.path, self.arguments, self._edit, site=self.name)
-
-    def way(self) -> Way | None:
-        """The mask of the batch in flight, on its way to this site's tensor; None outside of a block."""
-        masks = self.state.masks
-        if not masks:
-            return None
-        if not torch.compiler.is_compiling():
-            self.ran = True
-        site = self.site
-        return Way(masks[self.group], site.dim, site.path, self.name, self.time_first)
-
-    def _edit(self, x: Tensor) -> Tensor:
-        masks = self.state.masks
-        if masks and not self.routes_parameters:
-            if self.time_first:
-                self.way().check_order(x)  # type: ignore[union-attr]  # there are masks
-            try:
-                x = route_mask(x, masks[self.group], self.site.dim, replacing=True)
-            except RoutingError as error:
-                raise type(error)(f"site {self.name!r}: {error}") from None
-        if self.keep is not None:
-            shape = [1] * x.ndim
-            shape[self.site.dim] = -1
-            x = torch.where(self.keep.to(x.device).view(shape), x, 0)
-        return x
-
-    def _before(self, module: nn.Module, tensors: Any) -> None:
-        """All that could lose the mask without a word: a stray copy, another thread, a recomputation, no labels."""
-        state = self.state
-        compiling = torch.compiler.is_compiling()
-        kind = Pass.PLAIN if compiling else current_pass()
-        if state.records and torch.is_grad_enabled() and kind is not Pass.SECOND:
-            for record in state.records:
-                if not state.masks:
-                    record.note_unrouted(self.group)
-                elif not compiling:  # a pass after a step in the same block; compiled code has no need to look
-                    record.note(state.masks)
-        if self.state.orphan and torch.is_grad_enabled() and module.training:
-            raise UsageError(
-                f"site {self.name!r}: this model is a copy of a routed model, and its router was not copied "
-                "with it, so nothing can route it. Copy both at once: copy.deepcopy((model, router)) or a RoutedModule."
-            )
-        if compiling:
-            return
-        self.ran = True  # before anything refuses the pass: a site that was called is not silent
-        self._check_thread()
-        if state.suspended:
-            return
-        self._check_pass(kind)
-        if state.masks or state.warned or kind is Pass.SECOND:  # of that one, the graph is not used
-            return
-        # No labels: right in evaluation. In training, under ablation too, the gradients are whole: say so once.
-        if module.training and torch.is_grad_enabled() and _any_requires_grad(tensors):
-            state.warned = True
-            warnings.warn(
-                f"site {self.name!r} ran a training forward pass with no labels set: its gradients are not routed. Put "
-                "the forward pass inside `with router(labels):`, or silence gradroute.UnroutedWarning if you mean it.",
-                UnroutedWarning,
-                stacklevel=3,
-            )
-
-    def _check_thread(self) -> None:
-        if self.state.thread not in (None, threading.get_ident()) and torch._C._current_graph_task_id() == -1:
-            raise UsageError(
-                f"site {self.name!r}: the router holds the labels of another thread. Give each thread its "
-                "own model and router, or run them one after the other."
-            )
-
-    def _check_pass(self, kind: Pass) -> None:
-        state = self.state
-        if kind is Pass.PLAIN:
-            return
-        # Reentrant recomputation must find the labels of its first pass again; both kinds must find its ablation.
-        call, under_labels = (id(self), state.ablated), (id(self), state.ablated, "labels")
-        if kind is Pass.FIRST:
-            state.ledger.note(None, call)
-            state.ledger.note(state.key(), under_labels)
-        elif kind is Pass.SECOND:
-            # Sites on parameters save tensors in the first pass, so there must be a block around the second one too.
-            if self.routes_parameters and not state.masks and not state.ledger.settle(None, under_labels):
-                raise self._untrusted("labels")
-            if not state.ledger.settle(None, call) and state.ever_ablated:
-                raise self._untrusted("ablated labels")
-        elif not state.ledger.settle(state.key(), under_labels):
-            raise self._untrusted("labels", ", or checkpoint with use_reentrant=False")
-
-    def _untrusted(self, what: str, or_else: str = "") -> UsageError:
-        return UsageError(
-            f"site {self.name!r}: activation checkpointing recomputes this forward pass inside backward, and the "
-            f"router does not hold the {what} that it first ran under. Put backward inside the same "
-            f"`with router{'.ablated(...)' if what == 'ablated labels' else '(labels)'}` block as its forward "
-            f"pass{or_else}."
-        )
 
 
 class _Block:
@@ -315,10 +116,10 @@ class Router:
         if not isinstance(sites, Mapping) or not sites:
             raise SiteError(f"sites must map module names to specs, such as {{'encoder.fc': spec}}; got {sites!r}.")
         self._model = model
-        self._state = _State()
-        self._hooks: list[_SiteHook] = []
+        self._state = State()
+        self._hooks: list[SiteHook] = []
         self._groups: list[tuple[str, RoutingSpec]] = []  # one label look-up for each, however many sites share it
-        attached: list[tuple[nn.Module, _SiteHook]] = []
+        attached: list[tuple[nn.Module, SiteHook]] = []
         names = dict(model.named_modules(remove_duplicate=False))
         for pattern, value in sites.items():
             for site in _as_sites(pattern, value):
@@ -329,7 +130,7 @@ class Router:
                     check_called(name, model)
                     check_level(name, module, site)
                     time_first = leads_with_time(name, model, site)
-                    hook = _SiteHook(name, site, group, self._state, module, time_first=time_first)
+                    hook = SiteHook(name, site, group, self._state, module, time_first=time_first)
                     attached.append((module, hook))
         # What a step needs of the specs, found once: comparing specs takes time where they have many labels.
         self._specs = list(dict.fromkeys(spec for _, spec in self._groups))
@@ -340,8 +141,8 @@ class Router:
                 spec.masks.warm(device)
         # Nothing is registered before everything is checked, so that a refused router leaves no hook behind.
         _make_compiled_code_look_at_hooks()
-        _drop_orphans(model)
-        self._handles = [model.register_forward_pre_hook(_MarkRun(self._state))]
+        drop_orphans(model)
+        self._handles = [model.register_forward_pre_hook(MarkRun(self._state))]
         for module, hook in attached:
             self._hooks.append(hook)
             self._handles.append(hook.attach(module))
@@ -413,7 +214,7 @@ class Router:
         for handle in self._handles:
             handle.remove()
         for module in self._model.modules():
-            _remove_own_forward(module, lambda hook: hook in self._hooks)
+            remove_own_forward(module, lambda hook: hook in self._hooks)
         self._handles.clear()
         self._hooks.clear()
         self._state.removed = True
@@ -441,7 +242,7 @@ class Router:
         if not torch.compiler.is_compiling() and self._state.thread not in (None, threading.get_ident()):
             raise UsageError("this router is in use in another thread: give each thread its own model and router.")
 
-    def _enter(self) -> _State:
+    def _enter(self) -> State:
         self._check_usable()
         return self._state
 
@@ -494,17 +295,6 @@ class Router:
                 UnroutedWarning,
                 stacklevel=3,
             )
-
-
-class _MarkRun:
-    """Notes that the model ran, so that sites that did not run can be told from a model that was not called."""
-
-    def __init__(self, state: _State) -> None:
-        self.state = state
-
-    def __call__(self, module: nn.Module, args: Any) -> None:
-        if not torch.compiler.is_compiling():
-            self.state.model_ran = True
 
 
 class RoutedModule(nn.Module):
@@ -588,29 +378,6 @@ def _anything_compiled() -> bool:
     return dynamo is not None and getattr(dynamo.convert_frame, "FRAME_COUNTER", 1) > 0
 
 
-def _drop_orphans(model: nn.Module) -> None:
-    """Take off the hooks that a copied model carries of a router that was not copied with it."""
-    for module in model.modules():
-        for hooks, flags in (
-            (module._forward_hooks, module._forward_hooks_with_kwargs),
-            (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
-        ):
-            for key, hook in list(hooks.items()):
-                owner = getattr(hook, "__self__", hook)
-                if isinstance(owner, _SiteHook | _MarkRun) and owner.state.orphan:
-                    del hooks[key]
-                    flags.pop(key, None)
-        _remove_own_forward(module, lambda hook: hook.state.orphan)
-
-
-def _remove_own_forward(module: nn.Module, condition: Callable[[Any], bool]) -> None:
-    own = module.__dict__.get("forward")
-    if isinstance(own, OwnForward):
-        for hook in [*own.writers, *own.readers]:
-            if condition(hook):
-                own.remove(hook)
-
-
 def _as_sites(pattern: str, value: RoutingSpec | Site | Sequence[Site]) -> list[Site]:
     values = list(value) if isinstance(value, Sequence) else [value]
     sites = [Site(item) if isinstance(item, RoutingSpec) else item for item in values]
@@ -618,14 +385,3 @@ def _as_sites(pattern: str, value: RoutingSpec | Site | Sequence[Site]) -> list[
         if not isinstance(site, Site):
             raise SiteError(f"{pattern!r} needs a RoutingSpec, a Site or several sites; got {type(site).__name__}.")
     return sites
-
-
-def _any_requires_grad(tensors: Any) -> bool:
-    """Whether a tensor in nested tuples, lists, dicts and dataclasses requires gradients."""
-    if isinstance(tensors, Tensor):
-        return tensors.requires_grad
-    if isinstance(tensors, Mapping):
-        tensors = tuple(tensors.values())
-    elif dataclasses.is_dataclass(tensors):
-        tensors = tuple(getattr(tensors, field.name) for field in dataclasses.fields(tensors))
-    return isinstance(tensors, tuple | list) and any(_any_requires_grad(inner) for inner in tensors)

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from . import tables
-from .audit_groups import Group, group_by_label, length, take
-from .audit_probes import Probes
-from .audit_state import Untouched
+from .audit.groups import Group, group_by_label, length, take
+from .audit.probes import Probes
+from .audit.report import name
+from .audit.untouched import Untouched
 from .certificates import Array, Estimate, Procedure, decode, interval, probe, sklearn
 from .errors import LabelError, SiteError, UnroutedWarning, UsageError, did_you_mean
+from .hooks import SiteHook
 from .masks import UNLABELED
-from .report import name
-from .router import Router, _SiteHook
+from .router import Router
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -283,7 +284,7 @@ def specialization(
     )
 
 
-def _site(router: Router, site: str | None) -> _SiteHook:
+def _site(router: Router, site: str | None) -> SiteHook:
     router._check_usable()
     hooks = [hook for hook in router._hooks if site is None or hook.name == site]
     if not hooks:
@@ -293,11 +294,11 @@ def _site(router: Router, site: str | None) -> _SiteHook:
     return hooks[0]
 
 
-def _activations(hook: _SiteHook, run: Callable[[], Any], router: Router, size: int) -> Array:
+def _activations(hook: SiteHook, run: Callable[[], Any], router: Router, size: int) -> Array:
     """The units of each example, [n_examples, width]."""
     found: list[Tensor] = []
 
-    def keep(other: _SiteHook, x: Tensor) -> Tensor:
+    def keep(other: SiteHook, x: Tensor) -> Tensor:
         if other is hook:
             found.append(x.detach())
         return x

@@ -59,9 +59,22 @@ def n_units(module: nn.Module, on: End) -> int:
     return int(getattr(module, name).shape[dim])
 
 
-def spread(values: Tensor, parameter: Tensor, dim: int) -> Tensor:
-    """One value for each unit, [units], as a tensor that broadcasts against a parameter whose `dim` counts units."""
-    shape = [1] * parameter.ndim
+def channel_dims(module: nn.Module) -> tuple[int, ...]:
+    """The dimension of input and output that a module's weights count, by each number that is right for all shapes."""
+    for kinds, dims in (
+        ((nn.Conv1d,), (1, -2)),
+        ((nn.Conv2d, nn.BatchNorm2d), (1, -3)),
+        ((nn.Conv3d, nn.BatchNorm3d), (1, -4)),
+        ((nn.BatchNorm1d, nn.GroupNorm), (1,)),
+    ):
+        if isinstance(module, kinds):
+            return dims
+    return (-1,)
+
+
+def spread(values: Tensor, like: Tensor, dim: int) -> Tensor:
+    """One value for each unit, [units], as a tensor that broadcasts against another whose `dim` counts units."""
+    shape = [1] * like.ndim
     shape[dim] = -1
     return values.view(shape)
 

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .errors import SiteError, UsageError
+from .hooks import SiteHook
 from .owners import Place, places_of
-from .router import Router, _SiteHook
+from .router import Router
 from .units import spread
 from .watch_report import ADVICE, Cause, Move, WatchReport
 
-__all__ = ["Watch", "watch"]
+__all__ = ["Move", "Watch", "WatchReport", "watch"]
 
 
 def watch(model: nn.Module, optimizer: Optimizer, router: Router) -> Watch:
@@ -143,7 +144,7 @@ class Watch:
 
     # ------------------------------------------------------------------ buffers
 
-    def _note_output(self, hook: _SiteHook) -> Any:
+    def _note_output(self, hook: SiteHook) -> Any:
         def note(module: nn.Module, args: Any, output: Any) -> None:
             if isinstance(output, Tensor):
                 self._site_outputs[output.data_ptr()] = hook.group

@@ -8,8 +8,6 @@ from typing import Any, Literal, TypeAlias
 from . import tables
 from .errors import LeakError
 
-__all__ = ["Move", "WatchReport"]
-
 Cause: TypeAlias = Literal["gradient", "momentum", "weight decay", "buffer", "unknown"]
 
 ADVICE: dict[Cause, str] = {

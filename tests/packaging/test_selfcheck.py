@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 
-from gradroute import Router, __main__, __version__, functional, own_layers, parameters, router, selfcheck, ways
+from gradroute import Router, __main__, __version__, functional, hooks, own_layers, parameters, selfcheck, ways
 
 ALL_LAWS = {law for check in (selfcheck.functional_form, selfcheck.level_activations, selfcheck.level_parameters)
             for law, _ in check(torch.device("cpu"))}  # fmt: skip
@@ -67,7 +67,7 @@ BROKEN = {
     ),
     "the output changes": ((selfcheck, "route", doubled(selfcheck.route)), {"route: the output is bitwise the same"}),
     "a site's output changes": (
-        (router, "route_mask", doubled(router.route_mask)),
+        (hooks, "route_mask", doubled(hooks.route_mask)),
         {"Router: the output is bitwise the same"},
     ),
     "a removed router stays": (

@@ -16,9 +16,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import gradroute as gr
-from gradroute.audit import audit
+from gradroute.audit import AuditReport, SiteGradients, audit
 from gradroute.errors import LabelError, LeakError, UsageError
-from gradroute.report import AuditReport, SiteGradients
 from planted import KL_BYPASSES, PLANTED, READS, SPEC, WIDTH, N, OriginalVAE, labels
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:`torch\.jit\.script(_method)?` is deprecated")

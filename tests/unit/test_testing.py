@@ -9,7 +9,7 @@ from torch import nn
 
 import gradroute as gr
 from architectures import ARCHITECTURES
-from gradroute import router as router_file
+from gradroute import hooks
 from gradroute.testing import NotRoutedError, assert_routed, label_tensors, oracle, oracle_mask, specs, tensors
 
 SPEC = gr.RoutingSpec({0: [0, 1], 1: [2, 3]}, 4)
@@ -72,7 +72,7 @@ def test_batches_by_name_and_by_position_and_labels_by_pattern():
 
 def test_what_is_wrong_is_found(monkeypatch):
     x, labels = torch.randn(5, 3), torch.tensor([0, 1, 0, 0, -1])
-    real = router_file.route_mask
+    real = hooks.route_mask
 
     def identity(x, mask, dim, *, replacing):
         return x
@@ -84,13 +84,13 @@ def test_what_is_wrong_is_found(monkeypatch):
         return 2 * real(x, mask, dim, replacing=replacing) - x.detach()
 
     for wrong, message in ((identity, "in which its route leaves none|differs"), (scaled, "changed the loss")):
-        monkeypatch.setattr(router_file, "route_mask", wrong)
+        monkeypatch.setattr(hooks, "route_mask", wrong)
         with pytest.raises(NotRoutedError, match=message):
             assert_routed(net()[:1], {"0": SPEC}, x, labels)
-    monkeypatch.setattr(router_file, "route_mask", doubled)
+    monkeypatch.setattr(hooks, "route_mask", doubled)
     with pytest.raises(NotRoutedError, match=r"changed the loss|differs from the oracle's by up to"):
         assert_routed(net()[:1], {"0": SPEC}, x, labels)
-    monkeypatch.setattr(router_file, "route_mask", identity)
+    monkeypatch.setattr(hooks, "route_mask", identity)
     with pytest.raises(NotRoutedError, match="'0.weight' has a gradient in 6 entries"):
         assert_routed(net()[:1], {"0": SPEC}, x, torch.zeros(5, dtype=torch.int64))
 

@@ -12,8 +12,9 @@ from torch.fx import Node
 
 from .. import units
 from ..errors import SiteError
+from ..hooks import MarkRun, SiteHook
 from ..parameters import OwnForward
-from ..router import Router, _MarkRun, _SiteHook
+from ..router import Router
 from ..sites import argument_names
 from . import links
 from .flow import Flow
@@ -117,7 +118,7 @@ def ablate_(
             _write(tensors[cut.name], cut, values)
 
 
-def _own_entries(model: nn.Module, hook: _SiteHook, mask: Tensor) -> list[tuple[Tensor, int]] | str:
+def _own_entries(model: nn.Module, hook: SiteHook, mask: Tensor) -> list[tuple[Tensor, int]] | str:
     """The entries of the site's own module that are to be zero; or why that is not the same as ablating."""
     module, site = model.get_submodule(hook.name), hook.site
     kind, why = type(module).__name__, ""
@@ -132,7 +133,7 @@ def _own_entries(model: nn.Module, hook: _SiteHook, mask: Tensor) -> list[tuple[
         why = f"a {kind} with max_norm scales each unit by the norm of all"
     elif site.path and not (site.on == "input" and site.path in ((0,), first)):
         why = f"index={site.index!r} leads to a part of its {site.on}"
-    elif site.dim not in _unit_dim(module):
+    elif site.dim not in units.channel_dims(module):
         why = f"dim={site.dim} may be another dimension of its {site.on} than that of the units"
     elif units.n_units(module, site.on) != len(mask):
         why = f"its {site.on} has {units.n_units(module, site.on)} units along another dimension than dim={site.dim}"
@@ -145,17 +146,7 @@ def _own_entries(model: nn.Module, hook: _SiteHook, mask: Tensor) -> list[tuple[
     return [(getattr(module, name), dim) for name, dim in dims.items()]
 
 
-def _unit_dim(module: nn.Module) -> tuple[int, ...]:
-    """The values of `dim` that can only mean the units: counted from the back, or behind the batch."""
-    for n, kinds in enumerate(
-        [(nn.Conv1d, nn.BatchNorm1d), (nn.Conv2d, nn.BatchNorm2d), (nn.Conv3d, nn.BatchNorm3d)], start=1
-    ):
-        if isinstance(module, kinds):
-            return (1, -1 - n)
-    return (1,) if isinstance(module, nn.GroupNorm) else (-1,)
-
-
-def _is_edited_besides(module: nn.Module, hook: _SiteHook) -> bool:
+def _is_edited_besides(module: nn.Module, hook: SiteHook) -> bool:
     """Whether somebody else's code runs between a site's hook and the forward pass of the module's class."""
     if not isinstance(vars(module).get("forward"), OwnForward | None):
         return True
@@ -164,7 +155,7 @@ def _is_edited_besides(module: nn.Module, hook: _SiteHook) -> bool:
     else:
         hooks = reversed(module._forward_pre_hooks.values())
         between = list(itertools.takewhile(lambda other: other != hook.on_input, hooks))
-    return not all(isinstance(getattr(other, "__self__", other), _SiteHook | _MarkRun) for other in between)
+    return not all(isinstance(getattr(other, "__self__", other), SiteHook | MarkRun) for other in between)
 
 
 def _check_private(model: nn.Module, tensors: list[Tensor]) -> None:

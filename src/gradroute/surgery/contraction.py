@@ -12,7 +12,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..errors import SiteError, UsageError
-from ..router import Router, _drop_orphans
+from ..hooks import drop_orphans
+from ..router import Router
 from .flow import Flow
 from .plan import Heads, Plan
 from .program import Program, first_line
@@ -107,7 +108,7 @@ def contract(router: Router, *labels: Hashable, example: Example, optimizer: Opt
         names = plan.names
         check_optimizer(optimizer, [parameter for name, parameter in model.named_parameters() if name in names])
     smaller, carried = copy.deepcopy((model, optimizer))
-    _drop_orphans(smaller)
+    drop_orphans(smaller)
     left = _cut(smaller, plan, carried)
     with in_evaluation(smaller):
         try:

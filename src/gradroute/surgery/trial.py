@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SiteError, UsageError
-from ..router import Router, _SiteHook
+from ..hooks import SiteHook
+from ..router import Router
 from ..units import kind_of
 
 Example: TypeAlias = "Tensor | tuple[Any, ...] | Mapping[str, Any]"
@@ -33,7 +34,7 @@ def model_of(router: Router) -> nn.Module:
     return router.model
 
 
-def off(router: Router, labels: tuple[Hashable, ...]) -> list[tuple[_SiteHook, Tensor]]:
+def off(router: Router, labels: tuple[Hashable, ...]) -> list[tuple[SiteHook, Tensor]]:
     """The sites that have units to switch off, and which of theirs stay on: bool [width].
 
     Raises:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NotRoutedError, RoutingError
+from ..hooks import Labels
 from ..masks import UNLABELED
-from ..router import Labels, Router, Sites
+from ..router import Router, Sites
 from .reference import Reference
 
 

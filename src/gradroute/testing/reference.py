@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..router import Labels, Router
+from ..hooks import Labels
+from ..router import Router
 from ..sites import Site, argument_names, edit_arguments, edit_output
 from .oracle import along, masked, oracle_mask
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from .router import Router, _SiteHook
-from .sites import edit_arguments, edit_output
+from ..hooks import SiteHook
+from ..router import Router
+from ..sites import edit_arguments, edit_output
 
-Edit: TypeAlias = Callable[[_SiteHook, Tensor], Tensor]
+Edit: TypeAlias = Callable[[SiteHook, Tensor], Tensor]
 
 
 @dataclass
@@ -70,14 +71,14 @@ class Probes:
         """Look at nothing any more: activation checkpointing runs modules again in backward."""
         self._open = False
 
-    def _on_output(self, position: int, hook: _SiteHook) -> Callable[..., Any]:
+    def _on_output(self, position: int, hook: SiteHook) -> Callable[..., Any]:
         def probe(module: nn.Module, args: Any, output: Any) -> Any:
             edited = edit_output(output, hook.site.path, self._looking(position, hook), site=hook.name)
             return edited if self._edit is not None and self._open else None
 
         return probe
 
-    def _on_input(self, position: int, hook: _SiteHook) -> Callable[..., Any]:
+    def _on_input(self, position: int, hook: SiteHook) -> Callable[..., Any]:
         def probe(module: nn.Module, args: Any, kwargs: Any) -> Any:
             look = self._looking(position, hook)
             edited = edit_arguments(args, kwargs, hook.site.path, hook.arguments, look, site=hook.name)
@@ -85,7 +86,7 @@ class Probes:
 
         return probe
 
-    def _looking(self, position: int, hook: _SiteHook) -> Callable[[Tensor], Tensor]:
+    def _looking(self, position: int, hook: SiteHook) -> Callable[[Tensor], Tensor]:
         def look(x: Tensor) -> Tensor:
             if not self._open:
                 return x
@@ -114,7 +115,7 @@ def foreign_hooks(module: nn.Module) -> list[str]:
     for end, hooks in (("input", module._forward_pre_hooks), ("output", module._forward_hooks)):
         for hook in hooks.values():
             owner = type(getattr(hook, "__self__", hook)).__module__
-            if isinstance(getattr(hook, "__self__", None), _SiteHook):
+            if isinstance(getattr(hook, "__self__", None), SiteHook):
                 break
             origin = getattr(hook, "__module__", None) or ""
             if not any(where.split(".")[0] in ("torch", "gradroute") for where in (owner, origin)):

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .audit_kinks import Softened
-from .audit_probes import Probes
-from .audit_readers import Reading, Reads
-from .audit_runs import Runs
-from .audit_state import trainable, unrouted
-from .router import Labels, _SiteHook
+from ..hooks import Labels, SiteHook
+from ..units import spread
+from .kinks import Softened
+from .probes import Probes
+from .readers import Reading, Reads
+from .runs import Runs
+from .untouched import trainable, unrouted
 
 # Of the size of the activations. The small nudge leaves them where functions are steep; the large one changes what is
 # read beyond rounding.
@@ -153,7 +154,7 @@ class Ownership:
         if not seen:
             return [None] * len(parameters)
         # Positive, so that what many entries of the batch have in common does not cancel by chance.
-        cotangents = [_noise(like, seed).abs() * _along(units, like, hook) for _, like in seen]
+        cotangents = [_noise(like, seed).abs() * spread(units.to(like.device), like, hook.site.dim) for _, like in seen]
         with unrouted(self._router), self._router(self._labels):  # where checkpoints recompute
             found = torch.autograd.grad(
                 [edge for edge, _ in seen], parameters, cotangents, retain_graph=True, allow_unused=True
@@ -184,9 +185,7 @@ class Ownership:
         for (name, dim), found in uses.items():
             if name in self._parameters and bool(found.any()):
                 parameter = self._parameters[name]
-                shape = [1] * parameter.ndim
-                shape[dim] = -1
-                entries = found.to(parameter.device).view(shape).expand_as(parameter)
+                entries = spread(found.to(parameter.device), parameter, dim).expand_as(parameter)
                 readers.weights[name] = entries | readers.weights.get(name, entries)
         return readers
 
@@ -220,7 +219,7 @@ class Ownership:
         found: list[Reading] = []
         calls: Counter[int] = Counter()
 
-        def edit(hook: _SiteHook, x: Tensor) -> Tensor:
+        def edit(hook: SiteHook, x: Tensor) -> Tensor:
             call = hooks.index(hook), calls[hooks.index(hook)]
             calls[hooks.index(hook)] += 1
             if not edits:
@@ -230,7 +229,7 @@ class Ownership:
                 if one.site == call[0] and original is not None and original.shape == x.shape:
                     size = original.square().mean().sqrt() if bool(original.any()) else 1.0
                     moved = original + one.size * size * _noise(x, one.seed)
-                    x = torch.where(_along(one.units, x, hook), moved, x)
+                    x = torch.where(spread(one.units.to(x.device), x, hook.site.dim), moved, x)
             return x
 
         reads = Reads(self._router.model, found.append)
@@ -267,13 +266,6 @@ def _against_others(units: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         yield ~half, half
     else:
         yield units, ~units
-
-
-def _along(units: Tensor, x: Tensor, hook: _SiteHook) -> Tensor:
-    """Units, bool [width], such that they broadcast against the tensor of a site."""
-    shape = [1] * x.ndim
-    shape[hook.site.dim] = -1
-    return units.to(x.device).view(shape)
 
 
 def _noise(x: Tensor, seed: int) -> Tensor:

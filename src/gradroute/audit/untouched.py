@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .router import _IN_FLIGHT, Router
+from ..hooks import IN_FLIGHT
+from ..router import Router
 
 
 class Generators(TorchFunctionMode):
@@ -145,7 +146,7 @@ def unrouted(router: Router) -> Iterator[None]:
         UsageError: The router is in use in another thread.
     """
     state = router._enter()
-    before = state.suspended, _IN_FLIGHT.get(state.name, ()), state.thread
+    before = state.suspended, IN_FLIGHT.get(state.name, ()), state.thread
     state.thread, state.suspended = threading.get_ident(), True
     try:
         yield

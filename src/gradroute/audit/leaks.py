@@ -7,14 +7,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .audit_groups import Group
-from .audit_owned import Ownership, module_of
-from .audit_paths import Kind, Paths
-from .audit_runs import Run
-from .audit_state import norm, trainable
-from .masks import Mask
+from ..masks import Mask
+from ..router import Router
+from .groups import Group
+from .ownership import Ownership, module_of
+from .paths import Kind, Paths
 from .report import Bypass
-from .router import Router
+from .runs import Run
+from .untouched import norm, trainable
 
 
 class Leaks:

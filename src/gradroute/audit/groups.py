@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import LabelError, UsageError, preview
-from .masks import UNLABELED
-from .router import Labels, Router
-from .spec import RoutingSpec
+from ..errors import LabelError, UsageError, preview
+from ..hooks import Labels
+from ..masks import UNLABELED
+from ..router import Router
+from ..spec import RoutingSpec
 
 
 @dataclass(frozen=True)

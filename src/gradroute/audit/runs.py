@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,12 +12,13 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from .audit_groups import Group, take
-from .audit_paths import nodes
-from .audit_probes import Edit, Probes, Seen
-from .audit_state import Untouched, norm, trainable, unrouted
-from .errors import UnroutedWarning, UsageError
-from .router import Labels, Router
+from ..errors import UnroutedWarning, UsageError
+from ..hooks import Labels
+from ..router import Router
+from .groups import Group, take
+from .paths import nodes
+from .probes import Edit, Probes, Seen
+from .untouched import Untouched, norm, trainable, unrouted
 
 Step: TypeAlias = Callable[[Any], Tensor]
 
@@ -98,7 +100,7 @@ class Runs:
             at_sites[site].append(gradient)
         by_name = dict(zip(self._parameters, found[:n], strict=True))
         for name, gradient in by_name.items():
-            if gradient is not None and not bool(torch.isfinite(norm_tensor(gradient))):
+            if not math.isfinite(norm([gradient])):
                 raise UsageError(
                     f"the gradient of {name!r} is not finite, so there is nothing to audit: find out why it is inf or "
                     "NaN first, or leave the examples out that make it so."
@@ -160,9 +162,3 @@ def gradients(loss: Tensor, inputs: list[Any]) -> list[Tensor | None]:
             "use_reentrant=False."
         )
     return list(torch.autograd.grad(loss, inputs, allow_unused=True))
-
-
-def norm_tensor(tensor: Tensor) -> Tensor:
-    """The norm of a gradient, dense or sparse."""
-    values = tensor.coalesce().values() if tensor.is_sparse else tensor
-    return values.detach().double().square().sum()

@@ -8,10 +8,10 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from . import tables
-from .audit_paths import Kind
-from .errors import LeakError
-from .masks import UNLABELED
+from .. import tables
+from ..errors import LeakError
+from ..masks import UNLABELED
+from .paths import Kind
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -186,7 +186,7 @@ class AuditReport(tables.Report):
         Raises:
             ImportError: matplotlib is missing: ``pip install gradroute[plot]``.
         """
-        from .plotting import plot_audit  # noqa: PLC0415  # matplotlib is optional
+        from ..plotting import plot_audit  # noqa: PLC0415  # matplotlib is optional
 
         return plot_audit(self)
 
