@@ -10,8 +10,9 @@ from typing import Any
 from torch import nn
 
 from .errors import SiteError, SpecError, preview
+from .routes import Route
 from .sites import Site
-from .spec import Route, RoutingSpec
+from .spec import RoutingSpec
 from .units import is_conv1d_of_transformers, kind_of, n_units
 
 __all__ = ["block_sites"]
