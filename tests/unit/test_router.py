@@ -13,6 +13,7 @@ import gradroute as gr
 from gradroute.errors import LabelError, SpecError, UsageError
 
 SPEC = gr.RoutingSpec.one_per_label(3)
+WHOLE = gr.RoutingSpec(dict.fromkeys(range(3), 0), 1)
 LABELS = torch.tensor([0, 2])
 UNLABELED = torch.full((2,), gr.UNLABELED)
 
@@ -44,6 +45,16 @@ class TestLabels:
             assert torch.equal(bias_gradient(model), outer)
             assert outer[1] == 0
         assert router.labels is None
+
+    @pytest.mark.filterwarnings("ignore::gradroute.UnroutedWarning")
+    def test_mask_nothing_before_and_after_the_block(self):
+        model = mlp()
+        plain = bias_gradient(model)
+        router = gr.Router(model, {"0": SPEC})
+        assert torch.equal(bias_gradient(model), plain)
+        with router(LABELS):
+            assert not torch.equal(bias_gradient(model), plain)
+        assert torch.equal(bias_gradient(model), plain)
 
     def test_are_put_back_when_the_block_raises(self):
         router = gr.Router(mlp(), {"0": SPEC})
@@ -258,6 +269,12 @@ class TestWhatCouldLoseTheMask:
             model(torch.ones(2, 2))
         model.eval()(torch.ones(2, 2))
 
+    @pytest.mark.filterwarnings("error")
+    def test_a_training_pass_in_which_nothing_learns_does_not_warn(self):
+        model = mlp().requires_grad_(False)
+        gr.Router(model, {"0": SPEC})
+        model(torch.ones(2, 2))
+
     def test_a_site_whose_module_is_never_called_warns(self):
         class Reads(nn.Module):
             def __init__(self):
@@ -353,6 +370,19 @@ class TestWhatCouldLoseTheMask:
         twin_router.remove()
         assert not twin[0]._forward_hooks
         assert model[0]._forward_hooks
+        with pytest.raises(UsageError, match="this router was removed"):
+            again((twin, twin_router))[1](LABELS)
+
+    def test_a_new_router_takes_what_a_stray_copy_carries_off_without_a_trace(self):
+        model = mlp()
+        gr.Router(model, {"0": SPEC, "1": gr.Site(SPEC, on="input"), "2": gr.Site(WHOLE, level="parameters")})
+        stray = copy.deepcopy(model)
+        gr.Router(stray, {"0": SPEC}).remove()
+        plain = mlp()
+        for module, without in zip(stray.modules(), plain.modules(), strict=True):
+            assert {name: value for name, value in vars(module).items() if "hooks" in name or name == "forward"} == {
+                name: value for name, value in vars(without).items() if "hooks" in name
+            }
 
 
 class TestRoutedModule:
