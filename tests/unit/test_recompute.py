@@ -145,6 +145,15 @@ def test_a_pass_of_one_site_lends_no_trust_to_another():
         loss.backward()
 
 
+def test_labels_by_pattern_are_held_to_those_of_the_first_pass_too(batches):
+    model, router = routed(True)
+    with router({"block.0": FIRST}):
+        model(batches[0]).backward()
+        loss = model(batches[0])
+    with router({"block.0": SECOND}), pytest.raises(UsageError, match="does not hold the labels"):
+        loss.backward()
+
+
 def test_recomputation_in_a_thread_of_autograds_is_in_the_block_of_its_own():
     """Deep in nested backward passes, and on a GPU, autograd goes on in another thread."""
     layer = nn.Linear(3, 3)

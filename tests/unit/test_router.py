@@ -294,6 +294,18 @@ class TestWhatCouldLoseTheMask:
         with gr.Router(mlp(), {"0": SPEC})(LABELS):
             pass
 
+    @pytest.mark.filterwarnings("error")
+    def test_a_block_that_raises_warns_of_no_site_behind_the_error(self):
+        model = mlp()
+        router = gr.Router(model, {"0": SPEC, "2": SPEC})
+
+        def fail(*_):
+            raise KeyError
+
+        model[1].register_forward_hook(fail)
+        with pytest.raises(KeyError), router(LABELS):
+            model(torch.ones(2, 2))
+
     def test_another_thread_is_refused_while_one_holds_labels(self):
         model = mlp()
         router = gr.Router(model, {"0": SPEC})
@@ -316,6 +328,22 @@ class TestWhatCouldLoseTheMask:
                 thread.join()
         assert "in use in another thread" in errors[0]
         assert "site '0': the router holds the labels of another thread" in errors[1]
+
+    def test_another_thread_may_go_on_after_the_block(self):
+        router = gr.Router(mlp(), {"0": SPEC})
+        entered = []
+
+        def enter():
+            with router(UNLABELED), router.ablated(0):
+                entered.append(router.labels)
+
+        for block in (router(LABELS), router.ablated(0)):
+            with block:
+                pass
+            thread = threading.Thread(target=enter)
+            thread.start()
+            thread.join()
+        assert len(entered) == 2
 
     def test_threads_with_a_model_and_router_each_do_not_disturb_each_other(self):
         results = {}
