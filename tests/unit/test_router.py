@@ -306,7 +306,8 @@ class TestWhatCouldLoseTheMask:
         with pytest.raises(KeyError), router(LABELS):
             model(torch.ones(2, 2))
 
-    def test_another_thread_is_refused_while_one_holds_labels(self):
+    @pytest.mark.parametrize("block", [lambda router: router(LABELS), lambda router: router.ablated(0)])
+    def test_another_thread_is_refused_while_one_is_in_a_block(self, block):
         model = mlp()
         router = gr.Router(model, {"0": SPEC})
         errors = []
@@ -321,7 +322,7 @@ class TestWhatCouldLoseTheMask:
             with router(UNLABELED):
                 pass
 
-        with router(LABELS):
+        with block(router):
             for action in (enter, lambda: model(torch.ones(2, 2))):
                 thread = threading.Thread(target=run, args=(action,))
                 thread.start()
