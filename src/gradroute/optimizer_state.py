@@ -64,7 +64,7 @@ def untouched_state(optimizer: Optimizer, parameter: Tensor, values: Tensor) -> 
     if parameter.grad is not None and parameter.grad.is_sparse:
         probe.grad = probe.grad.to_sparse()
     known = inspect.signature(type(optimizer)).parameters
-    options = {key: value for key, value in (optimizer.defaults | group).items() if key in known and key != "params"}
+    options = {key: value for key, value in group.items() if key in known and key != "params"}
     if "weight_decay" in options:
         options["weight_decay"] = 0.0
     try:

@@ -13,6 +13,7 @@ import gradroute as gr
 from gradroute.errors import LabelError, SpecError, UsageError
 
 SPEC = gr.RoutingSpec.one_per_label(3)
+WHOLE = gr.RoutingSpec(dict.fromkeys(range(3), 0), 1)
 LABELS = torch.tensor([0, 2])
 UNLABELED = torch.full((2,), gr.UNLABELED)
 
@@ -44,6 +45,16 @@ class TestLabels:
             assert torch.equal(bias_gradient(model), outer)
             assert outer[1] == 0
         assert router.labels is None
+
+    @pytest.mark.filterwarnings("ignore::gradroute.UnroutedWarning")
+    def test_mask_nothing_before_and_after_the_block(self):
+        model = mlp()
+        plain = bias_gradient(model)
+        router = gr.Router(model, {"0": SPEC})
+        assert torch.equal(bias_gradient(model), plain)
+        with router(LABELS):
+            assert not torch.equal(bias_gradient(model), plain)
+        assert torch.equal(bias_gradient(model), plain)
 
     def test_are_put_back_when_the_block_raises(self):
         router = gr.Router(mlp(), {"0": SPEC})
@@ -258,6 +269,12 @@ class TestWhatCouldLoseTheMask:
             model(torch.ones(2, 2))
         model.eval()(torch.ones(2, 2))
 
+    @pytest.mark.filterwarnings("error")
+    def test_a_training_pass_in_which_nothing_learns_does_not_warn(self):
+        model = mlp().requires_grad_(False)
+        gr.Router(model, {"0": SPEC})
+        model(torch.ones(2, 2))
+
     def test_a_site_whose_module_is_never_called_warns(self):
         class Reads(nn.Module):
             def __init__(self):
@@ -277,7 +294,20 @@ class TestWhatCouldLoseTheMask:
         with gr.Router(mlp(), {"0": SPEC})(LABELS):
             pass
 
-    def test_another_thread_is_refused_while_one_holds_labels(self):
+    @pytest.mark.filterwarnings("error")
+    def test_a_block_that_raises_warns_of_no_site_behind_the_error(self):
+        model = mlp()
+        router = gr.Router(model, {"0": SPEC, "2": SPEC})
+
+        def fail(*_):
+            raise KeyError
+
+        model[1].register_forward_hook(fail)
+        with pytest.raises(KeyError), router(LABELS):
+            model(torch.ones(2, 2))
+
+    @pytest.mark.parametrize("block", [lambda router: router(LABELS), lambda router: router.ablated(0)])
+    def test_another_thread_is_refused_while_one_is_in_a_block(self, block):
         model = mlp()
         router = gr.Router(model, {"0": SPEC})
         errors = []
@@ -292,13 +322,29 @@ class TestWhatCouldLoseTheMask:
             with router(UNLABELED):
                 pass
 
-        with router(LABELS):
+        with block(router):
             for action in (enter, lambda: model(torch.ones(2, 2))):
                 thread = threading.Thread(target=run, args=(action,))
                 thread.start()
                 thread.join()
         assert "in use in another thread" in errors[0]
         assert "site '0': the router holds the labels of another thread" in errors[1]
+
+    def test_another_thread_may_go_on_after_the_block(self):
+        router = gr.Router(mlp(), {"0": SPEC})
+        entered = []
+
+        def enter():
+            with router(UNLABELED), router.ablated(0):
+                entered.append(router.labels)
+
+        for block in (router(LABELS), router.ablated(0)):
+            with block:
+                pass
+            thread = threading.Thread(target=enter)
+            thread.start()
+            thread.join()
+        assert len(entered) == 2
 
     def test_threads_with_a_model_and_router_each_do_not_disturb_each_other(self):
         results = {}
@@ -353,6 +399,19 @@ class TestWhatCouldLoseTheMask:
         twin_router.remove()
         assert not twin[0]._forward_hooks
         assert model[0]._forward_hooks
+        with pytest.raises(UsageError, match="this router was removed"):
+            again((twin, twin_router))[1](LABELS)
+
+    def test_a_new_router_takes_what_a_stray_copy_carries_off_without_a_trace(self):
+        model = mlp()
+        gr.Router(model, {"0": SPEC, "1": gr.Site(SPEC, on="input"), "2": gr.Site(WHOLE, level="parameters")})
+        stray = copy.deepcopy(model)
+        gr.Router(stray, {"0": SPEC}).remove()
+        plain = mlp()
+        for module, without in zip(stray.modules(), plain.modules(), strict=True):
+            assert {name: value for name, value in vars(module).items() if "hooks" in name or name == "forward"} == {
+                name: value for name, value in vars(without).items() if "hooks" in name
+            }
 
 
 class TestRoutedModule:
