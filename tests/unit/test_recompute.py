@@ -179,3 +179,30 @@ def test_labels_of_an_evaluation_are_not_kept(batches):
     del labels
     gc.collect()
     assert kept() is None
+
+
+@pytest.mark.parametrize("change", ["written", "another"])
+def test_labels_that_are_not_those_of_the_first_pass_are_refused(change):
+    """Whichever of several it is, and though the tensor itself is the same one."""
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3))
+    spec = gr.RoutingSpec.one_per_label(3)
+    router = gr.Router(model, {"0": spec, "1": spec})
+    x = torch.ones(2, 2, requires_grad=True)
+    first, second = torch.tensor([0, 1]), torch.tensor([0, 1])
+    with router({"0": first, "1": second}):
+        loss = checkpoint(model, x, use_reentrant=True).sum()
+    if change == "written":
+        second.fill_(2)
+    else:
+        second = torch.tensor([2, 2])
+    with router({"0": first, "1": second}), pytest.raises(UsageError, match="does not hold the labels"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(2, 3), nn.Sequential(nn.Linear(2, 3))], ids=["known", "other"])
+def test_sites_on_parameters_want_backward_in_the_block_of_their_forward_pass_and_no_other(layer):
+    router = gr.Router(layer, {"": gr.Site(gr.RoutingSpec.one_per_label(3), level="parameters")})
+    with router(torch.tensor([0, 1])):
+        loss = checkpoint(layer, torch.ones(2, 2), use_reentrant=False).sum()
+    with router(torch.tensor([2, 2])), pytest.raises(UsageError, match="does not hold the labels"):
+        loss.backward()

@@ -11,6 +11,7 @@ from torch import nn
 
 import gradroute as gr
 from gradroute.errors import LabelError, SpecError, UsageError
+from gradroute.optim import Isolation
 
 SPEC = gr.RoutingSpec.one_per_label(3)
 WHOLE = gr.RoutingSpec(dict.fromkeys(range(3), 0), 1)
@@ -364,6 +365,90 @@ class TestWhatCouldLoseTheMask:
             thread.join()
         assert results == {label: torch.eye(3).bool()[label].tolist() for label in range(3)}
 
+    @pytest.mark.parametrize("ran_before", [False, True])
+    def test_a_module_that_was_replaced_is_refused(self, ran_before):
+        model = mlp()
+        router = gr.Router(model, {"0": SPEC})
+        if ran_before:
+            with router(LABELS):
+                model(torch.ones(2, 2))
+        model[0] = nn.Linear(2, 3)
+        with pytest.raises(UsageError, match="modules of the sites '0' are no longer in the model"):
+            router(LABELS).__enter__()
+        with pytest.raises(UsageError, match="no longer in the model"):
+            router.ablated(0).__enter__()
+        assert router.labels is None
+
+    def test_a_module_that_was_wrapped_is_routed_still(self):
+        model = mlp()
+        router = gr.Router(model, {"0": SPEC})
+        model[0] = nn.Sequential(model[0])
+        for _ in range(2):
+            with router(LABELS):
+                model(torch.ones(2, 2)).sum().backward()
+            assert model[0][0].bias.grad[1] == 0
+
+    @pytest.mark.parametrize(
+        "block", [lambda router, label: router(label.expand(2)), lambda router, label: router.ablated(label.item())]
+    )
+    def test_blocks_that_overlap_are_refused_and_leave_none_open(self, block):
+        router = gr.Router(mlp(), {"0": SPEC})
+
+        def task(label):
+            with block(router, torch.tensor(label)):
+                yield
+
+        one, other = task(0), task(1)
+        next(one), next(other)
+        for running in (one, other):  # neither ended within the other
+            with pytest.raises(UsageError, match="blocks of one router overlapped"):
+                next(running)
+        assert router.labels is None
+        assert not router._state.active
+
+    def test_labels_that_are_refused_as_a_block_begins_are_not_left_behind(self):
+        model = mlp()
+        router = gr.Router(model, {"0": SPEC})
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        labels = LABELS.clone()
+        block = router(labels)
+        with Isolation(router, optimizer):
+            labels.fill_(1)
+            with pytest.raises(LabelError, match="changed in place"):
+                block.__enter__()
+        assert router.labels is None
+
+    def test_labels_made_in_inference_mode_may_be_written_to_later(self):
+        model = mlp()
+        router = gr.Router(model, {"0": SPEC})
+        expected = {}
+        for name in ("kept", "written"):
+            with torch.inference_mode():
+                labels = LABELS.clone()
+            model.zero_grad()
+            with router(labels):
+                loss = model(torch.ones(2, 2)).sum()
+                if name == "written":
+                    with torch.inference_mode():
+                        labels.fill_(1)
+                loss.backward()
+            expected[name] = model[0].bias.grad.clone()
+        assert torch.equal(expected["kept"], expected["written"])
+
+    def test_an_ablated_module_that_is_never_called_warns(self):
+        class Around(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.inner = nn.Linear(2, 3)
+
+            def forward(self, x):
+                return nn.functional.linear(x, self.inner.weight)
+
+        model = Around()
+        router = gr.Router(model, {"inner": SPEC})
+        with pytest.warns(gr.UnroutedWarning, match="routed and ablated nothing"), torch.no_grad(), router.ablated(0):
+            model(torch.ones(1, 2))
+
     def test_a_removed_router_refuses_to_route(self):
         router = gr.Router(mlp(), {"0": SPEC})
         router.remove()
@@ -387,6 +472,15 @@ class TestWhatCouldLoseTheMask:
     @pytest.mark.parametrize(
         "again", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"]
     )
+    def test_a_copy_made_inside_of_an_ablated_block_has_nothing_off(self, again):
+        model = mlp()
+        router = gr.Router(model, {"0": SPEC})
+        with router.ablated(0):
+            copied, its_router = again((model, router))
+        with router(LABELS), its_router(LABELS):
+            assert torch.equal(copied(torch.ones(2, 2)), model(torch.ones(2, 2)))
+
+    @pytest.mark.parametrize("again", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
     def test_a_copy_of_model_and_router_together_routes_on_its_own(self, again):
         model = mlp()
         router = gr.Router(model, {"0": SPEC})
