@@ -206,7 +206,7 @@ class Watch:
         """Which entries nobody could teach, bool, of the parameter's shape: untaught at each place that uses it."""
         frozen = torch.ones_like(parameter, dtype=torch.bool)
         for place in places:
-            here = torch.zeros_like(frozen)
+            here = torch.zeros_like(frozen)  # so it stays at a place where no site is, which teaches everything
             for dim, group in place:
                 untaught = ~self._taught[group].to(parameter.device)
                 # Along no dimension there is one unit, to which all of the parameter belongs.
@@ -274,5 +274,4 @@ def _known_places(router: Router) -> tuple[dict[nn.Parameter, tuple[Place, ...]]
             notes.append(str(error))
         else:
             known.append(name)
-    # A place where no site is teaches everything, and so does the parameter.
-    return {parameter: used for parameter, used in places.items() if all(used)}, tuple(notes)
+    return places, tuple(notes)

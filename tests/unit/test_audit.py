@@ -555,6 +555,14 @@ def test_no_warning_leaves_an_audit():
         audit(gr.Router(model, {"0": SPEC}), step_of(model), torch.randn(N, 5), labels())
 
 
+def test_what_another_router_warns_of_is_heard():
+    """It warns once; were that lost in an audit of the one, nobody would hear of the other."""
+    model = net()
+    gr.Router(model, {"2": READS})
+    with pytest.warns(gr.UnroutedWarning):
+        audit(gr.Router(model, {"0": SPEC}), step_of(model), torch.randn(N, 5), labels())
+
+
 @pytest.mark.parametrize(("n", "present"), [(4, 4), (40, 40), (150, 120)])
 def test_plots_name_up_to_a_hundred_labels_and_summarise_beyond(n, present):
     pytest.importorskip("matplotlib")
