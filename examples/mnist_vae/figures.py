@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
+from gradroute.audit import AuditReport
 from mnist_vae.data import Split
 from mnist_vae.files import replacing
 from mnist_vae.model import DIGITS, SIDE, VAE
@@ -68,6 +69,13 @@ def activation_matrix(activations: Tensor, title: str) -> Figure:
     bar = figure.colorbar(image, ax=axes, shrink=0.8)
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0, colors=INK)
+    return figure
+
+
+def audit_heatmaps(report: AuditReport, title: str) -> Figure:
+    """Of each digit: which dimensions its gradient reaches, which parameters, and which of these around the route."""
+    figure = report.plot()
+    figure.suptitle(f"Where the gradient of each digit goes (trained weights)\n{title}", fontsize=10, color=INK)
     return figure
 
 
