@@ -4,6 +4,7 @@ The blocks of a page share one namespace, in order, so pytest-xdist needs ``--di
 ``>>>`` is a doctest.
 """
 
+import os
 from doctest import NORMALIZE_WHITESPACE
 from importlib.util import find_spec
 
@@ -39,8 +40,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def lacks(package: str) -> bool:
-    """Whether a block that needs a package must be skipped: ``<!-- skip: next if(lacks("peft"), reason=...) -->``."""
-    return find_spec(package) is None
+    """Whether a block that needs a package must be skipped: ``<!-- skip: next if(lacks("peft"), reason=...) -->``.
+
+    In continuous integration (``CI`` is set) nothing is skipped: what is missing fails.
+    """
+    missing = find_spec(package) is None
+    if missing and os.environ.get("CI"):
+        raise ModuleNotFoundError(f"{package} is missing, so that blocks of the documentation would not run")
+    return missing
 
 
 def _setup(namespace: dict[str, object]) -> None:

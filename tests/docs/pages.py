@@ -1,5 +1,7 @@
 """The Markdown and HTML of the documentation, as the tests read them."""
 
+import ast
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
@@ -8,6 +10,8 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 #: Written by hand: README and the pages, but not what tests and benchmarks write into docs/assets.
 SOURCES = sorted([ROOT / "README.md", *(page for page in DOCS.rglob("*.md") if "assets" not in page.parts)])
+#: What else is written for readers of the repository.
+BESIDE = sorted([*ROOT.glob("*.md"), *ROOT.glob("examples/*/*.md")])
 #: What a browser fetches when it shows the page, without anybody clicking.
 FETCHED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src"}
 
@@ -34,3 +38,10 @@ class Html(HTMLParser):
             self.fetched.append(given[FETCHED[tag]])
         if tag == "link" and given.get("rel") in ("stylesheet", "icon", "preload", "preconnect", "modulepreload"):
             self.fetched.append(given["href"])
+
+
+def docstrings(path: Path) -> Iterator[str]:
+    """Those of a module and of all that it defines."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield ast.get_docstring(node) or ""

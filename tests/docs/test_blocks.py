@@ -1,13 +1,14 @@
-"""Every code block of README and documentation is one that runs, or a command for a terminal."""
+"""Every code block of README, documentation and docstrings is one that runs, or a command for a terminal."""
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from docs.pages import ROOT, SOURCES
+from docs.pages import ROOT, SOURCES, docstrings
 
 FENCE = re.compile(r"^ *(?:```|~~~)(.*)$", re.M)
 
@@ -28,3 +29,32 @@ def test_pytest_runs_the_blocks_of_every_page() -> None:
     assert sum(blocks.values()) > 50
     missing = [page for page, count in blocks.items() if listed.count(f"{page.relative_to(ROOT)}::line") < count]
     assert not missing
+
+
+def does_not_run(docstring: str) -> list[str]:
+    """What a page shows as a block of code, and doctest passes over: literal blocks, and fences without a prompt."""
+    fenced = [block for block in re.findall(r"```.*?```", docstring, re.S) if ">>>" not in block]
+    return fenced + re.findall(r"^.*::\n\n +(?!>>>).*$", docstring, re.M)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "src").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT / "src"))
+)
+def test_code_in_docstrings_is_doctests(path: Path) -> None:
+    assert [block for docstring in docstrings(path) for block in does_not_run(docstring)] == []
+
+
+def test_a_block_that_does_not_run_is_seen() -> None:
+    assert does_not_run("As so::\n\n    x = 1\n")
+    assert does_not_run("```python\nx = 1\n```")
+    assert not does_not_run("As so:\n\n    >>> 1\n    1\n")
+
+
+def test_where_nothing_may_be_skipped_a_missing_package_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = runpy.run_path(str(ROOT / "conftest.py"))["lacks"]
+    monkeypatch.delenv("CI", raising=False)
+    assert found("no_such_package")
+    monkeypatch.setenv("CI", "true")
+    assert not found("torch")
+    with pytest.raises(ModuleNotFoundError, match="no_such_package is missing"):
+        found("no_such_package")

@@ -3,7 +3,6 @@
 import html
 import importlib
 import inspect
-import pkgutil
 import re
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 import gradroute
 from docs.pages import SOURCES
 from gradroute import errors
+from project import public_names
 
 #: What belongs to a value and not to a class or function, so that its page says it in words.
 CONSTANTS = {"gradroute.UNLABELED"}
@@ -37,16 +37,6 @@ def documented() -> list[object]:
     return found
 
 
-def public_names() -> list[str]:
-    """Of gradroute itself, and of its modules that say by ``__all__`` what of them is public."""
-    names = [f"gradroute.{name}" for name in gradroute.__all__]
-    for found in pkgutil.iter_modules(gradroute.__path__):
-        if not found.name.startswith("_"):
-            module = importlib.import_module(f"gradroute.{found.name}")
-            names += [f"gradroute.{found.name}.{name}" for name in getattr(module, "__all__", ())]
-    return names
-
-
 def error_classes() -> list[type]:
     of_module = [value for value in vars(errors).values() if inspect.isclass(value)]
     return [value for value in of_module if issubclass(value, errors.RoutingError | errors.UnroutedWarning)]
@@ -55,7 +45,10 @@ def error_classes() -> list[type]:
 ERRORS_PAGE = next(page for page in SOURCES if page.name == "errors.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", public_names())
+PUBLIC = [f"{module}.{name}" for module, names in public_names().items() for name in names]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
 def test_every_public_name_is_in_the_reference_once(name: str) -> None:
     if name in CONSTANTS:
         assert any(f"`{name}`" in page.read_text(encoding="utf-8") for page in SOURCES)

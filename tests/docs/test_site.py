@@ -4,7 +4,9 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from docs.pages import ROOT, SOURCES, Html
+import pytest
+
+from docs.pages import BESIDE, ROOT, SOURCES, Html
 
 #: Where a style sheet or a script could fetch from: url(...), @import, and a font's or map's full address.
 ADDRESS_IN_CSS = re.compile(r"""(?:url\(|@import)\s*["']?(https?:)?//[^)"'\s]+""")
@@ -55,11 +57,35 @@ def test_the_check_for_other_machines_would_see_one() -> None:
     assert ADDRESS_IN_CSS.search("@import 'https://fonts.example/z.css'")
 
 
-def test_relative_links_of_the_readme_lead_to_files() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
-    assert links
-    assert not [link for link in links if not (ROOT / link).exists()]
+def places(markdown: str) -> set[str]:
+    """The anchors that a code host gives to the headings of a file."""
+    headings = re.findall(r"^#+ +(.+?) *$", re.sub(r"^```.*?^```", "", markdown, flags=re.S | re.M), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def dead_links(path: Path, markdown: str) -> list[str]:
+    """The relative links of a file that lead to no file, or to no heading of a Markdown file."""
+    dead = []
+    for address in re.findall(r"\]\(([^)\s]+)|(?:href|src)=\"([^\"]+)", markdown):
+        link = urlsplit("".join(address))
+        if is_external("".join(address)):
+            continue
+        to = path.parent / unquote(link.path) if link.path else path
+        text = markdown if to == path else to.read_text(encoding="utf-8") if to.suffix == ".md" and to.is_file() else ""
+        if not to.exists() or (link.fragment and link.fragment not in places(text)):
+            dead.append("".join(address))
+    return dead
+
+
+@pytest.mark.parametrize("path", BESIDE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_relative_links_beside_the_site_lead_to_files_and_headings(path: Path) -> None:
+    assert not dead_links(path, path.read_text(encoding="utf-8"))
+
+
+def test_a_dead_link_beside_the_site_is_seen() -> None:
+    assert (ROOT / "README.md") in BESIDE
+    text = '# A `b`, c\n[1](docs/index.md) [2](#a-b-c) ![3](no.png) [4](#d) [5](docs/index.md#no) <a href="no.html">'
+    assert dead_links(ROOT / "README.md", text) == ["no.png", "#d", "docs/index.md#no", "no.html"]
 
 
 def test_every_page_is_in_the_navigation_and_none_is_a_stub(site: Path) -> None:

@@ -83,6 +83,11 @@ def test_the_test_workflow_is_the_check():
     assert ".ci/run" in commands(ROOT / ".github/workflows/test.yml")
 
 
+def test_the_documentation_is_published_only_with_its_live_page():
+    (check,) = re.findall(r"^test -f site/\S+", (ROOT / ".ci/run").read_text(), re.MULTILINE)
+    assert commands(ROOT / ".github/workflows/docs.yml") == ["make docs", check]
+
+
 def test_every_python_that_may_install_it_is_tested_and_no_other():
     allowed = SpecifierSet(PROJECT["requires-python"])
     versions = matrix()["python"]

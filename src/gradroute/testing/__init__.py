@@ -1,13 +1,18 @@
 """For property tests of routing in your own architecture: the oracle, `assert_routed`, and hypothesis strategies.
 
 Examples:
-    Five lines for a model of one's own::
+    A few lines for a model of one's own:
 
-        @given(st.data())
-        def test_my_model_routes(data):
-            spec = data.draw(specs(width=16))
-            labels = data.draw(label_tensors(spec, (8,)))
-            assert_routed(MyModel(), {"encoder.fc": spec}, torch.randn(8, 32), labels)
+    >>> import torch
+    >>> from hypothesis import given, strategies as st
+    >>> from gradroute.testing import assert_routed, label_tensors, specs
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU())
+    >>> @given(st.data())
+    ... def test_my_model_routes(data):
+    ...     spec = data.draw(specs(width=4))
+    ...     labels = data.draw(label_tensors(spec, (5,)))
+    ...     assert_routed(model, {"0": spec}, torch.randn(5, 8), labels)
+    >>> test_my_model_routes()
 """
 
 from __future__ import annotations
