@@ -281,7 +281,23 @@ class Router:
                 "out after the router was attached, so nothing would route what stands there now. Remove the router "
                 "and make a new one."
             )
+        for name, module in self._attached.items():
+            self._check_wrapper(name, module)
         self._links = _links(self._model, [names[module] for module in self._attached.values()])  # wrapped, or moved
+
+    def _check_wrapper(self, name: str, module: nn.Module) -> None:
+        """Refuse what now stands in a site's place, around its module, and learns something of its own: an adapter."""
+        wrapper = dict(self._model.named_modules(remove_duplicate=False)).get(name)
+        if wrapper is None or module not in wrapper.modules():
+            return
+        known = set(module.parameters())
+        own = [inner for inner, p in wrapper.named_parameters() if p.requires_grad and p not in known]
+        if own:
+            raise UsageError(
+                f"the module of site {name!r} was wrapped in a {type(wrapper).__name__} after the router was attached, "
+                f"and what that adds by parameters of its own ({preview(own, 2)}) goes around the site. Remove the "
+                "router, and make it after the model is wrapped."
+            )
 
     def _resolve(self, labels: Labels) -> tuple[Mask, ...]:
         patterns = [pattern for pattern, _ in self._groups]

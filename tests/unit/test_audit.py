@@ -405,13 +405,13 @@ class Noisy(nn.Module):
         self.reader = nn.Linear(WIDTH, 3)
         self.register_buffer("calls", torch.zeros(()))
         self.generator = torch.Generator().manual_seed(3)
-        self.cached = None
+        self.cached = self._private = None
 
     def forward(self, x):
         self.calls = self.calls + 1
         h = F.dropout(self.norm(self.writer(x)), 0.5)
         h = h + random.random() + np.random.rand() + torch.randn(h.shape, generator=self.generator)
-        self.cached = h
+        self.cached = self._private = h
         self.new = h
         return self.reader(h)
 
@@ -428,7 +428,7 @@ def test_nothing_is_changed_whether_the_step_fails_or_not(fails):
     with router(labels()):
         model(x).sum().backward()
     del model.new
-    model.cached = None
+    model.cached = model._private = None
     before = copy.deepcopy(model.state_dict())
     gradients = {name: (p.grad, p.grad.clone()) for name, p in model.named_parameters()}
     states = (random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state(), model.generator.get_state())
@@ -462,7 +462,7 @@ def test_nothing_is_changed_whether_the_step_fails_or_not(fails):
     assert torch.equal(model.generator.get_state(), states[3])
     assert [module.training for module in model.modules()] == modes
     assert [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()] == n_hooks
-    assert model.cached is None
+    assert model.cached is None and model._private is None
     assert not hasattr(model, "new")
     assert router.labels is None
     assert not router._state.suspended

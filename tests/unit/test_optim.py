@@ -432,6 +432,28 @@ class TestTaught:
         assert moved_units(model, lambda: losses.append(optimizer.step(closure=closure))) == [3, 4, 5, 6]
         assert losses == [5.0, 5.0]
 
+    @pytest.mark.parametrize("change", ["replaced", "parametrized"])
+    def test_is_of_the_parameters_that_were_there_when_it_was_made(self, change):
+        layer = nn.Linear(3, 3)
+        router = gr.Router(layer, {"": gr.RoutingSpec.one_per_label(3)})
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+        Isolation(router, optimizer)
+        if change == "replaced":
+            layer.weight = nn.Parameter(layer.weight.detach().clone())
+            optimizer.add_param_group({"params": [layer.weight]})
+        else:
+            nn.utils.parametrizations.orthogonal(layer)
+        with router(torch.tensor([0])):
+            layer(torch.ones(1, 3)).sum().backward()
+        with pytest.raises(UsageError, match="the weight of this .*Linear is no longer the parameter"):
+            optimizer.step()
+
+    def test_is_refused_for_an_embedding_that_scales_its_rows_as_it_runs(self):
+        layer = nn.Embedding(4, 3, max_norm=1.0)
+        router = gr.Router(layer, {"": gr.RoutingSpec.one_per_label(3)})
+        with pytest.raises(UsageError, match="max_norm"):
+            Isolation(router, torch.optim.SGD(layer.parameters(), lr=0.1))
+
     def test_cannot_be_told_of_a_closure_that_is_evaluated_again_after_weights_changed(self):
         class Twice(torch.optim.SGD):
             def step(self, closure=lambda: None):

@@ -388,6 +388,28 @@ class TestWhatCouldLoseTheMask:
                 model(torch.ones(2, 2)).sum().backward()
             assert model[0][0].bias.grad[1] == 0
 
+    @pytest.mark.parametrize("trainable", [False, True])
+    def test_an_adapter_put_around_a_site_later_is_refused_if_it_learns(self, trainable):
+        class Adapted(nn.Module):
+            def __init__(self, base):
+                super().__init__()
+                self.base_layer = base
+                self.adapter = nn.Linear(2, 3, bias=False).requires_grad_(trainable)
+
+            def forward(self, x):
+                return self.base_layer(x) + self.adapter(x)
+
+        model = mlp()
+        router = gr.Router(model, {"0": SPEC})
+        model[0] = Adapted(model[0])
+        for _ in range(2):
+            if trainable:
+                with pytest.raises(UsageError, match=r"'0' was wrapped in a Adapted .*\('adapter.weight'\)"):
+                    router(LABELS).__enter__()
+            else:
+                with router(LABELS):
+                    model(torch.ones(2, 2)).sum().backward()
+
     @pytest.mark.parametrize(
         "block", [lambda router, label: router(label.expand(2)), lambda router, label: router.ablated(label.item())]
     )

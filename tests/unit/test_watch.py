@@ -63,6 +63,25 @@ def test_what_moves_frozen_units_is_named_and_measured(case):
         report.assert_clean()
 
 
+def test_what_a_closure_teaches_is_taught():
+    """As in Lightning, whose optimizers compute gradients by a closure inside of the step."""
+    model = net()
+    router = gr.Router(model, {"0": SPEC})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+
+    def closure():
+        optimizer.zero_grad()
+        with router(ZEROS):
+            loss = model(torch.randn(6, 5)).square().mean()
+            loss.backward()
+        return loss
+
+    with watch(model, optimizer, router) as watcher:
+        for call in (lambda: optimizer.step(closure), lambda: optimizer.step(closure=closure)):
+            call()
+            assert {(move.units, move.causes) for move in watcher.report.moves} == {((2, 3), ("weight decay",))}
+
+
 def test_isolation_holds_whichever_comes_first():
     for isolated_first in (True, False):
         model = net()
