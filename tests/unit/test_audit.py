@@ -462,7 +462,8 @@ def test_nothing_is_changed_whether_the_step_fails_or_not(fails):
     assert torch.equal(model.generator.get_state(), states[3])
     assert [module.training for module in model.modules()] == modes
     assert [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()] == n_hooks
-    assert model.cached is None and model._private is None
+    assert model.cached is None
+    assert model._private is None
     assert not hasattr(model, "new")
     assert router.labels is None
     assert not router._state.suspended
