@@ -96,7 +96,7 @@ def test_the_steps_one_by_one(tmp_path: Path, command_line: Arguments, capsys: p
     main(["evaluate", *command_line(*out)])
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["recipe"] == "quick"
     capsys.readouterr()
-    main(["report", *out, "--threads", "1"])
+    main(["report", *out])
     assert "quick" in capsys.readouterr().out
 
 
