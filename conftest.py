@@ -1,4 +1,4 @@
-"""Runs the Python blocks of README and documentation as tests, so that no example is a hand copy.
+"""One seed for all tests; and the Python blocks of README and documentation run as tests, so that none is a hand copy.
 
 The blocks of a page share one namespace, in order, so pytest-xdist needs ``--dist loadfile``. A block that starts with
 ``>>>`` is a doctest.
@@ -9,6 +9,7 @@ from doctest import NORMALIZE_WHITESPACE
 from importlib.util import find_spec
 
 import pytest
+import torch
 from sybil import Sybil
 from sybil.integration.pytest import SybilItem
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
@@ -18,6 +19,16 @@ WARNINGS_OF_OTHERS = (
     "ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated:FutureWarning",  # Lightning
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",  # peft
 )
+
+
+def _reproducible() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _reproducible_test() -> None:
+    _reproducible()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -40,6 +51,8 @@ def lacks(package: str) -> bool:
 
 
 def _setup(namespace: dict[str, object]) -> None:
+    """For each page: fixtures do not reach its blocks."""
+    _reproducible()
     namespace["lacks"] = lacks
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import gradroute as gr
 from claims import Check, Outcome, at_most, main, note
-from gpt2 import SITES, _blocks
+from gpt2 import SITES, build_blocks
 from gradroute.periodic import PeriodicAudit
 from measure import Spread, compare
 from settings import Settings
@@ -43,7 +43,7 @@ def vae(device: torch.device) -> tuple[TrainStep, PeriodicAudit, Any, Tensor]:
 
 
 def gpt2(device: torch.device) -> tuple[TrainStep, PeriodicAudit, Any, Tensor]:
-    blocks = _blocks(device)
+    blocks = build_blocks(device)
     pattern, width = SITES["output of every MLP"]
     spec = gr.RoutingSpec.split({"a": width // 2, "b": width // 2})
     routed = RoutedStep(blocks.step(compiled=False), {pattern: spec}, blocks.labels)
@@ -65,8 +65,7 @@ def measure(settings: Settings) -> Outcome:
         first = time.perf_counter() - began
         candidates = {"step": step, "audit": partial(audit, batch, labels)}
         times = compare(candidates, settings, rounds=5, sample_seconds=0, settle=False)
-        ratio = times.ratio("audit", to="step")
-        share = Spread(*(value / EVERY for value in vars(ratio).values()))
+        share = times.ratio("audit", to="step") * (1 / EVERY)
         checks.append(at_most(f"{name}, audits, as a part of the time of {EVERY} steps", share, LIMIT))
         steps = Spread.exact(first / float(times.seconds["step"].mean()))
         checks.append(note(f"{name}, the first audit", steps, unit="training steps"))

@@ -42,12 +42,12 @@ def measure(settings: Settings) -> Outcome:
     spec = gr.RoutingSpec.split({"a": WIDTH // 2, "b": WIDTH // 2})
     attach = Spread.of(np.array([_attach(spec) for _ in range(3 if settings.quick else 10)]))
     times = _times(spec, settings)
-    added, least = (times.difference(name, minus="unrouted") for name in ("routed", "smallest"))
+    added, least = (times.difference(name, minus="unrouted") * (1e6 / SITES) for name in ("routed", "smallest"))
     return Outcome(
         [
             at_most("attaching all sites", attach, ATTACH_SECONDS, unit="s"),
-            at_most("added to a step by each site", _per_site(added), MICROSECONDS_A_SITE, unit="us"),
-            note("added by a hook with the smallest Function", _per_site(least), unit="us"),
+            at_most("added to a step by each site", added, MICROSECONDS_A_SITE, unit="us"),
+            note("added by a hook with the smallest Function", least, unit="us"),
             note("the whole step: routed / unrouted", times.ratio("routed", to="unrouted")),
         ]
     )
@@ -83,11 +83,6 @@ def _times(spec: gr.RoutingSpec, settings: Settings) -> Times:
         "smallest": lambda: smallest(inputs).sum().backward(),
     }
     return compare(candidates, settings, rounds=60)
-
-
-def _per_site(seconds: Spread) -> Spread:
-    values = (seconds.median, seconds.low, seconds.high, seconds.surely_above, seconds.surely_below)
-    return Spread(*[value / SITES * 1e6 for value in values])
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ lay ready; both sides allocate their result. Backward also looks the mask up, an
 
 import torch
 
-from cases import DTYPES, TOKENS, Case, Shape, build, build_shape
+from cases import DTYPES, TOKENS, Case, Shape, build, build_shape, no_routing
 from claims import Check, Outcome, at_most, main, note
 from measure import Spread, compare
 from memory import check_instrument
@@ -49,7 +49,7 @@ def _backward(case: Case, settings: Settings) -> list[Check]:
 
 
 def _forward(case: Case) -> Check:
-    plain, routed = (measure_memory(routing, case).forward for routing in (lambda x, labels: x, case.routed))
+    plain, routed = (measure_memory(routing, case).forward for routing in (no_routing, case.routed))
     extra = Spread.exact((routed - plain) / case.x.nbytes)
     return at_most(f"{case.name}, {case.dtype}: memory that forward adds, in sizes of x", extra, 0.01)
 

@@ -1,12 +1,13 @@
 """The tensors that are routed: one for each kind of model, with its labels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 import gradroute as gr
+from settings import Settings
 
 Routing = Callable[[Tensor, Tensor], Tensor]
 """Takes an activation and labels, and returns the activation, routed."""
@@ -45,13 +46,34 @@ class Case:
 
     @property
     def dtype(self) -> str:
-        return str(self.x.dtype).removeprefix("torch.")
+        return name_of(self.x.dtype)
 
     def routed(self, x: Tensor, labels: Tensor) -> Tensor:
         return gr.route(x, labels, self.spec, dim=self.dim)
 
+    def routing(self, mode: str) -> Routing:
+        """The same in a mode, "eager" or "compiled"."""
+        return torch.compile(self.routed, dynamic=False) if mode == "compiled" else self.routed
+
     def forward_and_backward(self, routing: Routing) -> Tensor:
         return torch.autograd.grad(routing(self.x, self.labels), self.x, self.grad)[0]
+
+
+def no_routing(x: Tensor, labels: Tensor) -> Tensor:
+    return x
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def grid(settings: Settings) -> Iterator[tuple[Case, str]]:
+    """Every shape and dtype, in every mode that a run of these settings has time for."""
+    for name in SHAPES:
+        for dtype in DTYPES:
+            case = build(name, dtype, settings.device)
+            for mode in settings.modes:
+                yield case, mode
 
 
 def build(name: str, dtype: torch.dtype, device: torch.device, spec: gr.RoutingSpec | None = None) -> Case:

@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from cases import DTYPES, TOKENS, VAE, build
+from cases import DTYPES, TOKENS, VAE, build, name_of
 from claims import Check, Outcome, at_least, main, note
 from measure import Times, compare
 from rivals import GATHERED, ONE_HOT, OURS, all_routings
@@ -21,7 +21,7 @@ def measure(settings: Settings) -> Outcome:
     checks: list[Check] = []
     for dtype in DTYPES:
         large, small = _times(TOKENS, dtype, settings), _times(VAE, dtype, settings)
-        kind = str(dtype).removeprefix("torch.")
+        kind = name_of(dtype)
         checks += [
             at_least(f"{TOKENS}, {kind}: {ONE_HOT} / gradroute", large.ratio(ONE_HOT, to=OURS), FASTER),
             at_least(f"{TOKENS}, {kind}: {GATHERED} / gradroute", large.ratio(GATHERED, to=OURS), FASTER),

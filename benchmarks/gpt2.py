@@ -37,19 +37,19 @@ def gpt2_steps(device: torch.device, *, compiled: bool) -> dict[str, TrainStep]:
 
     In eager mode all train the same model. Compiled code holds on to its hooks, so there each has its own.
     """
-    blocks = _blocks(device)
+    blocks = build_blocks(device)
     steps = {UNROUTED: blocks.step(compiled=compiled)}
     for name, (pattern, width) in SITES.items():
         sites = {pattern: gr.RoutingSpec.split({"a": width // 2, "b": width // 2})}
         if compiled:
-            blocks = _blocks(device)
+            blocks = build_blocks(device)
             steps[name] = RoutedStep(blocks.step(compiled=True), sites, blocks.labels)
         else:
             steps[name] = TemporarilyRoutedStep(steps[UNROUTED], sites, blocks.labels)
     return steps
 
 
-def _blocks(device: torch.device) -> Blocks:
+def build_blocks(device: torch.device) -> Blocks:
     from transformers import GPT2Config, GPT2Model  # noqa: PLC0415  # takes seconds to import
 
     torch.manual_seed(0)

@@ -22,15 +22,11 @@ def measure(settings: Settings) -> Outcome:
     shape = Shape((8, 1024, WIDTH), labeled=2)
     case = build_shape("[8, 1024, 64], 50,000 labels", shape, torch.float32, settings.device, spec)
     check_instrument(case)
-    checks = [_largest(case, "eager")]
-    if not settings.quick:
-        checks.append(_largest(case, "compiled"))
-    return Outcome(checks)
+    return Outcome([_largest(case, mode) for mode in settings.modes])
 
 
 def _largest(case: Case, mode: str) -> Check:
-    routing = torch.compile(case.routed, dynamic=False) if mode == "compiled" else case.routed
-    memory = measure_memory(routing, case)
+    memory = measure_memory(case.routing(mode), case)
     # CUDA does not tell single allocations: there the peak of a pass stands for them.
     largest = max(memory.forward, memory.backward) / 2 if memory.largest is None else memory.largest
     return at_most(f"{case.name}, {mode}: largest allocation, in sizes of x", Spread.exact(largest / case.x.nbytes), 1)

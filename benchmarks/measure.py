@@ -45,6 +45,9 @@ class Spread:
     def exact(cls, value: float) -> "Spread":
         return cls(value, value, value, value, value)
 
+    def __mul__(self, factor: float) -> "Spread":
+        return Spread(*(value * factor for value in vars(self).values()))
+
 
 class Times:
     """Seconds per call of each candidate, one entry a round."""

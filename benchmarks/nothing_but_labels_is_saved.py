@@ -5,7 +5,7 @@ For every shape and dtype, eager and compiled: the graph keeps at most the label
 
 import torch
 
-from cases import DTYPES, SHAPES, TOKENS, Case, build
+from cases import TOKENS, Case, build, grid
 from claims import Check, Outcome, at_most, main
 from measure import Spread
 from memory import check_instrument
@@ -18,19 +18,11 @@ SLACK = 1024
 
 def measure(settings: Settings) -> Outcome:
     check_instrument(build(TOKENS, torch.float32, settings.device))
-    checks: list[Check] = []
-    for name in SHAPES:
-        for dtype in DTYPES:
-            case = build(name, dtype, settings.device)
-            checks.append(_saved(case, "eager"))
-            if not settings.quick:
-                checks.append(_saved(case, "compiled"))
-    return Outcome(checks)
+    return Outcome([_saved(case, mode) for case, mode in grid(settings)])
 
 
 def _saved(case: Case, mode: str) -> Check:
-    routing = torch.compile(case.routed, dynamic=False) if mode == "compiled" else case.routed
-    saved = measure_memory(routing, case).saved
+    saved = measure_memory(case.routing(mode), case).saved
     table = case.spec.table.nbytes
     what = f"{case.name}, {case.dtype}, {mode}: saved (x has {case.x.nbytes:,})"
     return at_most(what, Spread.exact(saved), case.labels.nbytes + table + SLACK, unit="bytes")

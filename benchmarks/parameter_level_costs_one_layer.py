@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import gradroute as gr
-from cases import DTYPES
+from cases import DTYPES, name_of
 from claims import Check, Outcome, at_most, main
 from measure import compare
 from settings import Settings
@@ -57,7 +57,7 @@ def measure(settings: Settings) -> Outcome:
         check_that_they_route(layers)
         times = compare(layers, settings, rounds=15, settle=False)  # a call takes a second
         for name in sites():
-            what = f"{name}, {str(dtype).removeprefix('torch.')}: routed / {UNROUTED}"
+            what = f"{name}, {name_of(dtype)}: routed / {UNROUTED}"
             checks.append(at_most(what, times.ratio(name, to=UNROUTED), LIMIT))
     return Outcome(checks)
 

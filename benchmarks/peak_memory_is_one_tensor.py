@@ -7,7 +7,7 @@ the labels need. Fractional weights beside zeros take a second pass, and that is
 import torch
 
 import gradroute as gr
-from cases import DTYPES, SHAPES, TOKENS, Case, build
+from cases import TOKENS, Case, build, grid, no_routing
 from claims import Check, Outcome, at_most, main, note
 from measure import Spread
 from memory import check_instrument
@@ -20,13 +20,7 @@ SMALLEST_CUDA_BLOCK = 512
 
 def measure(settings: Settings) -> Outcome:
     check_instrument(build(TOKENS, torch.float32, settings.device))
-    checks: list[Check] = []
-    for name in SHAPES:
-        for dtype in DTYPES:
-            case = build(name, dtype, settings.device)
-            checks.append(_peak(case, "eager"))
-            if not settings.quick:
-                checks.append(_peak(case, "compiled"))
+    checks = [_peak(case, mode) for case, mode in grid(settings)]
     halved = gr.RoutingSpec({0: gr.Route(slice(0, 384), weight=0.5), 1: slice(384, 768)}, 768)
     fractional = _peak(build(TOKENS, torch.float32, settings.device, halved), "eager")
     checks.append(note(f"{fractional.what}, with a weight of 0.5", fractional.value))
@@ -34,8 +28,7 @@ def measure(settings: Settings) -> Outcome:
 
 
 def _peak(case: Case, mode: str) -> Check:
-    routing = torch.compile(case.routed, dynamic=False) if mode == "compiled" else case.routed
-    extra = measure_memory(routing, case).backward - measure_memory(lambda x, labels: x, case).backward
+    extra = measure_memory(case.routing(mode), case).backward - measure_memory(no_routing, case).backward
     limit = LIMIT + (SMALLEST_CUDA_BLOCK / case.x.nbytes if case.x.is_cuda else 0)
     what = f"{case.name}, {case.dtype}, {mode}: added to the peak, in sizes of x"
     return at_most(what, Spread.exact(extra / case.x.nbytes), limit)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cases import Case, Routing
+from cases import Case, Routing, no_routing
 
 OURS = "gradroute"
 NO_ROUTING = "no routing"
@@ -17,7 +17,7 @@ def all_routings(case: Case) -> dict[str, Routing]:
     """All ways by name, ours first, checked to agree."""
     routings = {
         OURS: case.routed,
-        NO_ROUTING: lambda x, labels: x,
+        NO_ROUTING: no_routing,
         ONE_HOT: detach_by_one_hot(case),
         GATHERED: detach_by_gathered_mask(case),
         SLICES: detach_slices(case),

@@ -19,3 +19,7 @@ class Settings:
 
     device: torch.device
     quick: bool = False
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        return ("eager",) if self.quick else ("eager", "compiled")

@@ -1,7 +1,6 @@
 """The command line: ``python examples/mnist_unlearning [flags]``."""
 
 import os
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +20,7 @@ from mnist_unlearning.measure import probe
 from mnist_unlearning.publish import publish
 from mnist_unlearning.table import legend, markdown, summarise
 from mnist_vae import data
-from mnist_vae.errors import ExampleError
+from mnist_vae.errors import ExampleError, told
 from mnist_vae.figures import save
 from mnist_vae.files import replacing, write_json
 from mnist_vae.sources import default_root
@@ -32,7 +31,7 @@ Runs what is not in the folder yet, and prints all as one table. An interrupted
 table goes on where it was.
 """
 
-#: Of a table that takes a minute.
+#: Of a table that takes half a minute.
 QUICK = Settings(train_images=30_000, epochs=3, labeled_first=150)
 QUICK_FRACTIONS = (1.0, 0.1)
 
@@ -41,12 +40,12 @@ QUICK_FRACTIONS = (1.0, 0.1)
 class Command:
     digit: Annotated[int, arg(help="The digit to forget.")] = 4
     seeds: Annotated[tuple[int, ...], arg(help="By default 0 to 4, and 0 with --quick.")] = ()
-    quick: Annotated[bool, arg(help="Fewer images, epochs, rows and seeds: about a minute.")] = False
+    quick: Annotated[bool, arg(help="Fewer images, epochs, rows and seeds: about half a minute.")] = False
     only: Annotated[tuple[str, ...], arg(help="Names of rows to run and show, with or without the fraction.")] = ()
     validation: Annotated[bool, arg(help="Measure on 5,000 held-out training images, to choose settings by.")] = False
-    fresh: Annotated[bool, arg(help="Run again what is there: after a change of the code, which runs do not name.")] = (
-        False
-    )
+    fresh: Annotated[
+        bool, arg(help="Run again what is there, as after a change of the code, which the runs' files do not record.")
+    ] = False
     docs: Annotated[bool, arg(help="Write the full table into README.md and the documentation, too.")] = False
     out: Annotated[Path | None, arg(help="By default runs/mnist_unlearning, with the choices made here.")] = None
     data: Annotated[Path, arg(help="Where MNIST is kept, in torchvision's layout, and fetched to.")] = field(
@@ -86,7 +85,7 @@ class Command:
         images = parts(data.load("mnist", self.data), validation=self.validation)
         results = finish(rows, seeds, settings, images, folder / "runs", workers=self.workers, fresh=self.fresh)
         summary = summarise(rows, seeds, results)
-        title = f"MNIST, digit {self.digit}, seeds {', '.join(map(str, seeds))}"
+        title = f"MNIST, digit {self.digit}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
         seconds = time.perf_counter() - started
         about = {
             "digit": self.digit,
@@ -110,10 +109,5 @@ class Command:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     command = tyro.cli(Command, args=arguments, prog="python examples/mnist_unlearning", description=DESCRIPTION)
-    try:
+    with told(interrupted="the same command goes on after the last finished run"):
         command.run()
-    except ExampleError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on after the last finished run", file=sys.stderr)
-        sys.exit(130)

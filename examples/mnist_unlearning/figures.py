@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mnist_unlearning.table import uses_labels
-from mnist_vae.figures import ACCENT, INK, MUTED, WARM
+from mnist_vae.figures import ACCENT, INK, MUTED, WARM, plain
 
 #: Name without the fraction: colour, style of the line, what the legend says.
 LINES = {
@@ -41,7 +41,7 @@ def by_fraction(summary: Sequence[dict[str, Any]], title: str) -> Figure:
         axes.set_xticks(range(len(fractions)), [f"{fraction:.0%}" for fraction in fractions])
         axes.set_title(name, fontsize=9, loc="left")
         axes.set_xlabel("labeled")
-        _plain(axes)
+        plain(axes, grid="y")
     panels[0].set_ylim(-0.02, 1.02)
     _legend(figure, panels)
     return figure
@@ -63,7 +63,7 @@ def relearning(summary: Sequence[dict[str, Any]], title: str) -> Figure:
         axes.set_title(f"{fraction:.0%} labeled", fontsize=9, loc="left")
         axes.set_xlabel("fine-tuning steps")
         axes.set_ylim(-0.02, 1.02)
-        _plain(axes)
+        plain(axes, grid="y")
     _legend(figure, panels)
     return figure
 
@@ -79,9 +79,3 @@ def _band(axes: Axes, x: Sequence[float], values: Sequence[Sequence[float]], sty
 def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
     handles = {str(line.get_label()): line for axes in panels for line in axes.get_lines()}
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
-
-
-def _plain(axes: Axes) -> None:
-    axes.tick_params(length=0, colors=INK)
-    axes.spines[:].set_visible(False)
-    axes.grid(axis="y", color="#e4e8eb", linewidth=0.8)

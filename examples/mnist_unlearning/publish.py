@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from mnist_unlearning.table import legend, markdown
-from mnist_vae.errors import ExampleError
 from mnist_vae.files import replacing
+from mnist_vae.tables import with_part
 
 README = Path(__file__).parent / "README.md"
 ASSETS = Path(__file__).parents[2] / "docs" / "assets" / "mnist_unlearning"
-_START, _END = "<!-- --8<-- [start:{}] -->\n", "<!-- --8<-- [end:{}] -->"
 
 
 def sections(results: dict[str, Any]) -> dict[str, str]:
@@ -37,10 +36,7 @@ def publish(results: dict[str, Any], folder: Path) -> None:
     """Write the README's parts, and copy the figures and the numbers into the documentation."""
     text = README.read_text(encoding="utf-8")
     for name, content in sections(results).items():
-        start, end = _START.format(name), _END.format(name)
-        if start not in text or end not in text:
-            raise ExampleError(f"{README} has no part {name!r}: put {start.strip()} and {end} around one.")
-        text = text[: text.index(start) + len(start)] + content + "\n" + text[text.index(end) :]
+        text = with_part(text, name, content)
     with replacing(README) as temporary:
         temporary.write_text(text, encoding="utf-8")
     for name in ("fractions.png", "relearning.png"):

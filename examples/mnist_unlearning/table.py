@@ -7,6 +7,7 @@ from typing import Any
 from mnist_unlearning.conditions import TWIN
 from mnist_unlearning.config import Condition
 from mnist_unlearning.relearn import steps_to
+from mnist_vae import tables
 
 #: Of each value: its heading, by what it is multiplied, and how it is printed.
 COLUMNS = {
@@ -36,6 +37,7 @@ def summarise(rows: Sequence[Condition], seeds: Sequence[int], results: Iterable
 
 
 def markdown(summary: Sequence[dict[str, Any]]) -> str:
+    """The table of results."""
     lines = [
         [
             f"`{row['name']}`",
@@ -43,13 +45,13 @@ def markdown(summary: Sequence[dict[str, Any]]) -> str:
         ]
         for row in summary
     ]
-    return _table(["run", *(heading for heading, _, _ in COLUMNS.values())], lines)
+    return tables.markdown(["run", *(heading for heading, _, _ in COLUMNS.values())], lines)
 
 
 def legend(summary: Sequence[dict[str, Any]]) -> str:
     """What each row is, once for all fractions."""
     texts = {row["name"].removesuffix(f"-{row['fraction']:g}"): row["what"] for row in summary}
-    return _table(["run", "what"], [[f"`{name}`", text] for name, text in texts.items()])
+    return tables.markdown(["run", "what"], [[f"`{name}`", text] for name, text in texts.items()])
 
 
 def cell(values: Sequence[float], form: str) -> str:
@@ -82,10 +84,3 @@ def _row(row: Condition, seeds: Sequence[int], found: list[dict[str, Any]], twin
         "relearning": [run["relearning"]["forgotten"] for run in found],
         **{key: [run[key] for run in found] for key in ("seconds", "cpu_seconds", "load_average")},
     }
-
-
-def _table(headings: list[str], lines: list[list[str]]) -> str:
-    widths = [max(len(cells[i]) for cells in [headings, *lines]) for i in range(len(headings))]
-    table = [headings, ["-" * width for width in widths], *lines]
-    padded = [[text.ljust(width) for text, width in zip(cells, widths, strict=True)] for cells in table]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in padded)

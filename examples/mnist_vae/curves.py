@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mnist_vae.figures import ACCENT, INK, MUTED, WARM
+from mnist_vae.figures import ACCENT, INK, MUTED, WARM, plain
 
 #: Of each kind of row in `mnist_vae.tradeoff`: what changes along it, and its name in the picture.
 SETTING = {"units": "units", "kl": "kl_weight", "shared": "shared", "slices": "units"}
@@ -43,9 +43,9 @@ def label_fractions(summary: Summary, title: str) -> Figure:
     return figure
 
 
-def scatter(summary: Summary, heading: str, title: str) -> Figure:
+def scatter(summary: Summary, title: str) -> Figure:
     """Accuracy against reconstruction error, a named point for each row that has all labels."""
-    figure, axes = _figure(heading, title)
+    figure, axes = _figure("What routing does, and what it costs", title)
     for row in (row for row in summary if row["label_fraction"] == 1):
         x, y = mean(row["test_sse"]), mean(row["argmax_accuracy"])
         axes.plot([x], [y], marker="o", color=ACCENT if mean(row["owned_digits"]) == 10 else WARM)
@@ -81,9 +81,7 @@ def _figure(heading: str, title: str) -> tuple[Figure, Axes]:
     figure.suptitle(f"{heading}\n{title}", fontsize=10, color=INK)
     axes = figure.subplots()
     axes.set_ylabel("argmax accuracy", color=INK)
-    axes.grid(color="#e4e8eb", linewidth=0.8)
-    axes.tick_params(length=0, colors=INK)
-    axes.spines[:].set_visible(False)
+    plain(axes, grid="both")
     return figure, axes
 
 

@@ -12,7 +12,7 @@ from mnist_vae import classifier, figures
 from mnist_vae.config import DatasetName
 from mnist_vae.data import Dataset, Split
 from mnist_vae.files import read_json, write_json
-from mnist_vae.leaks import leaks
+from mnist_vae.leaks import audit, leaks
 from mnist_vae.model import DIGITS, VAE
 from mnist_vae.probe import best_permutation_accuracy, probe_accuracy
 from mnist_vae.run import Run
@@ -71,6 +71,8 @@ def evaluate(run: Run, data: Dataset) -> dict[str, Any]:
     history = read_json(run.history)
     results = measure(model, data)
     settings = config.settings()
+    # Without routing, or with the KL routed too, a route at the latent is not what the model was trained with.
+    report = audit(model, data.train) if config.routing and not settings.route_kl else None
     metrics = {
         "dataset": config.dataset,
         "recipe": config.recipe,
@@ -89,8 +91,7 @@ def evaluate(run: Run, data: Dataset) -> dict[str, Any]:
         "test_sse": results.test_sse,
         "test_elbo": results.test_elbo,
         **judge(model, data, config.dataset),
-        # Without routing, or with the KL routed too, a route at the latent is not what the model was trained with.
-        "leaks": leaks(model, data.train) if config.routing and not settings.route_kl else None,
+        "leaks": None if report is None else leaks(report),
         "mean_activation": [[round(value, 4) for value in row] for row in results.activations.tolist()],
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "threads": history["threads"],
@@ -98,12 +99,18 @@ def evaluate(run: Run, data: Dataset) -> dict[str, Any]:
     }
     routing = "" if config.routing else " without routing"
     title = f"{config.dataset}, recipe {config.recipe}{routing}, seed {config.seed}"
-    figures.save(figures.reconstructions(model, data.test, title), run.figures / "reconstructions.png")
-    figures.save(figures.sweeps(model, title), run.figures / "sweeps.png")
-    figures.save(figures.activation_matrix(results.activations, title), run.figures / "activations.png")
-    figures.save(figures.loss_curves(history, title), run.figures / "losses.png")
+    pictures = {
+        "reconstructions": figures.reconstructions(model, data.test, title),
+        "sweeps": figures.sweeps(model, title),
+        "activations": figures.activation_matrix(results.activations, title),
+        "losses": figures.loss_curves(history, title),
+    }
+    if report is not None:
+        pictures["audit"] = figures.audit_heatmaps(report, title)
+    for name, picture in pictures.items():
+        figures.save(picture, run.figures / f"{name}.png")
     write_json(run.metrics, metrics)
-    print(f"evaluate: wrote {run.metrics} and 4 figures to {run.figures}")
+    print(f"evaluate: wrote {run.metrics} and {len(pictures)} figures to {run.figures}")
     return metrics
 
 

@@ -1,7 +1,7 @@
 """The pictures of a run. Each function returns a figure; `save` writes it."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from matplotlib.axes import Axes
@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
+from gradroute.audit import AuditReport
 from mnist_vae.data import Split
 from mnist_vae.files import replacing
 from mnist_vae.model import DIGITS, SIDE, VAE
@@ -64,10 +65,17 @@ def activation_matrix(activations: Tensor, title: str) -> Figure:
     axes.set_yticks(range(DIGITS.width))
     axes.set_xlabel("latent dimension", color=INK)
     axes.set_ylabel("digit", color=INK)
-    _plain(axes)
+    plain(axes)
     bar = figure.colorbar(image, ax=axes, shrink=0.8)
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0, colors=INK)
+    return figure
+
+
+def audit_heatmaps(report: AuditReport, title: str) -> Figure:
+    """Of each digit: which dimensions its gradient reaches, which parameters, and which of these around the route."""
+    figure = report.plot()
+    figure.suptitle(f"Where the gradient of each digit goes (trained weights)\n{title}", fontsize=10, color=INK)
     return figure
 
 
@@ -90,8 +98,7 @@ def loss_curves(history: dict[str, Any], title: str) -> Figure:
         settled = values[len(values) // 20 :]
         margin = 0.1 * (settled.max() - settled.min()).item() or 1.0
         axes.set_ylim(settled.min().item() - margin, settled.max().item() + margin)
-        axes.grid(axis="y", color="#e4e8eb", linewidth=0.8)
-        _plain(axes)
+        plain(axes, grid="y")
     return figure
 
 
@@ -115,13 +122,16 @@ def _contact_sheet(images: Tensor, title: str, *, rows: list[str], columns: list
     axes.set_xticks([width * (i + 0.5) - 0.5 for i in range(len(columns))], columns)
     axes.set_yticks([height * (i + 0.5) - 0.5 for i in range(len(rows))], rows)
     axes.xaxis.tick_top()
-    _plain(axes)
+    plain(axes)
     return figure
 
 
-def _plain(axes: Axes) -> None:
+def plain(axes: Axes, grid: Literal["x", "y", "both"] | None = None) -> None:
+    """No frame and no ticks, and thin lines behind the data where asked for."""
     axes.tick_params(length=0, colors=INK)
     axes.spines[:].set_visible(False)
+    if grid is not None:
+        axes.grid(axis=grid, color="#e4e8eb", linewidth=0.8)
 
 
 def _dimension_names() -> list[str]:

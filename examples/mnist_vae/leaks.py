@@ -3,6 +3,7 @@
 import torch
 
 import gradroute as gr
+from gradroute.audit import AuditReport
 from mnist_vae.data import Split
 from mnist_vae.model import VAE
 
@@ -10,8 +11,8 @@ from mnist_vae.model import VAE
 IMAGES = 100
 
 
-def leaks(model: VAE, train: Split) -> dict[str, float]:
-    """Of each kind of bypass, the largest share of a digit's gradient, on the first training images.
+def audit(model: VAE, train: Split) -> AuditReport:
+    """Where the gradient of each digit goes, on the first training images.
 
     Args:
         model: It routes by `gr.route`, on which no audit can stand; a router at its latent does the same, and does it
@@ -26,10 +27,14 @@ def leaks(model: VAE, train: Split) -> dict[str, float]:
         # z is drawn by the global generator, which the audit sets back for each of its runs.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            report = gr.audit(router, lambda some: model.losses(some, nobody[: len(some)]).total, images, labels)
+            return gr.audit(router, lambda some: model.losses(some, nobody[: len(some)]).total, images, labels)
     finally:
         router.remove()
         model.routing = routing
+
+
+def leaks(report: AuditReport) -> dict[str, float]:
+    """Of each kind of bypass, the largest share of a digit's gradient."""
     found: dict[str, float] = {}
     for bypass in report.bypasses:
         found[bypass.kind] = max(bypass.share, found.get(bypass.kind, 0.0))

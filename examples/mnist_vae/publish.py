@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mnist_vae.compare import Control, controls, markdown, summaries
-from mnist_vae.errors import ExampleError
 from mnist_vae.files import replacing
 from mnist_vae.report import table
 from mnist_vae.run import Run
+from mnist_vae.tables import with_part
 from mnist_vae.tradeoff import WIDE_ROWS, tradeoff
 
 HERE = Path(__file__).parent
@@ -33,7 +33,7 @@ def publish(runs: Path, readme: Path = README, figures: Path = FIGURES) -> None:
     }
     text = readme.read_text(encoding="utf-8")
     for name, make in tables.items():
-        text = with_table(text, name, make())
+        text = with_part(text, name, make())
     with replacing(readme) as temporary:
         temporary.write_text(text, encoding="utf-8")
     pictures = [runs / "compare" / "compare.png", runs / "compare" / "compare_labels.png"]
@@ -41,15 +41,6 @@ def publish(runs: Path, readme: Path = README, figures: Path = FIGURES) -> None:
     for path in pictures:
         shutil.copyfile(path, figures / path.name)
     print(f"publish: wrote {len(tables)} tables into {readme} and {len(pictures)} figures into {figures}")
-
-
-def with_table(text: str, name: str, table: str) -> str:
-    """The text with what stands between the lines for `name` replaced."""
-    start, end = f"<!-- --8<-- [start:{name}] -->\n", f"<!-- --8<-- [end:{name}] -->"
-    if text.count(start) != 1 or text.count(end) != 1 or text.index(end) < text.index(start):
-        raise ExampleError(f"the text needs one line {start.strip()!r} and, after it, one line {end!r}.")
-    before, rest = text.split(start)
-    return f"{before}{start}{table}\n{end}{rest.split(end)[1]}"
 
 
 def _runs(folder: Path, pattern: str) -> list[Run]:

@@ -1,7 +1,9 @@
-"""Tables in Markdown, as the README shows them."""
+"""Tables in Markdown, as the README shows them, and their places in it."""
 
 from collections.abc import Sequence
 from typing import Any
+
+from mnist_vae.errors import ExampleError
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -11,6 +13,15 @@ def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         f"| {' | '.join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))} |" for cells in table
     )
+
+
+def with_part(text: str, name: str, content: str) -> str:
+    """The text of a README with what stands between the lines for ``name`` replaced."""
+    start, end = f"<!-- --8<-- [start:{name}] -->\n", f"<!-- --8<-- [end:{name}] -->"
+    if text.count(start) != 1 or text.count(end) != 1 or text.index(end) < text.index(start):
+        raise ExampleError(f"the text needs one line {start.strip()!r} and, after it, one line {end!r}.")
+    before, rest = text.split(start)
+    return f"{before}{start}{content}\n{end}{rest.split(end)[1]}"
 
 
 #: Of `of_run`.

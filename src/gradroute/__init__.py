@@ -6,8 +6,9 @@ from .functional import RouteMask, route
 from .layers import RouteGradient
 from .masks import UNLABELED
 from .router import RoutedModule, Router
+from .routes import Route
 from .sites import Site
-from .spec import Route, RoutingSpec
+from .spec import RoutingSpec
 from .specialization import specialization
 from .watch import watch
 

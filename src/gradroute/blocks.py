@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from .errors import SiteError, SpecError, preview
+from .routes import Route
 from .sites import Site
-from .spec import Route, RoutingSpec
+from .spec import RoutingSpec
 from .units import is_conv1d_of_transformers, kind_of, n_units
 
 __all__ = ["block_sites"]
+
+Fused = Literal["projections", "heads"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,11 @@ class _Projections:
 
 
 def block_sites(
-    model: nn.Module, *, mlp: RoutingSpec | None = None, heads: RoutingSpec | None = None
+    model: nn.Module,
+    *,
+    mlp: RoutingSpec | None = None,
+    heads: RoutingSpec | None = None,
+    fused: Fused | None = None,
 ) -> dict[str, Site]:
     """Sites for all transformer blocks of a model, to give to a `Router`: what writes and reads neurons and heads.
 
@@ -57,13 +64,17 @@ def block_sites(
         model: A transformer.
         mlp: The spec over a block's MLP neurons; None leaves MLPs alone.
         heads: The spec over a block's attention heads, whose width is the number of heads; None leaves attention alone.
+        fused: The order of features where one linear layer writes queries, keys and values, which no shape tells:
+            ``"projections"`` for the queries of all heads, then all keys, then all values (nanoGPT, MPT, timm's ViT);
+            ``"heads"`` for all three of one head, then of the next (GPT-NeoX, BLOOM, Persimmon). GPT-2's is known.
+            Other orders, such as CodeGen's, need sites of their own.
 
     Returns:
         A site for each layer, by its qualified name.
 
     Raises:
         SiteError: No spec was given, no block was found, or a block is built in another way, such as on
-            `nn.MultiheadAttention`, whose weights are no modules.
+            `nn.MultiheadAttention`, whose weights are no modules; or `fused` is needed.
         SpecError: A spec's width is not the number of neurons or heads.
 
     Examples:
@@ -97,7 +108,8 @@ def block_sites(
                 )
             of_features = heads.repeat(width // heads.width)
             for name in projections.heads:
-                spec = _of_projection(heads, width, n_units(layers[name], "output"), name)
+                order: Fused | None = "projections" if is_conv1d_of_transformers(layers[name]) else fused
+                spec = _of_projection(heads, width, n_units(layers[name], "output"), name, order)
                 sites[name] = Site(spec, level="parameters")
             sites[projections.out] = Site(of_features, on="input", level="parameters")
     return sites
@@ -108,13 +120,19 @@ def _check_width(spec: RoutingSpec, n: int, what: str) -> None:
         raise SpecError(f"the spec has {spec.width} units, but there are {n} {what}: build it with width={n}.")
 
 
-def _of_projection(heads: RoutingSpec, width: int, features: int, name: str) -> RoutingSpec:
+def _of_projection(heads: RoutingSpec, width: int, features: int, name: str, fused: Fused | None) -> RoutingSpec:
     """The spec over the features of a projection to queries, keys or values, or to all three."""
     head_dim = width // heads.width
     if features == width:
         return heads.repeat(head_dim)
     if features == 3 * width:
-        return _tiled(heads.repeat(head_dim), 3)
+        if fused not in ("projections", "heads"):
+            raise SiteError(
+                f"{name!r} writes queries, keys and values at once, and its shape does not tell in which order: say "
+                'fused="projections" for all queries, then all keys, then all values, or fused="heads" for all three '
+                f"of one head, then of the next; got fused={fused!r}."
+            )
+        return heads.repeat(3 * head_dim) if fused == "heads" else _tiled(heads.repeat(head_dim), 3)
     if features % head_dim == 0 and heads.width % (features // head_dim) == 0:
         return _grouped(heads, heads.width * head_dim // features).repeat(head_dim)
     raise SiteError(f"{name!r} writes {features} features, which are not those of {heads.width} heads of {head_dim}.")

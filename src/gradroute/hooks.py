@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Hashable, Mapping
@@ -70,9 +71,12 @@ class State:
         """Whether a hook has anything to edit."""
         return bool(self.masks) or bool(self.ablated)
 
-    def key(self) -> Tensor | None:
-        """The tensor by whose identity `Ledger` knows the labels."""
-        return next(iter(self.labels.values())) if isinstance(self.labels, Mapping) else self.labels
+    def key(self) -> tuple[Tensor | None, Hashable]:
+        """The tensor by whose identity `Ledger` knows the labels; and all of them, with how often they were written."""
+        if self.labels is None:
+            return None, ()
+        labels = list(self.labels.values()) if isinstance(self.labels, Mapping) else [self.labels]
+        return labels[0], tuple((id(one), 0 if one.is_inference() else one._version) for one in labels)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> State:
         return _orphan(self.removed)
@@ -100,22 +104,31 @@ class SiteHook:
         self.arguments = argument_names(module) if site.on == "input" else []
         self.keep: Tensor | None = None  # bool [width], while a label of this site is ablated
         self.ran = False
+        self.reached = False  # by the forward pass that is on, at level "parameters"
         # Nothing is upstream of an embedding's indices: there, masking the activation is all there is to do.
         self.routes_parameters = site.level == "parameters" and not isinstance(module, nn.Embedding)
 
-    def attach(self, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy's router is in no block, so nothing would ever switch on again what is off in this one.
+        return {**self.__dict__, "keep": None}
+
+    def attach(self, module: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
         """Register with the site's module."""
         if self.routes_parameters:
             own = OwnForward.of(module)
             (own.writers if self.site.on == "output" else own.readers).append(self)
         if self.site.on == "input":
-            return module.register_forward_pre_hook(self.on_input, with_kwargs=True)
+            handles = [module.register_forward_pre_hook(self.on_input, with_kwargs=True)]
+            if self.routes_parameters:
+                handles.append(module.register_forward_hook(self.after_input))
+            return handles
         # First among the hooks: whoever else looks at the output sees the routed one, and cannot go around it.
-        return module.register_forward_hook(self.on_output, prepend=True)
+        return [module.register_forward_hook(self.on_output, prepend=True)]
 
     def on_output(self, module: nn.Module, args: Any, output: Any) -> Any:
         """The forward hook."""
         self._before(module, output)
+        self._check_reached(module)
         if not self.state.active:
             return None
         return edit_output(output, self.site.path, self._edit, site=self.name)
@@ -127,13 +140,35 @@ class SiteHook:
             return None
         return edit_arguments(args, kwargs, self.site.path, self.arguments, self._edit, site=self.name)
 
+    def after_input(self, module: nn.Module, args: Any, output: Any) -> None:
+        """The forward hook of a site that routes the parameters which read its input."""
+        self._check_reached(module)
+
+    def _check_reached(self, module: nn.Module) -> None:
+        """At level "parameters" it is the stand-in for the module's forward that routes: refuse a pass without it."""
+        if not self.routes_parameters or torch.compiler.is_compiling():
+            return
+        if self.state.masks and not self.reached and not anything_compiled():
+            raise UsageError(
+                f"site {self.name!r}: the forward method of this {type(module).__name__} was replaced after the router "
+                "was attached, and level='parameters' routes inside of it. Replace it first, then make the router; or "
+                "wrap what stands there."
+            )
+        self.reached = False
+
     def way(self) -> Way | None:
         """The mask of the batch in flight, on its way to this site's tensor; None outside of a block."""
         masks = self.state.masks
+        if not torch.compiler.is_compiling() and current_pass() is Pass.SECOND and not self.state.suspended:
+            # Of the first pass, tensors were saved, masks among them, so the block must be the same. Asked here, since
+            # a recomputation may stop before the forward hooks.
+            key, labels = self.state.key()
+            if not self.state.ledger.settle(key, (id(self), self.state.ablated, "labels", labels)):
+                raise self._untrusted("labels")
         if not masks:
             return None
         if not torch.compiler.is_compiling():
-            self.ran = True
+            self.ran = self.reached = True
         site = self.site
         return Way(masks[self.group], site.dim, site.path, self.name, self.time_first)
 
@@ -176,7 +211,7 @@ class SiteHook:
         if state.masks or state.warned or kind is Pass.SECOND:  # of that one, the graph is not used
             return
         # No labels: right in evaluation. In training, under ablation too, the gradients are whole: say so once.
-        if module.training and torch.is_grad_enabled() and _any_requires_grad(tensors):
+        if module.training and torch.is_grad_enabled() and self._learns(module, tensors):
             state.warned = True
             warnings.warn(
                 f"site {self.name!r} ran a training forward pass with no labels set: its gradients are not routed. Put "
@@ -184,6 +219,11 @@ class SiteHook:
                 UnroutedWarning,
                 stacklevel=3,
             )
+
+    def _learns(self, module: nn.Module, tensors: Any) -> bool:
+        # What reads an input learns also where the input, such as a batch of data, does not.
+        of_own = self.routes_parameters and any(parameter.requires_grad for parameter in module.parameters())
+        return of_own or _any_requires_grad(tensors)
 
     def _check_thread(self) -> None:
         if self.state.thread not in (None, threading.get_ident()) and torch._C._current_graph_task_id() == -1:
@@ -197,17 +237,15 @@ class SiteHook:
         if kind is Pass.PLAIN:
             return
         # Reentrant recomputation must find the labels of its first pass again; both kinds must find its ablation.
-        call, under_labels = (id(self), state.ablated), (id(self), state.ablated, "labels")
+        key, labels = state.key()
+        call, under_labels = (id(self), state.ablated), (id(self), state.ablated, "labels", labels)
         if kind is Pass.FIRST:
             state.ledger.note(None, call)
-            state.ledger.note(state.key(), under_labels)
+            state.ledger.note(key, under_labels)
         elif kind is Pass.SECOND:
-            # Sites on parameters save tensors in the first pass, so there must be a block around the second one too.
-            if self.routes_parameters and not state.masks and not state.ledger.settle(None, under_labels):
-                raise self._untrusted("labels")
             if not state.ledger.settle(None, call) and state.ever_ablated:
                 raise self._untrusted("ablated labels")
-        elif not state.ledger.settle(state.key(), under_labels):
+        elif not state.ledger.settle(key, under_labels):
             raise self._untrusted("labels", ", or checkpoint with use_reentrant=False")
 
     def _untrusted(self, what: str, or_else: str = "") -> UsageError:
@@ -253,6 +291,12 @@ def remove_own_forward(module: nn.Module, condition: Callable[[Any], bool]) -> N
         for hook in [*own.writers, *own.readers]:
             if condition(hook):
                 own.remove(hook)
+
+
+def anything_compiled() -> bool:
+    """Whether Dynamo has compiled anything since the last router came or went."""
+    dynamo = sys.modules.get("torch._dynamo")
+    return dynamo is not None and getattr(dynamo.convert_frame, "FRAME_COUNTER", 1) > 0
 
 
 def _any_requires_grad(tensors: Any) -> bool:

@@ -165,11 +165,14 @@ class Mask:
     __slots__ = ("_keep", "_version", "kind", "labels", "table")
 
     def __init__(self, table: MaskTable, labels: Tensor, kind: Kind) -> None:
+        compiling = torch.compiler.is_compiling()
+        if not compiling and labels.is_inference() and not torch.is_inference_mode_enabled():
+            labels = labels.clone()  # nothing counts what is written to them later
+        self._version = 0 if compiling or labels.is_inference() else labels._version
         self.table = table
         self.labels = labels
         self.kind: Kind = kind
         self._keep: Tensor | None = None
-        self._version = 0 if torch.compiler.is_compiling() or labels.is_inference() else labels._version
 
     # Computed, not stored: what a compiled model finds stored here it takes for a constant, and recompiles for another.
     @property
@@ -278,7 +281,8 @@ class Mask:
 
     def _labels_on(self, device: torch.device) -> Tensor:
         self._check_version()
-        return self.labels.to(device, non_blocking=True)
+        # Not so towards the CPU: there, nothing waits until the labels have arrived.
+        return self.labels.to(device, non_blocking=device.type != "cpu")
 
     def _check_version(self) -> None:
         if torch.compiler.is_compiling() or self.labels.is_inference():

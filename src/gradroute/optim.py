@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from .clipping import clip_grad_norm_per_route_
 from .entries import Block, FrozenBlocks, local, put, take
 from .errors import UsageError
-from .optimizer_state import refuse_mixing, state_of_units, untouched_state
+from .optimizer_state import Arguments, after_closure, refuse_mixing, state_of_units, untouched_state
 from .owners import places_of
 from .router import Router
 
@@ -118,6 +118,12 @@ class Isolation:
             for parameter, places in places_of(router, sites).items()
             if all(places)
         }
+        self._owned = [
+            (module, name, parameter)
+            for module in router.model.modules()
+            for name, parameter in module._parameters.items()
+            if parameter in self._blocks
+        ]
         learning = _parameters(optimizer) & self._blocks.keys()
         if not learning:
             raise UsageError(
@@ -126,6 +132,11 @@ class Isolation:
                 "never frozen."
             )
         refuse_mixing(optimizer, learning)
+        if any(getattr(module, "max_norm", None) is not None for module, _, _ in self._owned):
+            raise UsageError(
+                "an embedding with max_norm scales its rows in each forward pass, frozen units too, so it cannot be "
+                "isolated: use max_norm=None."
+            )
         if any(group.get("differentiable") for group in optimizer.param_groups):
             raise UsageError("an optimizer with differentiable=True cannot be isolated: putting back is no function.")
         self._router = router
@@ -137,7 +148,7 @@ class Isolation:
             self._record.clear(True)  # by whom these gradients were made is not known
         self._held: list[_Held] = []
         self._hidden: list[tuple[Tensor, Tensor]] = []
-        self._after_closure = False
+        self._has_held = False  # in the step that is on
         # Not for Dynamo to trace: which units are held changes from step to step.
         self._handles = [
             optimizer.register_step_pre_hook(torch.compiler.disable(self._before_step)),  # type: ignore[no-untyped-call]
@@ -188,38 +199,24 @@ class Isolation:
 
     # ------------------------------------------------------------------ around a step
 
-    def _before_step(
-        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
         if self._router._state.removed:
             raise UsageError(
                 "the router of this isolation was removed from its model, so nothing says any more which units are "
                 "taught: remove the isolation too, isolation.remove()."
             )
-        self._held, self._hidden, self._after_closure = [], [], False
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")  # the first argument is the optimizer
-        if closure is None:
-            self._hold()
-            return None
-
-        def closure_then_hold() -> Any:
-            """Only what the closure computes says which units are taught, and only then does the optimizer write."""
-            if self._after_closure:
-                raise UsageError(
-                    f"{type(optimizer).__name__} evaluates its closure more than once a step, and writes in between: "
-                    "it cannot be isolated."
-                )
-            loss = closure()
-            self._after_closure = True
-            self._hold()
-            return loss
-
-        if len(args) > 1:
-            return (args[0], closure_then_hold, *args[2:]), kwargs
-        return args, {**kwargs, "closure": closure_then_hold}
+        self._held, self._hidden, self._has_held = [], [], False
+        return after_closure(args, kwargs, self._hold)
 
     @torch.no_grad()
     def _hold(self) -> None:
+        if self._has_held:
+            raise UsageError(
+                f"{type(self._optimizer).__name__} evaluates its closure more than once a step, and writes in between: "
+                "it cannot be isolated."
+            )
+        self._has_held = True
+        self._check_in_place()
         self._router._note_block(self._record)
         blocks_of = FrozenBlocks(self._taught_anywhere())
         for parameter in _parameters(self._optimizer) & self._blocks.keys():
@@ -252,6 +249,16 @@ class Isolation:
             created = untouched_state(optimizer, parameter, values) if new else {}
             for key, tensor in state.items():
                 put(local(tensor), block, created[key] if key in new else before[key])
+
+    def _check_in_place(self) -> None:
+        """Refuse a step of parameters that now are others, which nothing would hold."""
+        for module, name, parameter in self._owned:
+            if module._parameters.get(name) is not parameter:
+                raise UsageError(
+                    f"the {name} of this {type(module).__name__} is no longer the parameter that it was when the "
+                    "isolation was made: it was replaced, or parametrized. Remove the isolation, and make a new one "
+                    "for an optimizer of the new parameters."
+                )
 
     def _taught_anywhere(self) -> list[Tensor]:
         """What was taught since the last step, here or on another process."""

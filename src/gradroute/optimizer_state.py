@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from numbers import Number
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Adafactor, Optimizer
 
 from .errors import UsageError
+
+Arguments: TypeAlias = "tuple[tuple[Any, ...], dict[str, Any]]"
+"""Of an optimizer's step: by position and by name."""
 
 
 def refuse_mixing(optimizer: Optimizer, parameters: set[nn.Parameter]) -> None:
@@ -64,7 +69,7 @@ def untouched_state(optimizer: Optimizer, parameter: Tensor, values: Tensor) -> 
     if parameter.grad is not None and parameter.grad.is_sparse:
         probe.grad = probe.grad.to_sparse()
     known = inspect.signature(type(optimizer)).parameters
-    options = {key: value for key, value in (optimizer.defaults | group).items() if key in known and key != "params"}
+    options = {key: value for key, value in group.items() if key in known and key != "params"}
     if "weight_decay" in options:
         options["weight_decay"] = 0.0
     try:
@@ -77,6 +82,27 @@ def untouched_state(optimizer: Optimizer, parameter: Tensor, values: Tensor) -> 
             f"({type(error).__name__}: {error}). Take the optimizer's first step before the isolation is made."
         ) from error
     return state_of_units(twin, probe)
+
+
+def after_closure(args: tuple[Any, ...], kwargs: dict[str, Any], then: Callable[[], None]) -> Arguments | None:
+    """For a hook before a step: run `then` when the gradients are there, and before the optimizer writes.
+
+    That is now, and nothing is returned; or after the closure that computes them, and the step's arguments are returned
+    with one that does so whenever the optimizer evaluates it.
+    """
+    closure = args[1] if len(args) > 1 else kwargs.get("closure")  # the first argument is the optimizer
+    if closure is None:
+        then()
+        return None
+
+    def closure_and_then() -> Any:
+        loss = closure()
+        then()
+        return loss
+
+    if len(args) > 1:
+        return (args[0], closure_and_then, *args[2:]), kwargs
+    return args, {**kwargs, "closure": closure_and_then}
 
 
 def _mixes(optimizer: Optimizer, what: str) -> UsageError:

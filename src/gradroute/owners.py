@@ -35,7 +35,7 @@ def places_of(router: Router, sites: Collection[str] | None) -> dict[nn.Paramete
     for hook in router._hooks:
         if sites is None or hook.name in sites:
             module = modules[hook.name]
-            if _is_whole(hook.site, module):
+            if _is_whole(hook.site):
                 whole.setdefault(module, []).append(hook.group)
             else:
                 own.setdefault(module, []).append((_owned(hook.name, hook.site, module), hook.group))
@@ -57,10 +57,9 @@ def _ancestors(path: str) -> Iterator[str]:
         yield ".".join(parts[:depth])
 
 
-def _is_whole(site: Site, module: nn.Module) -> bool:
+def _is_whole(site: Site) -> bool:
     """Whether all that is in a module, of whatever kind, belongs to the site's one unit."""
-    of_parameters = site.level == "parameters" and site.on == "output" and site.spec.width == 1
-    return of_parameters and unit_dims(module, "output") is None
+    return site.level == "parameters" and site.on == "output" and site.spec.width == 1
 
 
 def _owned(name: str, site: Site, module: nn.Module) -> dict[str, int | None]:

@@ -245,12 +245,24 @@ class _Twin(nn.Module):
 
     def without_learning(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         fixed = {name: parameter.detach() for name, parameter in self.named_parameters()}
-        return torch.func.functional_call(self, fixed, args, kwargs)
+        # Weights that a pre-hook computes of others, as pruning and the old weight_norm do, are plain attributes.
+        computed = [(name, value) for name, value in self.module.__dict__.items() if _is_computed(value)]
+        try:
+            for name, value in computed:
+                setattr(self.module, name, value.detach())
+            return torch.func.functional_call(self, fixed, args, kwargs)
+        finally:
+            for name, value in computed:
+                setattr(self.module, name, value)
 
     def on_copied_buffers(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """So that running statistics count each batch once."""
         copies = {name: buffer.clone() for name, buffer in self.named_buffers()}
         return torch.func.functional_call(self, copies, args, kwargs)
+
+
+def _is_computed(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad
 
 
 class _RandomNumbers:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import sys
 import threading
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import Any, TypeAlias
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import LabelError, SiteError, SpecError, UnroutedWarning, UsageError, did_you_mean, preview
-from .hooks import Labels, MarkRun, SiteHook, State, drop_orphans, remove_own_forward
+from .hooks import Labels, MarkRun, SiteHook, State, anything_compiled, drop_orphans, remove_own_forward
 from .masks import Mask
 from .sites import Site, check_called, check_level, leads_with_time, match
 from .spec import RoutingSpec
@@ -34,11 +33,11 @@ class _Block:
 
     def __enter__(self) -> Router:
         state = self._router._enter()
-        self._outer.append((state.labels, state.masks, state.thread))
-        state.labels, state.masks = self._labels, self._masks
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled():  # before anything is set: it may refuse the labels
             for record in state.records:
                 record.note(self._masks)
+        self._outer.append((state.labels, state.masks, state.thread))
+        state.labels, state.masks = self._labels, self._masks
         if not torch.compiler.is_compiling():
             state.thread = threading.get_ident()
         return self._router
@@ -47,7 +46,10 @@ class _Block:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         state = self._router._state
-        state.labels, state.masks, state.thread = self._outer.pop()
+        innermost = torch.compiler.is_compiling() or state.labels is self._labels
+        state.labels, state.masks, state.thread = self._outer.pop() if innermost else (None, (), None)
+        if not innermost:
+            raise _interleaved()
         if kind is None and not torch.compiler.is_compiling():
             self._router._warn_of_silent_sites()
 
@@ -73,11 +75,27 @@ class _Ablation:
             state.thread = threading.get_ident()
         return self._router
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         state = self._router._state
-        state.ablated, state.thread, kept = self._outer.pop()
+        outer, thread, kept = self._outer.pop()
+        innermost = torch.compiler.is_compiling() or state.ablated == outer | self._labels
+        state.ablated, state.thread = (outer, thread) if innermost else (frozenset(), None)
         for hook, keep in zip(self._router._hooks, kept, strict=True):
-            hook.keep = keep
+            hook.keep = keep if innermost else None
+        if not innermost:
+            raise _interleaved()
+        if kind is None and not torch.compiler.is_compiling():
+            self._router._warn_of_silent_sites()
+
+
+def _interleaved() -> UsageError:
+    return UsageError(
+        "blocks of one router overlapped: this one ended while another, begun inside of it, was still open, as "
+        "generators and async tasks do that take turns. What ran in between had the labels of the wrong one. End each "
+        "block before another task begins one, or give each task its own model and router."
+    )
 
 
 class Router:
@@ -139,13 +157,15 @@ class Router:
         for device in {parameter.device for parameter in model.parameters()}:
             for spec in self._specs:
                 spec.masks.warm(device)
+        self._attached = {hook.name: module for module, hook in attached}
+        self._links = _links(model, self._attached)
         # Nothing is registered before everything is checked, so that a refused router leaves no hook behind.
         _make_compiled_code_look_at_hooks()
         drop_orphans(model)
         self._handles = [model.register_forward_pre_hook(MarkRun(self._state))]
         for module, hook in attached:
             self._hooks.append(hook)
-            self._handles.append(hook.attach(module))
+            self._handles += hook.attach(module)
 
     def __call__(self, labels: Labels) -> _Block:
         """A context manager that routes by these labels whatever the model computes inside it.
@@ -217,6 +237,7 @@ class Router:
             remove_own_forward(module, lambda hook: hook in self._hooks)
         self._handles.clear()
         self._hooks.clear()
+        self._attached, self._links = {}, []
         self._state.removed = True
 
     def __repr__(self) -> str:
@@ -244,7 +265,39 @@ class Router:
 
     def _enter(self) -> State:
         self._check_usable()
+        if not torch.compiler.is_compiling():
+            self._check_in_place()
         return self._state
+
+    def _check_in_place(self) -> None:
+        """Refuse a model in which another module now stands where a site is, which no hook would route."""
+        if all(parent._modules.get(name) is module for parent, name, module in self._links):
+            return
+        names = {module: name for name, module in self._model.named_modules()}
+        gone = [name for name, module in self._attached.items() if module not in names]
+        if gone:
+            raise UsageError(
+                f"the modules of the sites {preview(gone, 3)} are no longer in the model: they were replaced or taken "
+                "out after the router was attached, so nothing would route what stands there now. Remove the router "
+                "and make a new one."
+            )
+        for name, module in self._attached.items():
+            self._check_wrapper(name, module)
+        self._links = _links(self._model, [names[module] for module in self._attached.values()])  # wrapped, or moved
+
+    def _check_wrapper(self, name: str, module: nn.Module) -> None:
+        """Refuse what now stands in a site's place, around its module, and learns something of its own: an adapter."""
+        wrapper = dict(self._model.named_modules(remove_duplicate=False)).get(name)
+        if wrapper is None or module not in wrapper.modules():
+            return
+        known = set(module.parameters())
+        own = [inner for inner, p in wrapper.named_parameters() if p.requires_grad and p not in known]
+        if own:
+            raise UsageError(
+                f"the module of site {name!r} was wrapped in a {type(wrapper).__name__} after the router was attached, "
+                f"and what that adds by parameters of its own ({preview(own, 2)}) goes around the site. Remove the "
+                "router, and make it after the model is wrapped."
+            )
 
     def _resolve(self, labels: Labels) -> tuple[Mask, ...]:
         patterns = [pattern for pattern, _ in self._groups]
@@ -281,7 +334,7 @@ class Router:
         return [masks[hook.group] for hook in self._hooks]
 
     def _warn_of_silent_sites(self) -> None:
-        if _anything_compiled():
+        if anything_compiled():
             # Compiled code notes nothing: Dynamo refuses side effects where it exports and inside of checkpoints. So
             # a site that noted nothing may well have run.
             return
@@ -291,7 +344,8 @@ class Router:
             state.warned = True
             warnings.warn(
                 f"the model ran, but the sites {preview(silent, 3)} did not: their modules were never called, so they "
-                "routed nothing. Another module may read their weights, or call their forward method directly.",
+                "routed and ablated nothing. Another module may read their weights, or call their forward method "
+                "directly.",
                 UnroutedWarning,
                 stacklevel=3,
             )
@@ -372,10 +426,15 @@ def _make_compiled_code_look_at_hooks() -> None:
     torch.compiler.reset()
 
 
-def _anything_compiled() -> bool:
-    """Whether Dynamo has compiled anything since the last router came or went."""
-    dynamo = sys.modules.get("torch._dynamo")
-    return dynamo is not None and getattr(dynamo.convert_frame, "FRAME_COUNTER", 1) > 0
+def _links(model: nn.Module, names: Iterable[str]) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Each step from the model down to some of its modules: parent, attribute and child."""
+    found: dict[tuple[nn.Module, str], nn.Module] = {}
+    for name in names:
+        parent = model
+        for step in name.split(".") if name else ():
+            found[parent, step] = parent.get_submodule(step)
+            parent = found[parent, step]
+    return [(parent, step, child) for (parent, step), child in found.items()]
 
 
 def _as_sites(pattern: str, value: RoutingSpec | Site | Sequence[Site]) -> list[Site]:

@@ -1,11 +1,10 @@
-"""`Route` and `RoutingSpec`: which units each label may teach. Pure data; no model, no autograd."""
+"""`RoutingSpec`: which units each label may teach. Pure data; no model, no autograd."""
 
 from __future__ import annotations
 
 import math
 import numbers
-import operator
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias, cast
@@ -15,86 +14,12 @@ from torch import Tensor
 
 from .errors import SpecError, preview
 from .masks import UNLABELED, MaskTable, unknown_label
+from .routes import Index, Route, canonical_index, repeated, shown, units_of
 
 MAX_INTEGER_KEY: Final = 10_000_000
 """Integer keys index a look-up table of this many entries at most (80 MB)."""
 
-Index: TypeAlias = int | slice | Sequence[int] | Sequence[bool] | Tensor
 Unlabeled: TypeAlias = "Literal['all', 'none', 'shared'] | Route"
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """The units that one label may teach.
-
-    Args:
-        index: The units: an integer, a slice, a sequence of integers (list, tuple, range, array or 1-D integer
-            tensor), or a 1-D bool mask as long as the width. Integers count from 0 and are never negative.
-        weight: Multiplies the gradient on those units. Any finite number; a negative one reverses the learning.
-        elsewhere: Multiplies the gradient on all other units. 0 stops it.
-
-    Raises:
-        SpecError: The index is none of these, or a weight is not a finite number.
-
-    Examples:
-        >>> Route(3)
-        Route(3)
-        >>> Route(slice(0, 4), weight=0.5, elsewhere=-0.1)
-        Route(slice(0, 4), weight=0.5, elsewhere=-0.1)
-
-    References:
-        Soft and negative mask weights: Cloud et al., "Gradient Routing", 2024 (arXiv:2410.04332), section 3.
-    """
-
-    index: Index
-    weight: float = 1.0
-    elsewhere: float = 0.0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "index", _canonical_index(self.index))
-        object.__setattr__(self, "weight", _finite(self.weight, "weight"))
-        object.__setattr__(self, "elsewhere", _finite(self.elsewhere, "elsewhere"))
-
-    def units(self, width: int) -> tuple[int, ...]:
-        """The units of this route in a tensor with `width` units, in increasing order, each once.
-
-        Raises:
-            SpecError: The index reaches outside the width, or a bool mask has another length.
-
-        Examples:
-            >>> Route(slice(-2, None)).units(5)
-            (3, 4)
-            >>> Route([True, False, True]).units(3)
-            (0, 2)
-        """
-        return _units(self.index, width)
-
-    def resolved(self, width: int) -> Route:
-        """This route with its index written out as a tuple of units, the form in which routes compare equal.
-
-        Raises:
-            SpecError: As `units`.
-        """
-        return Route(self.units(width), self.weight, self.elsewhere)
-
-    def repeat(self, k: int, width: int) -> Route:
-        """This route where each of `width` units has become `k` consecutive ones.
-
-        Raises:
-            SpecError: As `units`.
-        """
-        return Route(_repeat_units(self.units(width), k), self.weight, self.elsewhere)
-
-    def __hash__(self) -> int:
-        # A slice is hashable only from Python 3.12 on.
-        index = self.index
-        key = ("slice", index.start, index.stop, index.step) if isinstance(index, slice) else index
-        return hash((key, self.weight, self.elsewhere))
-
-    def __repr__(self) -> str:
-        weight = f", weight={self.weight!r}" if self.weight != 1.0 else ""
-        elsewhere = f", elsewhere={self.elsewhere!r}" if self.elsewhere != 0.0 else ""
-        return f"Route({_show(self.index)}{weight}{elsewhere})"
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -158,7 +83,7 @@ class RoutingSpec:
             except SpecError as error:
                 raise SpecError(f"route of label {label!r}: {error}") from None
         try:
-            shared_units = _units(_canonical_index(shared), width)
+            shared_units = units_of(canonical_index(shared), width)
         except SpecError as error:
             raise SpecError(f"shared: {error}") from None
         set_field = object.__setattr__
@@ -225,7 +150,7 @@ class RoutingSpec:
         k = _positive_int(k, "k")
         unlabeled = self.unlabeled.repeat(k, self.width) if isinstance(self.unlabeled, Route) else self.unlabeled
         routes = {label: route.repeat(k, self.width) for label, route in self.routes.items()}
-        return RoutingSpec(routes, self.width * k, shared=_repeat_units(self.shared, k), unlabeled=unlabeled)
+        return RoutingSpec(routes, self.width * k, shared=repeated(self.shared, k), unlabeled=unlabeled)
 
     # ------------------------------------------------------------------ what it says
 
@@ -392,10 +317,10 @@ class RoutingSpec:
         if diagonal and n == self.width and not self.shared:
             return f"RoutingSpec.one_per_label({n}{suffix})"
         routes = ", ".join(
-            f"{label!r}: {_show(route.index) if route == Route(route.index) else repr(route)}"
+            f"{label!r}: {shown(route.index) if route == Route(route.index) else repr(route)}"
             for label, route in self.routes.items()
         )
-        shared = f", shared={_show(self.shared)}" if self.shared else ""
+        shared = f", shared={shown(self.shared)}" if self.shared else ""
         return f"RoutingSpec({{{routes}}}, {self.width}{shared}{suffix})"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -452,60 +377,6 @@ class RoutingSpec:
 # ---------------------------------------------------------------------- checking and canonical forms
 
 
-def _canonical_index(index: Any) -> int | slice | tuple[int, ...] | tuple[bool, ...]:
-    """The index as a plain int, slice, or tuple of all ints or all bools, whatever array type it came in."""
-    if isinstance(index, slice):
-        parts = (index.start, index.stop, index.step)
-        try:
-            return slice(*(None if part is None else operator.index(part) for part in parts))
-        except TypeError:
-            raise SpecError(f"a slice index needs integer bounds; got {index!r}.") from None
-    if hasattr(index, "tolist"):  # numpy arrays and scalars, tensors
-        index = index.tolist()
-    if isinstance(index, numbers.Integral) and not isinstance(index, bool):
-        return int(index)
-    if isinstance(index, Iterable) and not isinstance(index, str | bytes | Mapping):
-        items = tuple(item.item() if hasattr(item, "item") else item for item in index)
-        if all(isinstance(item, bool) for item in items):
-            return items
-        if all(isinstance(item, int) and not isinstance(item, bool) for item in items):
-            return items
-    raise SpecError(f"an index must be an integer, a slice, a sequence of integers or a 1-D bool mask; got {index!r}.")
-
-
-def _units(index: Any, width: int) -> tuple[int, ...]:
-    if isinstance(index, slice):
-        for bound in (index.start, index.stop):
-            if bound is not None and not -width <= bound <= width:
-                raise SpecError(f"{index!r} reaches outside the width of {width} units.")
-        return tuple(sorted(range(*index.indices(width))))
-    items = (index,) if isinstance(index, int) else index
-    if items and isinstance(items[0], bool):
-        if len(items) != width:
-            raise SpecError(f"a bool mask must have one entry per unit: expected {width}, got {len(items)}.")
-        return tuple(unit for unit, chosen in enumerate(items) if chosen)
-    outside = [unit for unit in items if not 0 <= unit < width]
-    if outside:
-        raise SpecError(f"index {preview(outside)} is outside the width: units are numbered 0 to {width - 1}.")
-    return tuple(sorted(set(items)))
-
-
-def _show(index: Any) -> str:
-    """The shortest code for an index: consecutive units as a slice, whose own repr always shows three parts."""
-    if isinstance(index, tuple) and index and not isinstance(index[0], bool):
-        if len(index) == 1:
-            return repr(index[0])
-        if index == tuple(range(index[0], index[0] + len(index))):
-            index = slice(index[0], index[0] + len(index))
-    if isinstance(index, slice) and index.step is None:
-        return f"slice({index.start!r}, {index.stop!r})"
-    return repr(index)
-
-
-def _repeat_units(units: tuple[int, ...], k: int) -> tuple[int, ...]:
-    return tuple(unit * k + offset for unit in units for offset in range(k))
-
-
 def _canonical_label(label: Hashable) -> Hashable:
     if isinstance(label, numbers.Integral):
         label = int(label)
@@ -530,14 +401,6 @@ def _canonical_unlabeled(unlabeled: Any, width: int) -> Unlabeled:
     if unlabeled not in ("all", "none", "shared"):
         raise SpecError(f"unlabeled must be 'all', 'none', 'shared' or a Route; got {unlabeled!r}.")
     return cast("Unlabeled", unlabeled)
-
-
-def _finite(value: Any, name: str) -> float:
-    if hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
-        raise SpecError(f"{name} must be a finite number; got {value!r}.")
-    return float(value)
 
 
 def _positive_int(value: Any, name: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -17,7 +16,7 @@ from .audit.probes import Probes
 from .audit.report import name
 from .audit.untouched import Untouched
 from .certificates import Array, Estimate, Procedure, decode, interval, probe, sklearn
-from .errors import LabelError, SiteError, UnroutedWarning, UsageError, did_you_mean
+from .errors import LabelError, SiteError, UsageError, did_you_mean
 from .hooks import SiteHook
 from .masks import UNLABELED
 from .router import Router
@@ -237,8 +236,7 @@ def specialization(
             f"specialization compares labels: it needs two or more, each on at least {folds} examples (as many as "
             f"folds); got { ({name(group.label): len(group) for group in groups}) }."
         )
-    with Untouched(router) as untouched, torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UnroutedWarning)
+    with Untouched(router) as untouched, torch.no_grad():
         activations = _activations(hook, lambda: step(batch), router, len(labels))
         loss, ablated = _losses(router, step, batch, groups, untouched)
     known = np.concatenate([group.examples.numpy() for group in groups if group.examples is not None])

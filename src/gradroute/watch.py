@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from .errors import SiteError, UsageError
 from .hooks import SiteHook
+from .optimizer_state import Arguments, after_closure
 from .owners import Place, places_of
 from .router import Router
 from .units import spread
@@ -94,7 +95,7 @@ class Watch:
         self._places, self._notes = _known_places(router)
         self._record = router._record_taught()
         self._taught = self._record.units
-        self._before: dict[str, _Before] = {}
+        self._before: dict[str, _Before] | None = None
         self._moved_buffers: list[tuple[str, Move | None]] = []
         self._stepped = False  # and not yet compared
         self._steps = 0
@@ -165,19 +166,25 @@ class Watch:
 
     # ------------------------------------------------------------------ around a step
 
-    @torch.no_grad()
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Arguments | None:
         self._finish()
+        self._before = None
+        return after_closure(args, kwargs, self._look)
+
+    @torch.no_grad()
+    def _look(self) -> None:
+        if self._before is not None:
+            return  # a closure that is evaluated again, after the optimizer wrote
         self._router._note_block(self._record)
         self._before = {}
-        for group in optimizer.param_groups:
+        for group in self._optimizer.param_groups:
             for parameter in group["params"]:
                 places = self._places.get(parameter)
                 if places is None:
                     continue
                 frozen = self._frozen(parameter, places)
                 if bool(frozen.any()):
-                    causes = tuple(_causes(optimizer, group, parameter, frozen))
+                    causes = tuple(_causes(self._optimizer, group, parameter, frozen))
                     self._before[self._names[parameter]] = _Before(parameter.detach().clone(), frozen, causes)
 
     @torch.no_grad()
@@ -196,7 +203,7 @@ class Watch:
             return
         self._stepped = False
         parameters = dict(self._router.model.named_parameters())
-        found = [(name, _move(name, before, parameters[name])) for name, before in self._before.items()]
+        found = [(name, _move(name, before, parameters[name])) for name, before in (self._before or {}).items()]
         found += self._moved_buffers
         moves = sorted((move for _, move in found if move is not None), key=lambda move: -move.moved)
         held = tuple(name for name, move in found if move is None)
@@ -206,7 +213,7 @@ class Watch:
         """Which entries nobody could teach, bool, of the parameter's shape: untaught at each place that uses it."""
         frozen = torch.ones_like(parameter, dtype=torch.bool)
         for place in places:
-            here = torch.zeros_like(frozen)
+            here = torch.zeros_like(frozen)  # so it stays at a place where no site is, which teaches everything
             for dim, group in place:
                 untaught = ~self._taught[group].to(parameter.device)
                 # Along no dimension there is one unit, to which all of the parameter belongs.
@@ -274,5 +281,4 @@ def _known_places(router: Router) -> tuple[dict[nn.Parameter, tuple[Place, ...]]
             notes.append(str(error))
         else:
             known.append(name)
-    # A place where no site is teaches everything, and so does the parameter.
-    return {parameter: used for parameter, used in places.items() if all(used)}, tuple(notes)
+    return places, tuple(notes)

@@ -102,6 +102,9 @@ def test_a_compiled_submodule_routes(routed: Routed) -> None:
 
 
 @pytest.mark.supports("`torch.compile`: compiled autograd")
+@pytest.mark.filterwarnings(  # from Python 3.12 on, of the standard library: torch looks at its own module with it
+    "ignore:Dynamo detected a call to a `functools.lru_cache`-wrapped function at 'inspect.py:UserWarning"
+)
 def test_compiled_autograd_follows_the_labels_of_each_step(routed: Routed) -> None:
     with torch._dynamo.config.patch(compiled_autograd=True):
         backward = torch.compile(lambda loss: loss.backward(), backend="aot_eager")

@@ -59,6 +59,9 @@ def test_exporting_with_labels_and_gradients_raises(routed: Routed, strict: bool
 
 
 @pytest.mark.supports("ONNX export in evaluation")
+@pytest.mark.filterwarnings(
+    r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning"
+)  # torch 2.13's own
 def test_the_onnx_model_computes_what_the_plain_one_does(routed: Routed, tmp_path) -> None:
     x, _ = batch()
     path = tmp_path / "model.onnx"

@@ -197,14 +197,23 @@ def test_gradients_for_each_example_are_noted(running, kind: str) -> None:
     "`optim.Isolation`: `torch.compile` of `torch.func.grad`, the block inside", "no side effects there"
 )
 def test_a_record_cannot_be_written_inside_compiled_gradients(form: str) -> None:
-    """Without fullgraph=True it falls back to eager mode and is right; with the block outside it compiles."""
+    """With the block outside it compiles."""
+    routed, _, _ = isolated(form)
+    loss, params = functional_loss(routed)
+    compiled = torch.compile(torch.func.grad(loss), backend="aot_eager", fullgraph=True)
+    with pytest.raises((torch._dynamo.exc.Unsupported, torch._dynamo.exc.TorchRuntimeError)):
+        compiled(params, batch(8)[0], RETAIN)
+
+
+@pytest.mark.xfail(
+    torch.__version__ < "2.14",
+    raises=torch._dynamo.exc.TorchRuntimeError,
+    reason="torch 2.13 takes it for an error of the user's, and does not fall back",
+)
+def test_without_fullgraph_a_record_is_written_in_eager_mode(form: str) -> None:
     routed, optimizer, _ = isolated(form)
     loss, params = functional_loss(routed)
     x, _ = batch(8)
-    compiled = torch.compile(torch.func.grad(loss), backend="aot_eager", fullgraph=True)
-    with pytest.raises(torch._dynamo.exc.Unsupported):
-        compiled(params, x, RETAIN)
-    torch.compiler.reset()
     gradients = torch.compile(torch.func.grad(loss), backend="aot_eager")(params, x, RETAIN)
     for name, parameter in routed.module.named_parameters():
         parameter.grad = gradients[name].detach()

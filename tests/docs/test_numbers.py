@@ -15,9 +15,7 @@ UNITS = {"%": "%", "x": "x", "times": "x", "µs": "us", "us": "us", "microsecond
 NUMBER = re.compile(rf"(?<![\w.⟨-])(\d[\d,]*(?:\.\d+)?) ?({'|'.join(UNITS)})(?!\w)")
 #: Not in a table: an aim, a setting, or what was measured after the table was made.
 SAID = {
-    ("audit.md", "1 %"),  # the limit that a benchmark of its own holds up
     ("audit.md", "95 %"),  # of intervals
-    *(("benchmarks.md", f"{ratio} x") for ratio in ("1.09", "1.10", "2.42")),  # of parameter level and of isolation
     ("benchmarks.md", "10 us"),  # the aim that was missed
     ("benchmarks.md", "95 %"),  # of the bootstrap interval
 }

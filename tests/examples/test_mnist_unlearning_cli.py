@@ -163,7 +163,7 @@ def test_publishing_writes_parts_of_the_readme_and_nothing_else(
     monkeypatch.setattr(publishing, "README", readme)
     monkeypatch.setattr(publishing, "ASSETS", assets)
     readme.write_text("nothing")
-    with pytest.raises(ExampleError, match=r"has no part 'rows': put .*start:rows.* around one"):
+    with pytest.raises(ExampleError, match=r"needs one line .*start:rows"):
         publish(results, out)
     marked = [f"<!-- --8<-- [start:{part}] -->\nold\n<!-- --8<-- [end:{part}] -->" for part in sections(results)]
     readme.write_text("\n".join(["before", *marked, "after"]))

@@ -33,6 +33,8 @@ REQUIRED = {
     "versions": dict,
 }
 FIGURES = ["activations.png", "losses.png", "reconstructions.png", "sweeps.png"]
+#: Recipe and choice, and whether a route at the latent is what the model is trained with: then it is audited.
+AUDITED = {(): True, ("--no-routing",): False, ("--recipe", "original"): True, ("--recipe", "routed-kl"): False}
 
 
 def test_a_table_has_a_row_for_each_run(
@@ -58,9 +60,9 @@ def test_a_table_has_a_row_for_each_run(
         main(["table", str(first), str(second)])
 
 
-@pytest.mark.parametrize("extra", [[], ["--no-routing"], ["--recipe", "original"], ["--recipe", "routed-kl"]])
+@pytest.mark.parametrize("extra", AUDITED)
 def test_train_evaluate_report_end_to_end(
-    tmp_path: Path, command_line: Arguments, capsys: pytest.CaptureFixture[str], extra: list[str]
+    tmp_path: Path, command_line: Arguments, capsys: pytest.CaptureFixture[str], extra: tuple[str, ...]
 ) -> None:
     out = tmp_path / "run"
     arguments = command_line("--out", str(out), "--epochs", "2", "--seed", "5", *extra)
@@ -69,13 +71,16 @@ def test_train_evaluate_report_end_to_end(
     assert {name: type(metrics[name]) for name in REQUIRED} == REQUIRED
     assert (metrics["seed"], metrics["epochs"], metrics["threads"]) == (5, 2, 1)
     assert metrics["routing"] == ("--no-routing" not in extra)
-    assert sorted(path.name for path in (out / "figures").iterdir()) == FIGURES
-    assert all((out / "figures" / name).read_bytes().startswith(b"\x89PNG") for name in FIGURES)
+    assert (metrics["leaks"] is not None) == AUDITED[extra]
+    figures = sorted([*FIGURES, *(["audit.png"] if AUDITED[extra] else [])])
+    assert sorted(path.name for path in (out / "figures").iterdir()) == figures
+    assert all((out / "figures" / name).read_bytes().startswith(b"\x89PNG") for name in figures)
     expected = ["config.json", "figures", "history.json", "metrics.json", "model.safetensors"]
     assert sorted(path.name for path in out.iterdir()) == expected
     said = capsys.readouterr().out
     assert "argmax accuracy" in said
-    assert str(out / "figures" / "sweeps.png") in said
+    assert f"and {len(figures)} figures to" in said
+    assert all(str(out / "figures" / name) in said for name in figures)
 
     weights = (out / "model.safetensors").read_bytes()
     main(arguments)
@@ -91,7 +96,7 @@ def test_the_steps_one_by_one(tmp_path: Path, command_line: Arguments, capsys: p
     main(["evaluate", *command_line(*out)])
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["recipe"] == "quick"
     capsys.readouterr()
-    main(["report", *out, "--threads", "1"])
+    main(["report", *out])
     assert "quick" in capsys.readouterr().out
 
 

@@ -1,7 +1,8 @@
 import pytest
 
 from mnist_vae.errors import ExampleError
-from mnist_vae.publish import README, with_table
+from mnist_vae.publish import README
+from mnist_vae.tables import with_part
 from mnist_vae.tradeoff import WIDE_ROWS, tradeoff
 
 PLACES = ("table", "compare", "fashion", "wide", "tradeoff")
@@ -9,21 +10,21 @@ PLACES = ("table", "compare", "fashion", "wide", "tradeoff")
 
 def test_a_table_replaces_what_stands_in_its_place_and_nothing_else() -> None:
     text = "a\n<!-- --8<-- [start:x] -->\nold\n<!-- --8<-- [end:x] -->\nb\n"
-    new = with_table(text, "x", "| new |")
+    new = with_part(text, "x", "| new |")
     assert new == "a\n<!-- --8<-- [start:x] -->\n| new |\n<!-- --8<-- [end:x] -->\nb\n"
-    assert with_table(new, "x", "| new |") == new
+    assert with_part(new, "x", "| new |") == new
 
 
 @pytest.mark.parametrize("text", ["", "<!-- --8<-- [end:x] -->\n<!-- --8<-- [start:x] -->\n"])
 def test_a_text_without_the_place_is_refused(text: str) -> None:
     with pytest.raises(ExampleError, match="needs one line"):
-        with_table(text, "x", "new")
+        with_part(text, "x", "new")
 
 
 @pytest.mark.parametrize("name", PLACES)
 def test_the_readme_has_a_place_with_a_table_for_each(name: str) -> None:
     text = README.read_text(encoding="utf-8")
-    assert with_table(text, name, "nothing") != text
+    assert with_part(text, name, "nothing") != text
     block = text.split(f"[start:{name}] -->\n")[1].split("\n<!--")[0].splitlines()
     assert len(block) > 2, "a heading, a rule and a row at least"
     assert len({len(line) for line in block}) == 1, "as publish aligns it: nothing was typed in by hand"

@@ -96,6 +96,11 @@ def test_every_python_that_may_install_it_is_tested_and_no_other():
     assert PROJECT["requires-python"] == f">={oldest}"
 
 
+def test_every_python_that_is_promised_is_tested():
+    promised = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"]))
+    assert matrix()["python"][: len(promised)] == promised
+
+
 def test_torch_is_tested_at_its_lower_bound_and_at_its_latest():
     (torch,) = [Requirement(text) for text in PROJECT["dependencies"] if Requirement(text).name == "torch"]
     (bound,) = torch.specifier

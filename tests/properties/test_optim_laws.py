@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import gradroute as gr
+from gradroute import entries
 from gradroute.optim import Isolation, clip_grad_norm_per_route_
 from gradroute.testing import label_tensors, specs
 from gradroute.testing.strategies import KINDS
+from gradroute.units import spread
 
 SPEC = gr.RoutingSpec({"retain": slice(0, 3), "forget": [3, 5]}, 7, shared=[4, 6])
 FROZEN = list(SPEC.exclusive("forget"))
@@ -217,6 +219,25 @@ def test_clipping_a_route_depends_on_its_own_gradients_alone(spec, data) -> None
         assert spiked[in_group].norm() <= max_norm * 1.0001
         if not set(in_group) & set(mine):
             assert torch.equal(norm, calm_norms[name])
+
+
+UNITS = st.sampled_from([[0, 2], [0, 1, 3], [1, 2], [3], [0, 1, 2, 3]])  # consecutive or not
+
+
+@given(st.permutations(range(3)), st.lists(UNITS, max_size=3))
+@settings(max_examples=60)
+def test_what_is_put_back_is_the_block_and_nothing_else(dims, chosen) -> None:
+    shape = (4, 5, 6)
+    block, inside = [], torch.ones(shape, dtype=torch.bool)
+    for dim, units in zip(dims, map(torch.tensor, chosen), strict=False):
+        block.append((dim, entries._index(units, units.device)))
+        inside &= spread(torch.isin(torch.arange(shape[dim]), units), inside, dim)
+    before, after = torch.randn(shape), torch.randn(shape)
+    tensor = before.clone()
+    values = entries.take(tensor, block)
+    tensor.copy_(after)  # the step: what was taken must be a copy
+    entries.put(tensor, block, values)
+    assert torch.equal(tensor, torch.where(inside, before, after))
 
 
 def _names(spec, teaches: Tensor) -> tuple:

@@ -405,13 +405,13 @@ class Noisy(nn.Module):
         self.reader = nn.Linear(WIDTH, 3)
         self.register_buffer("calls", torch.zeros(()))
         self.generator = torch.Generator().manual_seed(3)
-        self.cached = None
+        self.cached = self._private = None
 
     def forward(self, x):
         self.calls = self.calls + 1
         h = F.dropout(self.norm(self.writer(x)), 0.5)
         h = h + random.random() + np.random.rand() + torch.randn(h.shape, generator=self.generator)
-        self.cached = h
+        self.cached = self._private = h
         self.new = h
         return self.reader(h)
 
@@ -428,7 +428,7 @@ def test_nothing_is_changed_whether_the_step_fails_or_not(fails):
     with router(labels()):
         model(x).sum().backward()
     del model.new
-    model.cached = None
+    model.cached = model._private = None
     before = copy.deepcopy(model.state_dict())
     gradients = {name: (p.grad, p.grad.clone()) for name, p in model.named_parameters()}
     states = (random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state(), model.generator.get_state())
@@ -463,6 +463,7 @@ def test_nothing_is_changed_whether_the_step_fails_or_not(fails):
     assert [module.training for module in model.modules()] == modes
     assert [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()] == n_hooks
     assert model.cached is None
+    assert model._private is None
     assert not hasattr(model, "new")
     assert router.labels is None
     assert not router._state.suspended
@@ -552,6 +553,14 @@ def test_no_warning_leaves_an_audit():
     model = net()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        audit(gr.Router(model, {"0": SPEC}), step_of(model), torch.randn(N, 5), labels())
+
+
+def test_what_another_router_warns_of_is_heard():
+    """It warns once; were that lost in an audit of the one, nobody would hear of the other."""
+    model = net()
+    gr.Router(model, {"2": READS})
+    with pytest.warns(gr.UnroutedWarning):
         audit(gr.Router(model, {"0": SPEC}), step_of(model), torch.randn(N, 5), labels())
 
 

@@ -126,7 +126,42 @@ def test_grouped_heads_are_taught_by_whoever_teaches_one_of_them() -> None:
     assert keys.table[:2].tolist() == [[1, 1, 1, 1], [0, 0, 1, 1]]
 
 
+def gpt_neox() -> nn.Module:
+    return transformers.GPTNeoXForCausalLM(
+        transformers.GPTNeoXConfig(
+            vocab_size=20, hidden_size=WIDTH, num_hidden_layers=1, num_attention_heads=4, intermediate_size=24
+        )
+    )
+
+
+def mpt() -> nn.Module:
+    return transformers.MptForCausalLM(
+        transformers.MptConfig(vocab_size=20, d_model=WIDTH, n_layers=1, n_heads=4, max_seq_len=16)
+    )
+
+
+@pytest.mark.parametrize(("make", "fused"), [(gpt_neox, "heads"), (mpt, "projections")])
+def test_one_layer_for_queries_keys_and_values_is_routed_in_the_order_that_is_said(make, fused) -> None:
+    """Nothing learns from "retain" but what would learn without head 3, whose output nobody reads then."""
+    torch.manual_seed(0)
+    model = make().eval()
+    *_, projection, out = block_sites(model, heads=HEADS, fused=fused)
+    weight, reads = model.get_submodule(projection).weight, model.get_submodule(out).weight
+    with gr.Router(model, block_sites(model, heads=HEADS, fused=fused))(torch.zeros(3, dtype=torch.int64)):
+        routed = gradients(model)[f"{projection}.weight"]
+    with torch.no_grad():
+        reads[:, -WIDTH // 4 :] = 0
+    unread = gradients(model)[f"{projection}.weight"]
+    assert weight.shape[0] == 3 * WIDTH
+    assert torch.equal(routed.any(1), unread.any(1))
+    assert (~routed.any(1)).sum() == 3 * WIDTH // 4
+
+
 class TestMisuse:
+    def test_an_order_that_no_shape_tells(self) -> None:
+        with pytest.raises(gr.errors.SiteError, match='say fused="projections".* or fused="heads".*got fused=None'):
+            block_sites(gpt_neox(), heads=HEADS)
+
     def test_no_spec(self) -> None:
         with pytest.raises(gr.errors.SiteError, match="needs a spec"):
             block_sites(gpt2())

@@ -111,6 +111,36 @@ def test_entries_with_a_row_and_a_column_are_of_the_labels_that_may_teach_both()
     torch.testing.assert_close(model.weight.grad, grad)
 
 
+@pytest.mark.parametrize("first", ["output", "input"])
+def test_sites_on_rows_and_columns_may_come_in_any_order(first):
+    rows, columns = gr.RoutingSpec({"a": [0], "b": [1]}, 3, shared=2), gr.RoutingSpec({"a": 0, "b": 1}, 2)
+    model = nn.Linear(2, 3, bias=False)
+    ends = [gr.Site(rows, level="parameters"), gr.Site(columns, on="input", level="parameters")]
+    model.weight.grad = torch.tensor([[1.0, 2], [4, 8], [16, 32]])
+    router = gr.Router(model, {"": ends if first == "output" else ends[::-1]})
+    norms = clip_grad_norm_per_route_(router, 1e9, norm_type=1)
+    assert {name: norm.item() for name, norm in norms.items()} == {("a", "b"): 0, ("a",): 17, ("b",): 40, (): 6}
+
+
+def test_rows_that_write_and_columns_that_read_are_of_the_same_groups():
+    model = model_with_gradients()
+    sites = {"0": gr.Site(SPEC, level="parameters"), "2": gr.Site(SPEC, on="input", level="parameters")}
+    first, second = model[0], model[2]
+
+    def by_group():
+        groups = {
+            name: [first.weight.grad[units], first.bias.grad[units], second.weight.grad[:, units]]
+            for name, units in ROWS.items()
+        }
+        groups[ALL].append(second.bias.grad)  # reads nothing: of all
+        return groups
+
+    expected = clip_by_hand(by_group(), 0.5, 2.0)
+    norms = clip_grad_norm_per_route_(gr.Router(model, sites), 0.5)
+    for name, gradients in by_group().items():
+        torch.testing.assert_close((norms[name], gradients), expected[name])
+
+
 def test_a_shared_parameter_is_of_whoever_teaches_it_anywhere():
     one = gr.RoutingSpec({"a": [0], "b": [1, 2]}, 3)
     other = gr.RoutingSpec({"a": [0, 1], "b": [2]}, 3)
@@ -202,6 +232,12 @@ class TestRefuses:
         model(torch.tensor([1])).sum().backward()
         with pytest.raises(UsageError, match="layout torch.sparse_coo: only plain, dense gradients"):
             clip_grad_norm_per_route_(gr.Router(model, {"": SPEC}), 1.0)
+
+    def test_gradients_of_other_classes_such_as_distributed_ones(self):
+        model = model_with_gradients()
+        model[2].weight.grad = model[2].weight.grad.as_subclass(type("Blocks", (torch.Tensor,), {}))
+        with pytest.raises(UsageError, match="a gradient is a Blocks of layout"):
+            clip_grad_norm_per_route_(gr.Router(model, {"0": SPEC}), 1.0)
 
     def test_a_router_that_was_removed(self):
         router = gr.Router(model_with_gradients(), {"0": SPEC})

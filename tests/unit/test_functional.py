@@ -32,6 +32,7 @@ NAMED = gr.RoutingSpec({"a": 0, "b": [1, 2]}, 10)
         ((10, 10), torch.ones(10), SPEC, -1, r"labels of shape \(10,\) do not fit .* expected \(10, 10\)"),
         ((10, 10), torch.ones(10).bool(), SPEC, -1, r"expected \(10, 10\)"),
         ((1, 10), torch.full((1, 10), float("nan")), SPEC, -1, "mixture labels must be finite"),
+        ((1, 10), torch.full((1, 10), float("inf")), SPEC, -1, "mixture labels must be finite"),
         ((4, 10), torch.zeros(4, dtype=torch.complex64), SPEC, -1, "integer, bool or floating dtype; got torch.complex64"),
     ],
 )  # fmt: skip

@@ -6,9 +6,13 @@ import inspect
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, init_device_mesh
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import gradroute as gr
+from gradroute.entries import FrozenBlocks, local, put, take
 from gradroute.errors import SiteError, UsageError
 from gradroute.optim import Isolation
 
@@ -185,6 +189,18 @@ class TestOptimizers:
                 assert torch.equal(value[:, untaught], expected[:, untaught]), key
             if not untaught.all():
                 assert not torch.equal(model.weight, before["weight"])
+
+    def test_create_state_by_the_options_of_each_group(self):
+        model = Neurons()
+        router = gr.Router(model, WRITER)
+        rates = {model.writer.weight: 0.5, model.writer.bias: 0.25}
+        optimizer = torch.optim.Rprop([{"params": [parameter], "lr": lr} for parameter, lr in rates.items()])
+        Isolation(router, optimizer)
+        gradients_everywhere(model)
+        teach(router, RETAIN)
+        optimizer.step()
+        for parameter, lr in rates.items():
+            assert optimizer.state[parameter]["step_size"][[3, 5]].eq(lr).all()
 
     @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bfloat16])
     def test_with_state_of_few_bits(self, dtype):
@@ -416,6 +432,28 @@ class TestTaught:
         assert moved_units(model, lambda: losses.append(optimizer.step(closure=closure))) == [3, 4, 5, 6]
         assert losses == [5.0, 5.0]
 
+    @pytest.mark.parametrize("change", ["replaced", "parametrized"])
+    def test_is_of_the_parameters_that_were_there_when_it_was_made(self, change):
+        layer = nn.Linear(3, 3)
+        router = gr.Router(layer, {"": gr.RoutingSpec.one_per_label(3)})
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+        Isolation(router, optimizer)
+        if change == "replaced":
+            layer.weight = nn.Parameter(layer.weight.detach().clone())
+            optimizer.add_param_group({"params": [layer.weight]})
+        else:
+            nn.utils.parametrizations.orthogonal(layer)
+        with router(torch.tensor([0])):
+            layer(torch.ones(1, 3)).sum().backward()
+        with pytest.raises(UsageError, match="the weight of this .*Linear is no longer the parameter"):
+            optimizer.step()
+
+    def test_is_refused_for_an_embedding_that_scales_its_rows_as_it_runs(self):
+        layer = nn.Embedding(4, 3, max_norm=1.0)
+        router = gr.Router(layer, {"": gr.RoutingSpec.one_per_label(3)})
+        with pytest.raises(UsageError, match="max_norm"):
+            Isolation(router, torch.optim.SGD(layer.parameters(), lr=0.1))
+
     def test_cannot_be_told_of_a_closure_that_is_evaluated_again_after_weights_changed(self):
         class Twice(torch.optim.SGD):
             def step(self, closure=lambda: None):
@@ -500,6 +538,17 @@ class TestWholeParameters:
             assert all(torch.equal(*pair) is stays for pair in zip(model.parameters(), before, strict=True))
             assert bool(optimizer.state[model[1].bias]) is not stays
 
+    def test_belong_to_the_one_unit_of_a_site_on_the_model_itself(self):
+        one = gr.RoutingSpec({"retain": (), "forget": 0}, 1)
+        model = Neurons()
+        router = gr.Router(model, {"": gr.Site(one, level="parameters")})
+        optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+        Isolation(router, optimizer)
+        for labels, expected in ((RETAIN, []), (FORGET, list(range(7)))):
+            gradients_everywhere(model)
+            teach(router, labels)
+            assert moved_units(model, optimizer.step) == expected
+
 
 class TestWhoElseUsesAParameter:
     def test_an_unrouted_module_that_shares_it_keeps_it_from_being_frozen(self):
@@ -514,6 +563,8 @@ class TestWhoElseUsesAParameter:
         before = model.writer.bias.detach().clone()
         assert moved_units(model, optimizer.step) == list(range(7))
         assert (model.writer.bias != before).nonzero().flatten().tolist() == [3, 4, 5, 6]
+        with pytest.raises(UsageError, match="an unrouted module shares are never frozen"):
+            Isolation(router, torch.optim.SGD([model.writer.weight], lr=0.1))
 
     def test_two_routed_modules_freeze_what_both_freeze(self):
         model = Neurons()
@@ -604,6 +655,10 @@ class TestUnits:
         [
             ({"0": gr.Site(SPEC, on="input")}, "site '0': no parameters .*: it masks what the modules before it learn"),
             ({"1": SPEC}, r"site '1': no parameters .*: those of a Tanh are not known.*sites=\[\.\.\.\]"),
+            (
+                {"": gr.Site(gr.RoutingSpec({"retain": 0, "forget": ()}, 1), on="input", level="parameters")},
+                "site '': no parameters .*: those of a Sequential are not known",  # its biases read nothing
+            ),
             ({"0": gr.Site(SPEC, dim=1)}, "site '0': dim 1 of the output of a Linear .*: expected dim=-1"),
             (
                 {"0": gr.RoutingSpec({"retain": 0, "forget": 1}, 5)},
@@ -700,3 +755,38 @@ class TestLife:
         gradients_everywhere(model)
         teach(router, FORGET)
         assert moved_units(model, optimizer.step) == [3, 4, 5, 6]
+
+
+@pytest.fixture
+def rank_of_four(request):
+    """One process that takes itself for one of four, which never speak to each other."""
+    dist.init_process_group("fake", store=FakeStore(), rank=request.param, world_size=4)
+    yield request.param
+    dist.destroy_process_group()
+
+
+class TestDistributedParameters:
+    @pytest.mark.parametrize("rank_of_four", range(4), indirect=True)
+    @pytest.mark.parametrize("size", [2, 5, 7, 8])
+    def test_freeze_in_each_process_the_part_that_it_holds(self, rank_of_four, size):
+        """As `torch.chunk` divides it, with shorter parts and empty ones at the end."""
+        chunks = torch.arange(size).chunk(4)
+        held = chunks[rank_of_four] if rank_of_four < len(chunks) else torch.arange(0)
+        mesh = init_device_mesh("cpu", (4,))
+        parameter = DTensor.from_local(torch.zeros(3, len(held)), mesh, [Shard(1)], shape=(3, size), stride=(size, 1))
+        untaught = torch.arange(size) % 3 != 1
+        block = FrozenBlocks([~untaught])(parameter, {1: (0,)})
+        expected = untaught[held]
+        if not expected.any():
+            assert block is None
+        else:
+            put(local(parameter), block, take(torch.ones(3, len(held)), block))
+            assert torch.equal(local(parameter), expected.float().expand(3, -1))
+
+    @pytest.mark.parametrize("rank_of_four", [1], indirect=True)
+    @pytest.mark.parametrize("placements", [[Partial(), Replicate()], [Shard(0), Shard(0)]], ids=str)
+    def test_of_other_placements_are_refused(self, rank_of_four, placements):
+        parameter = DTensor.from_local(torch.zeros(2, 2), init_device_mesh("cpu", (2, 2)), placements)
+        taught = torch.arange(len(parameter)) == 0
+        with pytest.raises(UsageError, match="cannot be isolated: expected Replicate, or at most one plain Shard"):
+            FrozenBlocks([taught])(parameter, {0: (0,)})

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import gradroute as gr
 from gradroute.parameters import OwnForward
@@ -165,6 +166,52 @@ def test_a_training_pass_without_labels_warns() -> None:
     with pytest.warns(gr.UnroutedWarning, match="no labels set"):
         model(torch.ones(2, 3))
     router.remove()
+
+
+@pytest.mark.parametrize("on", ["output", "input"])
+def test_a_forward_that_is_replaced_later_is_refused_and_one_that_wraps_is_not(on: str) -> None:
+    spec = gr.RoutingSpec.split({"retain": 2, "forget": 1})
+    layer = nn.Linear(3, 3)
+    router = gr.Router(layer, {"": gr.Site(spec, on=on, level="parameters")})
+    standing = layer.forward
+    layer.forward = lambda x: standing(1 * x)
+    with router(torch.zeros(2, dtype=torch.int64)):
+        layer(torch.ones(2, 3)).sum().backward()
+    grad = layer.weight.grad if on == "output" else layer.weight.grad.T
+    assert grad[:2].all()
+    assert not grad[2].any()
+    layer.forward = lambda x: nn.functional.linear(x, layer.weight)
+    with (
+        router(torch.zeros(2, dtype=torch.int64)),
+        pytest.raises(gr.errors.UsageError, match="forward method.*replaced"),
+    ):
+        layer(torch.ones(2, 3))
+
+
+def test_what_reads_a_batch_of_data_warns_without_labels() -> None:
+    layer = nn.Linear(3, 2)
+    gr.Router(layer, {"": gr.Site(gr.RoutingSpec.one_per_label(3), on="input", level="parameters")})
+    with pytest.warns(gr.UnroutedWarning, match="no labels set"):
+        layer(torch.ones(1, 3))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    "computed",
+    [lambda layer: prune.random_unstructured(layer, "weight", 0.2), lambda layer: nn.utils.weight_norm(layer, dim=1)],
+    ids=["pruned", "weight norm"],
+)
+def test_weights_that_are_computed_before_each_pass_learn_by_route(computed) -> None:
+    spec = gr.RoutingSpec.split({"retain": 3, "forget": 1})
+    layer = nn.ConvTranspose1d(3, 4, 2)
+    computed(layer)
+    router = gr.Router(layer, {"": gr.Site(spec, level="parameters", dim=1)})
+    with router(torch.zeros(2, dtype=torch.int64)):
+        layer(torch.ones(2, 3, 5)).square().sum().backward()
+    for name, parameter in layer.named_parameters():
+        by_unit = parameter.grad.movedim(0 if name == "bias" else 1, 0).reshape(4, -1)
+        assert by_unit[:3].any(1).all(), name
+        assert not by_unit[3].any(), name
 
 
 def test_no_tensor_of_the_outputs_size_is_kept_beyond_the_layers_own() -> None:

@@ -1,6 +1,9 @@
 """Activation checkpointing keeps the labels of each forward pass, or raises: never an unrouted or misrouted gradient."""
 
 import copy
+import gc
+import threading
+import weakref
 
 import pytest
 import torch
@@ -29,11 +32,11 @@ class Model(nn.Module):
         return self.after(h).square().sum()
 
 
-def routed(reentrant):
+def routed(reentrant, level="activations"):
     torch.manual_seed(0)
     model = Model()
     model.reentrant = reentrant
-    return model, gr.Router(model, {"block.0": SPEC})
+    return model, gr.Router(model, {"block.0": gr.Site(SPEC, level=level)})
 
 
 def gradients(model):
@@ -102,9 +105,10 @@ def test_an_ablated_pass_is_recomputed_ablated_or_raises(batches, reentrant):
             loss.backward()
 
 
+@pytest.mark.parametrize("level", ["activations", "parameters"])
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_unlabeled_training_passes_are_left_alone(batches, reentrant):
-    model, router = routed(reentrant)
+def test_unlabeled_training_passes_are_left_alone(batches, reentrant, level):
+    model, router = routed(reentrant, level)
     with router(FIRST):
         model(batches[0]).backward()
     twin = copy.deepcopy(Model())
@@ -114,3 +118,91 @@ def test_unlabeled_training_passes_are_left_alone(batches, reentrant):
         model(batches[0]).backward()
     twin(batches[0]).backward()
     torch.testing.assert_close(gradients(model), gradients(twin))
+
+
+def test_one_pass_may_be_recomputed_for_several_backward_passes(batches, expected):
+    """Without reentry, whose graph keeps the labels; reentrant checkpointing frees its graph with the first one."""
+    model, router = routed(False)
+    losses = []
+    for x, labels in zip(batches, (FIRST, SECOND), strict=True):
+        with router(labels):
+            losses.append(model(x))
+    for _ in range(2):
+        sum(losses).backward(retain_graph=True)
+    torch.testing.assert_close(gradients(model), [2 * gradient for gradient in expected])
+
+
+@pytest.mark.filterwarnings("ignore:the model ran, but the sites:gradroute.UnroutedWarning")
+def test_a_pass_of_one_site_lends_no_trust_to_another():
+    model = nn.ModuleList(nn.Linear(3, 3) for _ in range(2))
+    router = gr.Router(model, {"*": SPEC})
+    x = torch.randn(4, 3, requires_grad=True)
+    with router(FIRST):
+        checkpoint(model[0], x, use_reentrant=True)
+    with router(SECOND):
+        loss = checkpoint(model[1], x, use_reentrant=True).sum()
+    with router(FIRST), pytest.raises(UsageError, match="does not hold the labels that it first ran under"):
+        loss.backward()
+
+
+def test_labels_by_pattern_are_held_to_those_of_the_first_pass_too(batches):
+    model, router = routed(True)
+    with router({"block.0": FIRST}):
+        model(batches[0]).backward()
+        loss = model(batches[0])
+    with router({"block.0": SECOND}), pytest.raises(UsageError, match="does not hold the labels"):
+        loss.backward()
+
+
+def test_recomputation_in_a_thread_of_autograds_is_in_the_block_of_its_own():
+    """Deep in nested backward passes, and on a GPU, autograd goes on in another thread."""
+    layer = nn.Linear(3, 3)
+    router = gr.Router(layer, {"": SPEC})
+    threads = set()
+    layer.register_forward_hook(lambda *_: threads.add(threading.get_ident()))
+
+    def nested(x, depth):
+        return checkpoint(nested, x, depth - 1, use_reentrant=True) if depth else layer(x)
+
+    with router(FIRST):
+        nested(torch.ones(4, 3, requires_grad=True), 80).sum().backward()
+    assert len(threads) == 2, "this many levels must be more than autograd runs in one thread"
+    assert torch.equal(layer.bias.grad, SPEC.mask(FIRST).sum(0))
+
+
+def test_labels_of_an_evaluation_are_not_kept(batches):
+    model, router = routed(None)
+    labels = FIRST.clone()
+    kept = weakref.ref(labels)
+    with torch.no_grad(), router(labels):
+        model(batches[0])
+    del labels
+    gc.collect()
+    assert kept() is None
+
+
+@pytest.mark.parametrize("change", ["written", "another"])
+def test_labels_that_are_not_those_of_the_first_pass_are_refused(change):
+    """Whichever of several it is, and though the tensor itself is the same one."""
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3))
+    spec = gr.RoutingSpec.one_per_label(3)
+    router = gr.Router(model, {"0": spec, "1": spec})
+    x = torch.ones(2, 2, requires_grad=True)
+    first, second = torch.tensor([0, 1]), torch.tensor([0, 1])
+    with router({"0": first, "1": second}):
+        loss = checkpoint(model, x, use_reentrant=True).sum()
+    if change == "written":
+        second.fill_(2)
+    else:
+        second = torch.tensor([2, 2])
+    with router({"0": first, "1": second}), pytest.raises(UsageError, match="does not hold the labels"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(2, 3), nn.Sequential(nn.Linear(2, 3))], ids=["known", "other"])
+def test_sites_on_parameters_want_backward_in_the_block_of_their_forward_pass_and_no_other(layer):
+    router = gr.Router(layer, {"": gr.Site(gr.RoutingSpec.one_per_label(3), level="parameters")})
+    with router(torch.tensor([0, 1])):
+        loss = checkpoint(layer, torch.ones(2, 2), use_reentrant=False).sum()
+    with router(torch.tensor([2, 2])), pytest.raises(UsageError, match="does not hold the labels"):
+        loss.backward()

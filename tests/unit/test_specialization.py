@@ -82,6 +82,71 @@ def test_what_leaks_into_other_units_shows_there():
         assert after.decoder_without.value > before.decoder_without.value + 0.5
 
 
+def of_units(activations, spec, labels, **options):
+    """A report on units that are what they are given as, [n_examples, ...]; the loss is the sum of their squares."""
+    model = nn.Sequential(nn.Identity())
+    router = gr.Router(model, {"0": spec if isinstance(spec, gr.Site) else gr.Site(spec)})
+    return specialization(router, lambda x: model(x).square().sum(), activations, labels, **options)
+
+
+def test_own_units_and_all_others_are_probed_apart():
+    labels = torch.arange(60) % 2
+    x = torch.randn(60, 3)
+    x[:, 1] += 5 * labels
+    report = of_units(x, gr.RoutingSpec({0: 1, 1: [0, 2]}, 3), labels)
+    first, second = report.slices
+    assert first.probe.value > 0.95
+    assert first.probe_without.value < 0.75
+    assert second.probe.value < 0.75
+    assert second.probe_without.value > 0.95
+
+
+def test_activation_is_the_mean_magnitude_and_accuracy_is_by_own_units_that_others_do_not_share():
+    labels = torch.tensor([0, 1, 2, -1] * 10)
+    x = torch.zeros(40, 4)
+    x[labels == 0, 0] = 2.0
+    x[labels == 1, 1] = torch.tensor([2.0, -1.0]).repeat(5)
+    x[:, 3] = 100.0 * (labels == 1)  # a shared unit tells nothing of whose an example is
+    report = of_units(x, gr.RoutingSpec({0: 0, 1: 1, 2: ()}, 4, shared=3), labels)
+    assert report.labels == (0, 1, 2), "unlabeled examples are left out"
+    assert report.activation == ((2.0, 0.0, 0.0, 0.0), (0.0, 1.5, 0.0, 100.0), (0.0, 0.0, 0.0, 0.0))
+    # Right are those of label 0 and the positive half of label 1; a label without units of its own is never guessed.
+    assert report.accuracy.value == pytest.approx(15 / 30)
+    assert report.slices[2].units == (3,)
+    assert report.ablated_loss[2] is None
+
+
+def test_units_are_looked_at_for_each_example_along_their_own_dimension():
+    labels = torch.arange(20) % 2
+    x = torch.zeros(20, 2, 3)
+    x[torch.arange(20), labels] = torch.tensor([0.0, 1.0, 5.0])
+    report = of_units(x, gr.Site(gr.RoutingSpec.one_per_label(2), dim=1), labels)
+    assert report.activation == ((2.0, 0.0), (0.0, 2.0))
+
+
+def test_the_site_that_is_asked_for_is_the_one_that_is_looked_at():
+    model = Coder()
+    with torch.no_grad():
+        model.decoder.weight.copy_(torch.eye(LABELS).roll(1, 0))
+    x, labels = data()
+    router = gr.Router(model, {"latent": SPEC, "decoder": SPEC})
+    reports = [specialization(router, model.loss, x, labels, site=site) for site in ("latent", "decoder")]
+    assert [report.site for report in reports] == ["latent", "decoder"]
+    assert [np.array(report.activation).argmax(1).tolist() for report in reports] == [[0, 1, 2], [1, 2, 0]]
+
+
+def test_only_the_ablation_makes_the_difference_between_two_losses():
+    """Not the random numbers that the step draws."""
+    labels = torch.arange(20) % 2
+    x = torch.randn(20, 2)
+    x[:, 1] = 0.0
+    model = nn.Sequential(nn.Identity())
+    router = gr.Router(model, {"0": gr.RoutingSpec.one_per_label(2)})
+    report = specialization(router, lambda x: (model(x) + torch.rand(())).square().mean(), x, labels)
+    assert report.ablated_loss[0] != report.loss
+    assert report.ablated_loss[1] == report.loss, "a unit that is 0 can as well be off"
+
+
 def test_the_model_stays_as_it_was_and_reports_are_repeatable():
     model = Coder()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -123,6 +188,12 @@ def test_what_is_wrong_is_refused(monkeypatch):
         specialization(router, model.loss, x, labels, site="latnet")
     with pytest.raises(LabelError, match=r"shape \(n_examples,\)"):
         specialization(router, model.loss, x, labels.float(), site="latent")
+    with pytest.raises(LabelError, match=r"shape \(n_examples,\)"):
+        specialization(router, model.loss, x, labels > 0, site="latent")
+    with pytest.raises(LabelError, match=r"at least 5 examples .*'2': 3"):
+        specialization(router, model.loss, x, torch.where(torch.arange(N) > 8, labels % 2, labels), site="latent")
+    with pytest.raises(SiteError, match="has 240 examples first, and there are 120 labels"):
+        specialization(router, lambda x: model.loss(x.repeat(2, 1)), x, labels, site="latent")
     with pytest.raises(LabelError, match="two or more"):
         specialization(router, model.loss, x, torch.zeros_like(labels), site="latent")
     with pytest.raises(SiteError, match="did not run"):

@@ -95,6 +95,48 @@ def test_what_is_wrong_is_found(monkeypatch):
         assert_routed(net()[:1], {"0": SPEC}, x, torch.zeros(5, dtype=torch.int64))
 
 
+def test_gradients_that_should_not_be_there_and_ones_that_are_missing_are_found(monkeypatch):
+    x, nobody = torch.randn(5, 3), torch.full((5,), gr.UNLABELED)
+    spec = gr.RoutingSpec({0: [0, 1], 1: [2, 3]}, 4, unlabeled="none")
+    monkeypatch.setattr(hooks, "route_mask", lambda x, mask, dim, *, replacing: x)
+    with pytest.raises(NotRoutedError, match=r"'0\.weight' has a gradient, and should have none"):
+        assert_routed(net(), {"0": spec}, x, nobody)
+    monkeypatch.setattr(hooks, "route_mask", lambda x, mask, dim, *, replacing: x.detach())
+    with pytest.raises(NotRoutedError, match=r"'0\.weight' has no gradient, and should have one"):
+        assert_routed(net(), {"0": spec}, x, torch.zeros_like(nobody))
+
+
+def test_random_numbers_and_gradients_of_before_are_left_and_do_no_harm():
+    model, x, labels = net(), torch.randn(5, 3), torch.zeros(5, dtype=torch.int64)
+    model(x).sum().backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    state = torch.get_rng_state()
+    assert_routed(model, {"0": SPEC}, x, labels)  # the dropout draws the same for all three
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(p.grad, before) for p, before in zip(model.parameters(), gradients, strict=True))
+
+
+def test_sparse_gradients_and_outputs_without_a_graph_may_be_among_others():
+    class Looked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Embedding(7, 4, sparse=True)
+
+        def forward(self, ids):
+            return {"units": self.embed(ids), "ids": ids, "ones": torch.ones(())}
+
+    assert_routed(Looked(), {"embed": SPEC}, torch.arange(5), torch.tensor([0, 1, 0, 0, -1]))
+    with pytest.raises(gr.RoutingError, match="no floating tensor with a graph"):
+        assert_routed(nn.Identity(), {"": SPEC}, torch.ones(5, 4))
+    with pytest.raises(gr.RoutingError, match="its size is not known"):
+        assert_routed(net(), {"0": SPEC}, ())
+
+
+def test_labels_are_drawn_for_sites_that_name_different_ones():
+    other = gr.RoutingSpec({"a": [0, 1], "b": [2, 3]}, 4)
+    assert_routed(net(), {"0": SPEC, "2": other}, torch.randn(5, 3))
+
+
 def test_without_hypothesis_all_but_the_strategies_works(monkeypatch):
     for module in [name for name in sys.modules if name.startswith(("gradroute.testing", "hypothesis"))]:
         monkeypatch.delitem(sys.modules, module)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from ..errors import UnroutedWarning, UsageError
+from ..errors import UsageError
 from ..hooks import Labels
 from ..router import Router
 from .groups import Group, take
@@ -87,7 +86,7 @@ class Runs:
             return self._run(batch, group.labels)
 
     def _run(self, batch: Any, labels: Labels) -> Run:
-        with Probes(self.router) as probes, torch.enable_grad(), self.router(labels), _quiet():
+        with Probes(self.router) as probes, torch.enable_grad(), self.router(labels):
             loss = self.loss(batch)
             probes.close()
             seen = [(site, item) for site, items in enumerate(probes.seen) for item in items if item.edge is not None]
@@ -130,18 +129,10 @@ class Runs:
         batch = self._batch
         if traded and self._size is not None:
             batch = take(batch, torch.arange(1, self._size + 1, device="cpu") % self._size, self._size)
-        with unrouted(self.router), Probes(self.router, edit) as probes, self.router(labels), _quiet():
+        with unrouted(self.router), Probes(self.router, edit) as probes, self.router(labels):
             loss = self.loss(batch)
             probes.close()
         return loss, probes
-
-
-class _quiet(warnings.catch_warnings):  # noqa: N801  # used as a function
-    """No warning that a site was silent: the audit says so itself."""
-
-    def __enter__(self) -> None:
-        super().__enter__()
-        warnings.simplefilter("ignore", UnroutedWarning)
 
 
 def gradients(loss: Tensor, inputs: list[Any]) -> list[Tensor | None]:

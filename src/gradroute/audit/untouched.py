@@ -79,10 +79,7 @@ class Untouched:
             for module in self._modules
             for name, buffer in module._buffers.items()
         ]
-        self._attributes = [
-            (module, {key: value for key, value in module.__dict__.items() if not key.startswith("_")})
-            for module in self._modules
-        ]
+        self._attributes = [(module, dict(module.__dict__)) for module in self._modules]
         self._random = _RandomState()
         self._generators = Generators()
         self._noted = (state.warned, state.model_ran, state.records, [hook.ran for hook in self._router._hooks])
@@ -131,7 +128,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def _put_back(module: nn.Module, before: dict[str, Any]) -> None:
-    for key in [key for key in module.__dict__ if not key.startswith("_") and key not in before]:
+    for key in [key for key in module.__dict__ if key not in before]:
         del module.__dict__[key]
     for key, value in before.items():
         if module.__dict__.get(key, module) is not value:

@@ -165,8 +165,8 @@ def _linear(node: Node) -> Iterator[Edge]:
     channel, convolves = channel_of(node), name_of(node).startswith("conv")
     if convolves and argument(node, 6, 1) != 1:
         why = f"{place(node)} is a grouped convolution, whose groups must stay of one size."
-        yield _refused(x, node, range(1, 2), why)
-        yield _refused(weight, node, range(2), why)
+        yield _refused(x, node, range(len(shape_of(x))), why)
+        yield _refused(weight, node, range(len(shape_of(weight))), why)
         return
     if len(shape_of(x)) != len(shape_of(weight)) and convolves:
         why = f"{place(node)} has an input without a batch dimension: give an example that has one."

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..masks import UNLABELED
-from ..spec import Route, RoutingSpec
+from ..routes import Route
+from ..spec import RoutingSpec
 
 
 def oracle_mask(spec: RoutingSpec, labels: Tensor) -> Tensor:

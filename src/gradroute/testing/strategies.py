@@ -15,7 +15,8 @@ except ImportError as error:
 
 from ..errors import SpecError
 from ..masks import UNLABELED
-from ..spec import Route, RoutingSpec
+from ..routes import Route
+from ..spec import RoutingSpec
 
 if TYPE_CHECKING:
     from hypothesis.strategies import DrawFn, SearchStrategy

@@ -2,7 +2,7 @@
 // edges, placed by whole pixels so that its centre of mass lies in the pixel right of and below the middle of 28 x 28.
 // MNIST's own page says no more than "centred", but this is where the centres of all its test images are.
 
-export const SIDE = 28;
+const SIDE = 28;
 const BOX = 20;
 /** Fainter than this is no ink, but the soft edge of some. */
 const FAINTEST = 0.02;
