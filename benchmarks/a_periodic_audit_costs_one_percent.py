@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import gradroute as gr
 from claims import Check, Outcome, at_most, main, note
 from gpt2 import SITES, build_blocks
-from gradroute.periodic import PeriodicAudit
+from gradroute.diagnostics import PeriodicAudit
 from measure import Spread, compare
 from settings import Settings
 from steps import UNROUTED, RoutedStep, TrainStep

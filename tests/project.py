@@ -17,5 +17,6 @@ MODULES = sorted(
 
 def public_names() -> dict[str, tuple[str, ...]]:
     """The names that a module with ``__all__`` exports, by module. A module without one is not public."""
-    modules = {name: importlib.import_module(name) for name in MODULES}
+    public = [name for name in MODULES if not any(part.startswith("_") for part in name.split("."))]
+    modules = {name: importlib.import_module(name) for name in public}
     return {name: tuple(module.__all__) for name, module in modules.items() if hasattr(module, "__all__")}

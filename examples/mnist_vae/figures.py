@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
-from gradroute.audit import AuditReport
+from gradroute.diagnostics import AuditReport
 from mnist_vae.data import Split
 from mnist_vae.files import replacing
 from mnist_vae.model import DIGITS, SIDE, VAE

@@ -3,7 +3,7 @@
 import torch
 
 import gradroute as gr
-from gradroute.audit import AuditReport
+from gradroute.diagnostics import AuditReport
 from mnist_vae.data import Split
 from mnist_vae.model import VAE
 

@@ -1,16 +1,15 @@
 """Gradient routing for PyTorch: decide, example by example, which part of a network a loss may teach."""
 
-from .audit import audit
+import importlib
+from typing import Any
+
+from .autograd import RouteGradient, RouteMask, route
+from .diagnostics._specialization import specialization
+from .diagnostics._watch import watch
+from .diagnostics.audit import audit
 from .errors import RoutingError, UnroutedWarning
-from .functional import RouteMask, route
-from .layers import RouteGradient
-from .masks import UNLABELED
-from .router import RoutedModule, Router
-from .routes import Route
-from .sites import Site
-from .spec import RoutingSpec
-from .specialization import specialization
-from .watch import watch
+from .router import RoutedModule, Router, Site
+from .spec import UNLABELED, Route, RoutingSpec
 
 __version__ = "0.1.0"
 __all__ = [
@@ -29,3 +28,18 @@ __all__ = [
     "specialization",
     "watch",
 ]
+
+#: The modules with more public names, which are attributes of this one without an import of their own.
+_MODULES = ("blocks", "diagnostics", "errors", "optim", "surgery", "testing")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What a user looks for: the public names, and not the modules that were imported on the way."""
+    dunders = [name for name in globals() if name.startswith("__") and name.endswith("__")]
+    return sorted({*__all__, *_MODULES, *dunders})

@@ -10,10 +10,10 @@ from typing import Any, Literal
 from torch import nn
 
 from .errors import SiteError, SpecError, preview
-from .routes import Route
-from .sites import Site
-from .spec import RoutingSpec
-from .units import is_conv1d_of_transformers, kind_of, n_units
+from .router._site import Site
+from .spec._route import Route
+from .spec._spec import RoutingSpec
+from .unit_dims import is_conv1d_of_transformers, kind_of, n_units
 
 __all__ = ["block_sites"]
 

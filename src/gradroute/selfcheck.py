@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from . import __version__
-from .functional import route
-from .masks import UNLABELED
-from .router import Router
-from .sites import Site
-from .spec import RoutingSpec
+from .autograd._functional import route
+from .router._router import Router
+from .router._site import Site
+from .spec._masks import UNLABELED
+from .spec._spec import RoutingSpec
 
 Law: TypeAlias = tuple[str, bool]
 Check: TypeAlias = Callable[[torch.device], Iterator[Law]]

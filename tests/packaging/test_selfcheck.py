@@ -8,7 +8,13 @@ from functools import partial
 import pytest
 import torch
 
-from gradroute import Router, __main__, __version__, functional, hooks, own_layers, parameters, selfcheck, ways
+from gradroute import Router, __main__, __version__, selfcheck
+from gradroute.autograd import _functional as functional
+from gradroute.autograd import _functions as functions
+from gradroute.router import _hooks as hooks
+from gradroute.router import _layer_gradients as own_layers
+from gradroute.router import _parameter_level as parameters
+from gradroute.router import _site_mask as ways
 
 ALL_LAWS = {law for check in (selfcheck.functional_form, selfcheck.level_activations, selfcheck.level_parameters)
             for law, _ in check(torch.device("cpu"))}  # fmt: skip
@@ -136,7 +142,7 @@ def test_compiled_forms_are_tried_where_they_can_be(capsys):
 
 @pytest.mark.usefixtures("_compile_without_a_c_compiler")
 def test_a_mask_that_only_the_compiler_loses_exits_with_1(monkeypatch, capsys):
-    monkeypatch.setattr(functional, "_masked", whole)
+    monkeypatch.setattr(functions, "masked", whole)
     code, verdicts = run(capsys)
     assert code == 1
     failed = {law for law, verdict in verdicts.items() if verdict == "FAILED"}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import gradroute as gr
-from gradroute.audit import audit
+from gradroute import audit
 
 N = 9
 

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import gradroute as gr
-from gradroute import entries
 from gradroute.optim import Isolation, clip_grad_norm_per_route_
+from gradroute.optim import _slices as entries
 from gradroute.testing import label_tensors, specs
-from gradroute.testing.strategies import KINDS
-from gradroute.units import spread
+from gradroute.testing._strategies import KINDS
+from gradroute.unit_dims import spread
 
 SPEC = gr.RoutingSpec({"retain": slice(0, 3), "forget": [3, 5]}, 7, shared=[4, 6])
 FROZEN = list(SPEC.exclusive("forget"))

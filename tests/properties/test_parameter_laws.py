@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 import gradroute as gr
-from gradroute import own_layers
+from gradroute.router import _layer_gradients as own_layers
+from gradroute.unit_dims import unit_dims
 
 WIDTH = 6  # of every routed tensor here
 HARD = gr.RoutingSpec({"retain": slice(0, 3), "forget": slice(3, 5)}, WIDTH, shared=5)
@@ -167,7 +168,7 @@ def test_units_off_the_route_get_exactly_zero_even_from_inf_and_nan(case: Case) 
         gradient.select(case.dim, 3).fill_(torch.inf)
         gradient.select(case.dim, 4).fill_(torch.nan)
         y.backward(gradient)
-    units = gr.units.unit_dims(module, "output")
+    units = unit_dims(module, "output")
     for name, dim in units.items():
         rows = getattr(module, name).grad.movedim(dim, 0)
         assert not rows[3:5].any(), name

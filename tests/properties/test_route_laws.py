@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 import gradroute as gr
 from gradroute.testing import label_tensors, oracle, oracle_mask, specs
-from gradroute.testing.oracle import along
+from gradroute.testing._oracle import along
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 SPECIAL = [float("inf"), float("-inf"), float("nan"), -0.0]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import gradroute as gr
 from gradroute import Route, RoutingSpec  # names that a spec's repr uses
 from gradroute.testing import indices, label_tensors, oracle_mask, specs
-from gradroute.testing.oracle import oracle_row
+from gradroute.testing._oracle import oracle_row
 
 
 @given(specs())

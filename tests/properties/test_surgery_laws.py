@@ -11,7 +11,7 @@ from torch import nn
 import gradroute as gr
 from gradroute.errors import SiteError
 from gradroute.surgery import ablate_, contract, contract_, expand_
-from gradroute.surgery.links import regroup
+from gradroute.surgery.graph._axis_rules import regroup
 from gradroute.testing import specs
 
 ACTIVATIONS = [nn.ReLU(), nn.GELU(), nn.Tanh(), nn.Sigmoid(), nn.Softplus(), nn.SiLU(), nn.Softsign(), nn.PReLU()]

@@ -12,8 +12,23 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import gradroute as gr
-from gradroute.audit import AuditReport, Bypass, ParameterGradients, SiteGradients
 from gradroute.blocks import block_sites
+from gradroute.diagnostics import (
+    AuditReport,
+    Bypass,
+    BypassWarning,
+    Estimate,
+    Move,
+    ParameterGradients,
+    PeriodicAudit,
+    SiteGradients,
+    Slice,
+    SpecializationReport,
+    Watch,
+    WatchReport,
+    lightning_callback,
+    transformers_callback,
+)
 from gradroute.errors import (
     LabelError,
     LeakError,
@@ -25,11 +40,8 @@ from gradroute.errors import (
     UsageError,
 )
 from gradroute.optim import Isolation, clip_grad_norm_per_route_
-from gradroute.periodic import BypassWarning, PeriodicAudit, lightning_callback, transformers_callback
-from gradroute.specialization import Estimate, Slice, SpecializationReport
 from gradroute.surgery import Contracted, ablate_, contract, contract_, expand_
 from gradroute.testing import assert_routed, indices, label_tensors, oracle, oracle_mask, routes, specs, tensors
-from gradroute.watch import Move, Watch, WatchReport
 
 
 def some_spec() -> gr.RoutingSpec:

@@ -16,8 +16,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import gradroute as gr
-from gradroute.audit import AuditReport, SiteGradients, audit
+from gradroute import audit
+from gradroute.diagnostics import AuditReport, SiteGradients
 from gradroute.errors import LabelError, LeakError, UsageError
+from gradroute.router._attachment import attachment_of
 from planted import KL_BYPASSES, PLANTED, READS, SPEC, WIDTH, N, OriginalVAE, labels
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:`torch\.jit\.script(_method)?` is deprecated")
@@ -226,7 +228,7 @@ def test_gradients_of_units_and_parameters_are_those_of_the_labels_own_examples(
                 with router(ids[mine]):
                     step_of(model)(x[mine]).backward()
             else:
-                router._state.warned = True
+                attachment_of(router).state.warned = True
                 step_of(model)(x[mine]).backward()
             for name, parameter in model.named_parameters():
                 measured = report.parameters[name]
@@ -423,7 +425,8 @@ def test_nothing_is_changed_whether_the_step_fails_or_not(fails):
     hooks = []
     model.writer.register_forward_hook(lambda *_: hooks.append(1))
     router = gr.Router(model, {"writer": SPEC})
-    record = router._record_taught()
+    recording = attachment_of(router).record_taught()
+    record = recording.__enter__()
     x = torch.randn(N, 5)
     with router(labels()):
         model(x).sum().backward()
@@ -466,8 +469,8 @@ def test_nothing_is_changed_whether_the_step_fails_or_not(fails):
     assert model._private is None
     assert not hasattr(model, "new")
     assert router.labels is None
-    assert not router._state.suspended
-    assert router._state.records == [record]
+    assert not attachment_of(router).state.suspended
+    assert attachment_of(router).state.records == [record]
     assert all(torch.equal(a, b) for a, b in zip(record.units, taught, strict=True))
     assert_it_still_warns_and_routes(model, router, x)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gradroute.certificates import Estimate, Procedure, decode, interval, probe
+from gradroute.diagnostics._linear_probes import Estimate, Procedure, decode, interval, probe
 
 pytest.importorskip("sklearn")
 

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from gradroute.errors import SiteError
-from gradroute.surgery.links import edges
+from gradroute.surgery.graph._axis_rules import edges
 
 REFUSED = "refused"
 ALL = "all"

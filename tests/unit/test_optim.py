@@ -12,9 +12,10 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, init_de
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import gradroute as gr
-from gradroute.entries import FrozenBlocks, local, put, take
 from gradroute.errors import SiteError, UsageError
 from gradroute.optim import Isolation
+from gradroute.optim._slices import FrozenBlocks, local, put, take
+from gradroute.router._attachment import attachment_of
 
 SPEC = gr.RoutingSpec({"retain": slice(0, 3), "forget": [3, 5]}, 7, shared=[4, 6], unlabeled="none")
 RETAIN, FORGET = SPEC.encode(["retain"]), SPEC.encode(["forget"])
@@ -724,12 +725,12 @@ class TestLife:
     def test_leaves_no_record_behind(self):
         _, router, optimizer, isolation = isolated()
         isolation.remove()
-        assert not router._state.records
+        assert not attachment_of(router).state.records
         isolation = Isolation(router, optimizer)
-        assert len(router._state.records) == 1
+        assert len(attachment_of(router).state.records) == 1
         del isolation, optimizer
         gc.collect()
-        assert not router._state.records
+        assert not attachment_of(router).state.records
 
     def test_cannot_be_copied(self):
         *_, isolation = isolated()

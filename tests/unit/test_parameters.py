@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import gradroute as gr
-from gradroute.parameters import OwnForward
+from gradroute.router._parameter_level import OwnForward
 
 SPEC = gr.RoutingSpec.one_per_label(4)
 LABELS = torch.tensor([0, 2])

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 import gradroute as gr
+from gradroute.diagnostics import BypassWarning, PeriodicAudit, lightning_callback, transformers_callback
 from gradroute.errors import UsageError
-from gradroute.periodic import BypassWarning, PeriodicAudit, lightning_callback, transformers_callback
 
 SPEC = gr.RoutingSpec({0: [0, 1], 1: [2, 3]}, 4)
 LABELS = torch.arange(20) % 2

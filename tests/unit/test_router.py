@@ -12,6 +12,7 @@ from torch import nn
 import gradroute as gr
 from gradroute.errors import LabelError, SpecError, UsageError
 from gradroute.optim import Isolation
+from gradroute.router._attachment import attachment_of
 
 SPEC = gr.RoutingSpec.one_per_label(3)
 WHOLE = gr.RoutingSpec(dict.fromkeys(range(3), 0), 1)
@@ -426,7 +427,7 @@ class TestWhatCouldLoseTheMask:
             with pytest.raises(UsageError, match="blocks of one router overlapped"):
                 next(running)
         assert router.labels is None
-        assert not router._state.active
+        assert not attachment_of(router).state.active
 
     def test_labels_that_are_refused_as_a_block_begins_are_not_left_behind(self):
         model = mlp()

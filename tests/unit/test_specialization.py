@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import gradroute as gr
+from gradroute import specialization
 from gradroute.errors import LabelError, SiteError
-from gradroute.specialization import specialization
 
 pytest.importorskip("sklearn")
 N, LABELS = 120, 3

@@ -9,7 +9,7 @@ from torch import nn
 
 import gradroute as gr
 from architectures import ARCHITECTURES
-from gradroute import hooks
+from gradroute.router import _hooks as hooks
 from gradroute.testing import NotRoutedError, assert_routed, label_tensors, oracle, oracle_mask, specs, tensors
 
 SPEC = gr.RoutingSpec({0: [0, 1], 1: [2, 3]}, 4)

@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 import gradroute as gr
+from gradroute import watch
 from gradroute.errors import LeakError, UsageError
 from gradroute.optim import Isolation
-from gradroute.watch import watch
+from gradroute.router._attachment import attachment_of
 
 SPEC = gr.RoutingSpec({0: [0, 1], 1: [2, 3]}, 4)
 ZEROS = torch.zeros(6, dtype=torch.int64)
@@ -290,10 +291,10 @@ def test_the_report_of_a_closed_watch_is_that_of_when_it_was_closed():
     model = net()
     router = gr.Router(model, {"0": SPEC})
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    records = list(router._state.records)
+    records = list(attachment_of(router).state.records)
     with watch(model, optimizer, router) as watcher:
         step(model, optimizer, router)
-    assert router._state.records == records
+    assert attachment_of(router).state.records == records
     with torch.no_grad():
         model[0].weight.add_(1)
     assert watcher.report.clean

@@ -21,11 +21,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NotRoutedError
-from .assertions import assert_routed
-from .oracle import oracle, oracle_mask
+from ._assertions import assert_routed
+from ._oracle import oracle, oracle_mask
 
 if TYPE_CHECKING:
-    from .strategies import indices, label_tensors, routes, specs, tensors
+    from ._strategies import indices, label_tensors, routes, specs, tensors
 
 __all__ = [
     "NotRoutedError",
@@ -44,4 +44,4 @@ def __getattr__(name: str) -> Any:
     """The strategies, which need hypothesis: not before they are asked for."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.strategies"), name)
+    return getattr(importlib.import_module(f"{__name__}._strategies"), name)

@@ -1,0 +1,150 @@
+"""The only file that reads torch's private names.
+
+Each function says what it is for. `tests/unit/test_torch_private.py` says what is expected of it: a torch in which it
+changed fails there, with a message that names the function.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# ---------------------------------------------------------------------- torch.func
+
+
+def transforms_active() -> bool:
+    """Whether a `torch.func` transform is running (true also while Dynamo traces one)."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def is_wrapped(tensor: Tensor) -> bool:
+    """Whether a tensor belongs to a `torch.func` transform."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def is_batch_of_gradients(tensor: Tensor) -> bool:
+    """Whether a tensor is a batch of gradients: ``is_grads_batched=True``, or a vectorized Hessian."""
+    return torch._C._functorch.is_legacy_batchedtensor(tensor)
+
+
+def unwrapped(tensor: Tensor) -> Tensor:
+    """The tensor under the wrappers of `torch.func` transforms, its batch dimensions first."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        batch_dim = functorch.maybe_get_bdim(tensor)
+        tensor = functorch.get_unwrapped(tensor)
+        if batch_dim > 0:
+            tensor = tensor.movedim(batch_dim, 0)
+    return tensor
+
+
+def outside_of_transforms() -> contextlib.AbstractContextManager[object]:
+    """For a write that is no part of what a `torch.func` transform runs through."""
+    if torch.compiler.is_compiling() or not transforms_active():
+        return contextlib.nullcontext()
+    return torch._C._DisableFuncTorch()
+
+
+def forward_mode() -> bool:
+    """Whether forward-mode differentiation is on, outside of `torch.func`."""
+    return torch.autograd.forward_ad._current_level >= 0
+
+
+# ---------------------------------------------------------------------- backward, and activation checkpointing
+
+
+def in_backward() -> bool:
+    """Whether a backward pass is running in this thread."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def node_in_backward() -> Any:
+    """The node of the graph that the running backward pass is at; None outside of one."""
+    return torch._C._current_autograd_node() if in_backward() else None
+
+
+def checkpoint_hook() -> tuple[str, Any]:
+    """What non-reentrant checkpointing does with tensors that are saved now: "first", "again" or "" (nothing).
+
+    And the region that it is about: an object that lives as long as the region may be recomputed.
+    """
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    pack = hooks[0] if hooks is not None else None
+    name = getattr(pack, "__qualname__", "")
+    if name.startswith("_checkpoint_hook"):
+        return "first", _closed_over(pack, "frame")
+    if name.startswith("_recomputation_hook"):
+        reference = _closed_over(_closed_over(pack, "fn") or pack, "target_frame_ref")
+        return "again", reference() if callable(reference) else None
+    return "", None
+
+
+def _closed_over(function: Any, name: str) -> Any:
+    code = getattr(function, "__code__", None)
+    if code is None or name not in code.co_freevars:
+        return None
+    return function.__closure__[code.co_freevars.index(name)].cell_contents
+
+
+def function_in_forward() -> Any:
+    """The innermost `torch.autograd.Function` whose forward is running: its node in the graph to be. None if none is.
+
+    Only those whose forward takes `ctx`, as that of reentrant checkpointing does.
+    """
+    frame = sys._getframe(1)
+    found: Any = None
+    walker: Any = frame
+    while walker is not None:
+        code = walker.f_code
+        if code.co_name == "forward" and code.co_argcount and code.co_varnames[0] != "self":
+            found = walker.f_locals.get(code.co_varnames[0])
+            if isinstance(found, torch.autograd.function.BackwardCFunction):
+                return found
+        walker = walker.f_back
+    return None
+
+
+# ---------------------------------------------------------------------- tensors and modules
+
+
+def version(tensor: Tensor) -> int:
+    """How often a tensor was written in place; 0 for those of which nobody counts it."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def is_sharded_by_fsdp(module: nn.Module) -> bool:
+    """Whether FSDP2 has given a module a class of its own."""
+    return type(module).__bases__[0].__name__ == "FSDPModule"
+
+
+# ---------------------------------------------------------------------- Dynamo
+
+
+def dynamo_is_loaded() -> bool:
+    """Whether anything may have been compiled: without Dynamo nothing is, and it takes seconds to import."""
+    return "torch._dynamo" in sys.modules
+
+
+def make_compiled_code_look_at_hooks() -> None:
+    """Have code that Dynamo compiles notice when hooks come or go, and forget what it compiled so far.
+
+    By default Dynamo sets no guards on a module's hooks (`skip_nnmodule_hook_guards`), so code that was compiled for a
+    model without a router, or for an unrouted twin of the same class, would serve a routed one too: unrouted, without a
+    word. The import costs a training program nothing, since optimizers import Dynamo as well.
+    """
+    if torch.compiler.is_compiling():
+        return
+    from torch._dynamo import config  # noqa: PLC0415  # not when gradroute is imported: it takes as long as importing torch
+
+    config.skip_nnmodule_hook_guards = False
+    torch.compiler.reset()
+
+
+def anything_compiled() -> bool:
+    """Whether Dynamo has compiled anything since the last router came or went."""
+    dynamo = sys.modules.get("torch._dynamo")
+    return dynamo is not None and getattr(dynamo.convert_frame, "FRAME_COUNTER", 1) > 0

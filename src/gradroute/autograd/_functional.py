@@ -1,0 +1,162 @@
+"""`RouteMask` and `route`: the only file that touches autograd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from .. import _torch_private as private
+from ..errors import RoutingError
+from ..spec._masks import INTEGER_OF_SIZE, Mask, align
+from ..spec._spec import RoutingSpec
+from ._functions import ReplacingRouteMask, RouteMask, masked
+
+SMALL = 2**14
+"""Up to this many elements, the number of operations is what a backward pass costs, and not memory: one `where`."""
+
+_ZEROS = {dtype: torch.zeros((), dtype=dtype, device="cpu") for dtype in (torch.float32, torch.float64, torch.bfloat16)}
+
+
+class _RouteBatch(Function):
+    """Forward: identity. Backward: multiplies the gradient by the mask of the batch's labels.
+
+    What `route` runs in plain eager mode: a Function in the classic style costs half of one with `setup_context`, and
+    it can take the `Mask` itself, so that no mask tensor exists before backward. The mask is kept as an attribute and
+    not by `save_for_backward` on purpose: activation checkpointing drops and recomputes what is saved there, by when
+    the router may hold other labels; an attribute stays with the forward pass that made it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask: Mask, dim: int, replacing: bool) -> Tensor:
+        ctx.mask = mask
+        ctx.dim = dim
+        ctx.set_materialize_grads(False)
+        return x.detach() if replacing else x  # of which autograd makes a view
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, None, None]:
+        return None if grad is None else masked_by(grad, ctx.mask, ctx.dim), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, x_tangent: Tensor, *_: Any) -> Tensor:
+        return masked_by(x_tangent, ctx.mask, ctx.dim)
+
+
+def route(x: Tensor, labels: Tensor, spec: RoutingSpec, *, dim: int = -1) -> Tensor:
+    """Let each example of x teach, through x, only the units that its label may teach.
+
+    Forward: identity; nothing is copied. Backward: the gradient is multiplied by ``spec.mask(labels)`` along `dim`,
+    and is exactly 0 where that is 0.
+
+    Args:
+        x: Tensor of any floating dtype, with ``spec.width`` units along `dim`.
+        labels: What each example is, or each token, or each position. The shape (without the last dimension of bool
+            and floating labels) is a leading part of x's shape with `dim` taken out: for x [B, T, D], (B,) or (B, T);
+            for x [B, C, H, W] and ``dim=1``, (B,), (B, H) or (B, H, W). By dtype:
+
+            - integer: the spec's own keys where these are all integers, and ids from `RoutingSpec.encode` where not;
+              -1 is unlabeled. A single integer (shape ()) labels the whole batch.
+            - bool [..., n_labels]: multi-label. Per unit, the weight of largest magnitude among the set labels; a row
+              with none set is unlabeled.
+            - floating [..., n_labels]: a mixture, the weighted sum of the routes. A row of zeros stops the gradient.
+        spec: Which units each label may teach.
+        dim: The dimension of x that holds the units.
+
+    Returns:
+        A view of x with the same values. An in-place operation on it raises, since it would change x too.
+
+    Raises:
+        LabelError: The labels do not fit the spec or x, or a label is unknown.
+        RoutingError: x is not floating.
+
+    Examples:
+        >>> z = torch.ones(2, 3, requires_grad=True)
+        >>> spec = RoutingSpec.one_per_label(3)
+        >>> route(z, torch.tensor([2, 0]), spec).sum().backward()
+        >>> z.grad
+        tensor([[0., 0., 1.],
+                [1., 0., 0.]])
+
+    References:
+        Cloud et al., 2024 (arXiv:2410.04332), Algorithm 1.
+    """
+    return route_mask(x, spec.masks.resolve(labels), dim, replacing=False)
+
+
+def route_mask(x: Tensor, mask: Mask, dim: int, *, replacing: bool) -> Tensor:
+    """`route` with labels already resolved.
+
+    With ``replacing=True`` the result shares x's memory without being a view of it, so that later in-place operations
+    work on it: right where the result replaces x, as in a hook.
+    """
+    if not (x.is_floating_point() or x.is_complex()):
+        raise RoutingError(f"only floating tensors carry gradients to route; got {x.dtype}.")
+    if x.is_nested:
+        raise RoutingError("nested tensors cannot be routed: route their values(), with one label for each of them.")
+    dim = mask.check_fits(x.shape, dim)
+    if torch.compiler.is_compiling():
+        if torch.compiler.is_exporting():
+            if torch.is_grad_enabled() and x.requires_grad:
+                raise RoutingError(
+                    "an exported program has no backward of its own, so whoever trained it would train it unrouted. "
+                    "Export without labels or under torch.no_grad()."
+                )
+            return x
+        from . import _dynamo  # noqa: F401, PLC0415  # runs while Dynamo traces: see there
+
+        return _route_transformed(x, mask, dim, replacing)
+    if private.transforms_active():
+        return _route_transformed(x, mask, dim, replacing)
+    if not (torch.is_grad_enabled() and x.requires_grad) and not private.forward_mode():
+        return x
+    # Outside torch.func, forward-mode differentiation demands that the tangent of a view be a view, and ours is none.
+    return _RouteBatch.apply(x, mask, dim, replacing or private.forward_mode())  # type: ignore[no-any-return]
+
+
+def _route_transformed(x: Tensor, mask: Mask, dim: int, replacing: bool) -> Tensor:
+    # A bool mask where possible: it is a quarter of the size. The compiler saves labels and recomputes it.
+    dtype = torch.bool if mask.is_hard else torch.float32
+    function = ReplacingRouteMask if replacing else RouteMask
+    weights = align(mask.tensor(dtype, x.device), x.ndim, dim)
+    return function.apply(x, weights)  # type: ignore[no-any-return]
+
+
+def masked_by(grad: Tensor, mask: Mask, dim: int) -> Tensor:
+    """The gradient times the mask of a batch: as `_masked`, but at the cost of one multiplication where possible."""
+    table = mask.table
+    if torch.is_grad_enabled() or not _is_plain(grad):  # grad mode inside backward: the caller wants second derivatives
+        dtype = torch.bool if mask.is_hard else grad.real.dtype
+        return masked(grad, align(mask.tensor(dtype, grad.device), grad.ndim, dim))
+    if grad.numel() <= SMALL and table.is_hard and mask.kind == "rows" and grad.device == mask.labels.device:
+        ndim = grad.ndim
+        if dim == ndim - 1:
+            return torch.where(mask.keep(ndim), grad, _ZEROS.get(grad.dtype, 0))
+    if not mask.is_hard:
+        grad = _combine(torch.mul, mask.tensor(grad.dtype, grad.device), grad, dim)
+        if not mask.has_zero:
+            return grad
+    return _combine(torch.bitwise_and, mask.bits(grad.dtype, grad.device), grad, dim)
+
+
+def _is_plain(grad: Tensor) -> bool:
+    """Whether a gradient is ordinary memory that may be read as integers."""
+    if torch.compiler.is_compiling():  # compiled autograd traces the backward pass, too
+        return False
+    if type(grad) is not Tensor or grad.layout != torch.strided or not grad.is_floating_point() or grad.is_neg():
+        return False
+    return not (private.is_wrapped(grad) or private.is_batch_of_gradients(grad))
+
+
+def _combine(operation: Any, factor: Tensor, grad: Tensor, dim: int) -> Tensor:
+    """``operation(factor, grad)`` into the factor's own memory where it is as large as the gradient, else into new."""
+    aligned = align(factor, grad.ndim, dim)
+    result = aligned if aligned.shape == grad.shape and dim == grad.ndim - 1 else torch.empty_like(grad)
+    operands = (aligned, grad, result)
+    if operation is torch.bitwise_and:
+        integer = INTEGER_OF_SIZE[grad.dtype.itemsize]
+        operands = (aligned.view(integer), grad.view(integer), result.view(integer))
+    operation(*operands[:2], out=operands[2])
+    return result

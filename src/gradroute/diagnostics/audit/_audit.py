@@ -1,0 +1,208 @@
+"""`audit`: where the gradient of each label goes, in a model with a router, under the user's own loss."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ...errors import UsageError, preview
+from ...router._attachment import AttachedSite, Labels, attachment_of
+from ...router._router import Router
+from ...unit_dims import unit_dims
+from ..harness._batches import Group, batch_size, group_by_label, length
+from ..harness._runs import Run, Runs, Step
+from ..harness._untouched import Untouched, norm, trainable
+from ._bypasses import Leaks
+from ._ownership import Known, Ownership
+from ._report import AuditReport, Bypass, ParameterGradients, SiteGradients, frozen, split_allowed
+
+__all__ = ["audit"]
+
+
+def audit(router: Router, step: Step, batch: Any, labels: Labels, *, allow: Collection[str] = ()) -> AuditReport:
+    """Measure where the gradient of each label goes, and name what a label trains although its route leaves it out.
+
+    The step is run again and again, on the examples of one label at a time, routed and not. Nothing is left changed:
+    not the model, its gradients, buffers or mode, nor random numbers.
+
+    What belongs to units is found by experiment (see `Bypass` for the paths):
+
+    - *writers*: the entries of parameters that change a site's off-route units and no others, such as the weight rows
+      and biases behind a latent. Under a route they must get a gradient of exactly 0;
+    - *readers*: the weight columns that read off-route units and nothing else. A site of level "activations" does not
+      protect them; ``Site(spec, on="input", level="parameters")`` on their module does.
+
+    What comes before the site and changes units of all labels, and what comes after it and reads units of all labels,
+    is shared by all labels and no bypass.
+
+    Args:
+        router: The router.
+        step: ``step(batch)``, the loss of a batch: a scalar tensor with a graph, a mean or a sum over examples. It must
+            not call ``backward()``. It may use the router itself.
+        batch: What `step` takes: any nest of tuples, lists, dicts and dataclasses, every tensor in it with the batch
+            first.
+        labels: The labels of the batch, as for ``router(labels)``. A batch need not hold all labels: those that are
+            missing are left out. Examples with several labels count by their set of labels.
+
+            With one label per token nobody can say which gradient of a parameter is whose, since the loss of a token
+            depends on those around it. So each label is tried on all tokens of the examples in which it occurs: the
+            bypasses are the same, and the numbers are of that.
+        allow: What is meant to be, and no bypass: globs over the names of targets, or kinds, such as
+            ``("reader", "decoder.0.bias")``.
+
+    Returns:
+        The report; ``report.clean`` says whether there is no bypass.
+
+    Raises:
+        LabelError: The labels do not fit the router's specs.
+        UsageError: The step returns no scalar with a graph, gradients are not finite, or the batch cannot be cut up.
+
+    Note:
+        The examples of one label are a batch of their own. Where examples meet, as in a BatchNorm in training mode or
+        a contrastive loss, they meet only their like, so numbers are of that batch; bypasses are not affected. Costs
+        two passes for each label, and for each label at each site about eight more.
+
+    Examples:
+        >>> import torch, gradroute as gr
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1, bias=False))
+        >>> spec = gr.RoutingSpec({"retain": 0, "forget": 1}, 2)
+        >>> batch, labels = torch.randn(4, 3), torch.tensor([0, 0, 1, 1])
+        >>> report = gr.audit(gr.Router(model, {"0": spec}), lambda x: model(x).square().mean(), batch, labels)
+        >>> sorted((bypass.label, bypass.target, bypass.kind) for bypass in report.bypasses)
+        [('forget', '1.weight', 'reader'), ('retain', '1.weight', 'reader')]
+
+    References:
+        What leaks in published code: readers and side losses, see Cloud et al., 2024 (arXiv:2410.04332).
+    """
+    return audit_knowing(Known(), router, step, batch, labels, allow=allow)
+
+
+def audit_knowing(
+    known: Known, router: Router, step: Step, batch: Any, labels: Labels, *, allow: Collection[str]
+) -> AuditReport:
+    """`audit`, with what earlier ones found out about the same router and step, which costs most of their time."""
+    attachment_of(router).check_usable()
+    if isinstance(allow, str):
+        raise UsageError(f"allow must be a collection of globs and kinds; got the string {allow!r}: write [{allow!r}].")
+    groups, per_token = group_by_label(router, labels)
+    if not groups:
+        raise UsageError("the batch holds no example, so there is nothing to audit.")
+    with Untouched(router) as untouched:
+        size = batch_size(labels)
+        size = length(batch) if size is None else size
+        runs = Runs(router, step, batch, size, untouched)
+        leaks = Leaks(router, Ownership(runs, labels, known))
+        routed, unrouted, found = [], [], list[Bypass]()
+        for group in groups:
+            run = _explained(runs, group, routed=True)
+            found += leaks.of(group, run)
+            routed.append(_Measured(router, run))
+            unrouted.append(_Measured(router, _explained(runs, group, routed=False)))
+    bypasses, allowed = split_allowed(found, tuple(allow))
+    taught = [[mask.taught().cpu() for mask in attachment_of(router).masks(group.labels)] for group in groups]
+    sites = tuple(
+        SiteGradients(
+            hook.name,
+            hook.site.on,
+            hook.site.level,
+            tuple(tuple(row[hook.group].tolist()) for row in taught),
+            tuple(measured.sites[position] for measured in routed),
+            tuple(measured.sites[position] for measured in unrouted),
+        )
+        for position, hook in enumerate(attachment_of(router).sites)
+    )
+    parameters = {
+        name: ParameterGradients(
+            tuple(measured.parameters[name] for measured in routed),
+            tuple(measured.parameters[name] for measured in unrouted),
+        )
+        for name in trainable(router.model)
+    }
+    return AuditReport(
+        tuple(group.label for group in groups),
+        tuple(len(group) for group in groups),
+        tuple(measured.norm for measured in routed),
+        sites,
+        frozen(parameters),
+        bypasses,
+        allowed,
+        tuple(_notes(router, known, leaks.silent, size, per_token=per_token)),
+    )
+
+
+class _Measured:
+    """The norms of a run, so that its gradients can go."""
+
+    def __init__(self, router: Router, run: Run) -> None:
+        self.norm = run.norm
+        self.parameters = {name: norm([gradient]) for name, gradient in run.gradients.items()}
+        modules = attachment_of(router).modules_by_every_name()
+        self.sites = [
+            _of_parameters(hook, modules[hook.name], run) if hook.routes_parameters else _of_tensor(hook, tensors)
+            for hook, tensors in zip(attachment_of(router).sites, run.at_sites, strict=True)
+        ]
+
+
+def _of_tensor(hook: AttachedSite, gradients: list[Tensor | None]) -> tuple[float, ...]:
+    squares = torch.zeros(hook.site.spec.width, dtype=torch.float64)
+    for gradient in gradients:
+        if gradient is not None:
+            squares += gradient.detach().double().square().movedim(hook.site.dim, 0).flatten(1).sum(1).cpu()
+    return tuple(squares.sqrt().tolist())
+
+
+def _of_parameters(hook: AttachedSite, module: nn.Module, run: Run) -> tuple[float, ...]:
+    """What each unit's own parameters learn; NaN where it is not known which they are."""
+    prefix = f"{hook.name}." if hook.name else ""
+    if hook.site.spec.width == 1:
+        return (norm(gradient for name, gradient in run.gradients.items() if name.startswith(prefix)),)
+    squares = torch.zeros(hook.site.spec.width, dtype=torch.float64)
+    dims = unit_dims(module, hook.site.on)
+    if not dims:
+        return (float("nan"),) * hook.site.spec.width
+    for name, dim in dims.items():
+        gradient = run.gradients.get(f"{prefix}{name}")
+        if gradient is not None and gradient.shape[dim] == len(squares):
+            dense = gradient.to_dense() if gradient.is_sparse else gradient
+            squares += dense.detach().double().square().movedim(dim, 0).reshape(len(squares), -1).sum(1).cpu()
+    return tuple(squares.sqrt().tolist())
+
+
+def _explained(runs: Runs, group: Group, *, routed: bool) -> Run:
+    try:
+        return runs.label(group, routed=routed)
+    except Exception as error:
+        where = "the whole batch" if group.examples is None else f"the {len(group)} examples of label {group.label!r}"
+        error.add_note(f"This was an audit, which runs the step on {where} alone.")
+        raise
+
+
+def _notes(router: Router, known: Known, silent: list[str], size: int | None, *, per_token: bool) -> list[str]:
+    notes = []
+    if size is None or size < 2:
+        notes.append("readers are told by what differs between examples: give a batch of two examples or more.")
+    if per_token:
+        notes.append(
+            "labels are per token: each label was tried on all tokens of the examples in which it occurs, since the "
+            "loss of a token depends on those around it."
+        )
+    norms = (nn.modules.batchnorm._BatchNorm,)
+    if any(isinstance(module, norms) and module.training for module in router.model.modules()):
+        notes.append("BatchNorm is in training mode: the statistics of each label's examples were their own.")
+    if not known.repeatable:
+        notes.append(
+            "two runs of the step on one batch differ, so readers could not be looked for: let the step draw its "
+            "random numbers from torch, numpy, random or a torch.Generator, and use deterministic algorithms."
+        )
+    unknown = sorted(known.unknown & trainable(router.model).keys())
+    if unknown:
+        notes.append(f"it is not known what these read, so no readers were looked for in them: {preview(unknown, 4)}.")
+    parametrized = [name for name, module in router.model.named_modules() if parametrize.is_parametrized(module)]
+    if parametrized:
+        notes.append(f"weights are computed from others here, so readers cannot be told: {preview(parametrized, 4)}.")
+    notes += [f"site {name!r} never ran." for name in silent]
+    return notes

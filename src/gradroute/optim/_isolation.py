@@ -1,0 +1,285 @@
+"""Optimizers and routes: `Isolation` keeps an optimizer off units that no example taught; clipping for each route."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import weakref
+from collections.abc import Collection, Iterable
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..errors import UsageError
+from ..router._attachment import attachment_of
+from ..router._router import Router
+from ._clipping import clip_grad_norm_per_route_
+from ._parameter_units import places_of
+from ._slices import Block, FrozenBlocks, local, put, take
+from ._state import Arguments, after_closure, refuse_mixing, state_of_units, untouched_state
+
+__all__ = ["Isolation", "clip_grad_norm_per_route_"]
+
+
+class _Held(NamedTuple):
+    """A block of a parameter and of its state, as they were before the step."""
+
+    parameter: Tensor
+    block: Block
+    values: Tensor
+    state: dict[str, Tensor]
+
+
+class Isolation:
+    """Keeps an optimizer off the units that no example of the step could teach: they stay bitwise as they were.
+
+    A gradient of zero freezes nothing. Momentum, weight decay and the running averages of Adam go on without it: ten
+    AdamW steps under a full mask move a weight by about 0.07. So before each step of the optimizer, whatever calls it,
+    the entries of those units are copied, in the weights and in the optimizer's state, and put back after it.
+
+    What belongs to a unit are the module's own parameters at a site: with ``on="output"`` the weight rows that write
+    the unit and its bias; with ``on="input"`` and ``level="parameters"`` the weight columns that read it. (A site with
+    ``on="input"`` and ``level="activations"`` has none.) An entry of a row that is frozen or of a column that is frozen
+    is frozen. A parameter that several modules share is frozen where all of them freeze it, and so nowhere if one of
+    them is not routed.
+
+    A unit counts as taught if an example of any forward pass since the last step may teach it, on any process. Labels
+    decide, not gradients: a unit that is ablated in the pass counts too, and so does a pass without a backward one. A
+    pass without labels that computes gradients teaches all units, in evaluation mode too: evaluate under
+    `torch.no_grad`.
+
+    What units share goes on: the count of steps behind Adam's bias correction belongs to a parameter, not to a unit, so
+    a unit that was frozen for a while is corrected by the parameter's count. (Where all units of a parameter are frozen
+    the optimizer does not see it, and its count stands still.) State that a step creates is, for a frozen unit, what a
+    step with zero gradients and without weight decay makes of it. Buffers, such as the running mean of a batch norm,
+    are no business of an optimizer and not held. Optimizers that mix the entries of a matrix, such as Muon, may let a
+    frozen unit's state enter the step of the others.
+
+    Costs: two copies of the frozen part of weights and state, one to keep it and one to put it back; memory for one of
+    them, from before the step until after it. "What it costs" in the documentation has it measured. On a GPU the host
+    waits for the device once for each forward pass and each step. With several processes each step begins with an
+    all-reduce of one byte a unit.
+
+    Args:
+        router: The router. Several isolations may share it, one an optimizer.
+        optimizer: The optimizer itself, not what a trainer wraps it in. Only the parameters in it are held.
+        sites: The names of the modules (keys of ``router.sites``) whose units are held; all by default.
+        process_group: The processes whose examples count; the default group where `torch.distributed` is initialized.
+            All of them must take the same steps. For processes that train apart, a group of this process alone.
+
+    Raises:
+        SiteError: No parameters are known that belong to the units of a site, or `sites` names none.
+        UsageError: The optimizer holds none of these parameters, or mixes units in its state (LBFGS, Adafactor; others
+            when their first step shows it, such as those whose 8-bit state shares scales). In a step: the router was
+            removed.
+
+    Note:
+        Make it before the first forward pass, and take the step for a batch before the forward pass of the next. When a
+        `GradScaler` skips a step, the batch's units count as taught in the next one too, which errs on the side of
+        training; `discard` makes it exact. A copied optimizer has no hooks, and so no isolation.
+
+    Examples:
+        >>> import torch, gradroute as gr
+        >>> model = torch.nn.Linear(3, 2)
+        >>> router = gr.Router(model, {"": gr.RoutingSpec.one_per_label(2)})
+        >>> optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
+        >>> isolation = Isolation(router, optimizer)
+        >>> before = model.weight.detach().clone()
+        >>> with router(torch.tensor([1, 1])):
+        ...     model(torch.ones(2, 3)).sum().backward()
+        >>> optimizer.step()
+        >>> (model.weight == before).all(1)  # no example of label 0
+        tensor([ True, False])
+        >>> isolation.remove()
+
+    References:
+        Localized updates: Cloud et al., "Gradient Routing", 2024 (arXiv:2410.04332). Decoupled weight decay, which
+        moves a weight without a gradient: Loshchilov and Hutter, 2019 (arXiv:1711.05101).
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        optimizer: Optimizer,
+        *,
+        sites: Collection[str] | None = None,
+        process_group: dist.ProcessGroup | None = None,
+    ) -> None:
+        if not isinstance(optimizer, Optimizer) or not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+            raise UsageError(
+                f"optimizer must be a torch.optim.Optimizer; got {type(optimizer).__name__}. Make the isolation with "
+                "the optimizer itself, before a library wraps it."
+            )
+        # Frozen is what all places freeze, and each place freezes what one of its sites does: so every choice of a site
+        # for each place gives a block.
+        self._blocks = {
+            parameter: [_along(choice) for choice in itertools.product(*places)]
+            for parameter, places in places_of(router, sites).items()
+            if all(places)
+        }
+        self._owned = [
+            (module, name, parameter)
+            for module in router.model.modules()
+            for name, parameter in module._parameters.items()
+            if parameter in self._blocks
+        ]
+        learning = _parameters(optimizer) & self._blocks.keys()
+        if not learning:
+            raise UsageError(
+                "the optimizer holds no parameter that belongs to units of this router alone. Expected an optimizer of "
+                "parameters of the very model that the router is attached to; those that an unrouted module shares are "
+                "never frozen."
+            )
+        refuse_mixing(optimizer, learning)
+        if any(getattr(module, "max_norm", None) is not None for module, _, _ in self._owned):
+            raise UsageError(
+                "an embedding with max_norm scales its rows in each forward pass, frozen units too, so it cannot be "
+                "isolated: use max_norm=None."
+            )
+        if any(group.get("differentiable") for group in optimizer.param_groups):
+            raise UsageError("an optimizer with differentiable=True cannot be isolated: putting back is no function.")
+        self._attachment = attachment_of(router)
+        self._optimizer = optimizer
+        self._process_group = process_group
+        recording = contextlib.ExitStack()
+        self._record = recording.enter_context(self._attachment.record_taught())
+        self._end_of_record = weakref.finalize(self, recording.close)
+        if any(parameter.grad is not None for parameter in learning):
+            self._record.clear(True)  # by whom these gradients were made is not known
+        self._held: list[_Held] = []
+        self._hidden: list[tuple[Tensor, Tensor]] = []
+        self._has_held = False  # in the step that is on
+        # Not for Dynamo to trace: which units are held changes from step to step.
+        self._handles = [
+            optimizer.register_step_pre_hook(torch.compiler.disable(self._before_step)),  # type: ignore[no-untyped-call]
+            optimizer.register_step_post_hook(torch.compiler.disable(self._after_step)),  # type: ignore[no-untyped-call]
+        ]
+
+    def discard(self) -> None:
+        """Forget what was taught since the last step, together with gradients that were thrown away without a step.
+
+        Examples:
+            A `GradScaler` says only by its scale that it skipped a step:
+
+            >>> import torch, gradroute as gr
+            >>> model = torch.nn.Linear(2, 2)
+            >>> router = gr.Router(model, {"": gr.RoutingSpec.one_per_label(2)})
+            >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            >>> isolation, scaler = Isolation(router, optimizer), torch.amp.GradScaler("cpu")
+            >>> with router(torch.tensor([1])):
+            ...     loss = model(torch.full((1, 2), torch.inf)).sum()
+            >>> scaler.scale(loss).backward()
+            >>> scale = scaler.get_scale()
+            >>> _ = scaler.step(optimizer)
+            >>> scaler.update()
+            >>> if scaler.get_scale() < scale:
+            ...     print("skipped")
+            ...     isolation.discard()
+            skipped
+        """
+        self._record.clear()
+
+    def remove(self) -> None:
+        """Take the isolation's own hooks off the optimizer, and no others. Removing twice is fine."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._end_of_record()
+
+    def __reduce__(self) -> NoReturn:
+        raise UsageError(
+            "an isolation can be neither copied nor pickled: make one for the copied router and optimizer."
+        )
+
+    def __enter__(self) -> Isolation:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
+
+    # ------------------------------------------------------------------ around a step
+
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+        if self._attachment.removed:
+            raise UsageError(
+                "the router of this isolation was removed from its model, so nothing says any more which units are "
+                "taught: remove the isolation too, isolation.remove()."
+            )
+        self._held, self._hidden, self._has_held = [], [], False
+        return after_closure(args, kwargs, self._hold)
+
+    @torch.no_grad()
+    def _hold(self) -> None:
+        if self._has_held:
+            raise UsageError(
+                f"{type(self._optimizer).__name__} evaluates its closure more than once a step, and writes in between: "
+                "it cannot be isolated."
+            )
+        self._has_held = True
+        self._check_in_place()
+        self._attachment.note_block(self._record)
+        blocks_of = FrozenBlocks(self._taught_anywhere())
+        for parameter in _parameters(self._optimizer) & self._blocks.keys():
+            if parameter.grad is None:
+                continue  # the optimizer leaves it alone
+            blocks = self._blocks[parameter]
+            frozen = [block for along in blocks if (block := blocks_of(parameter, along)) is not None]
+            if [] in frozen:  # the whole parameter: so it shall be left alone
+                self._hidden.append((parameter, parameter.grad))
+                continue
+            state = state_of_units(self._optimizer, parameter) if frozen else {}
+            for block in frozen:
+                before = {key: take(local(tensor), block) for key, tensor in state.items()}
+                self._held.append(_Held(parameter, block, take(local(parameter), block), before))
+        for hidden, _ in self._hidden:  # only now: nothing raises any more, and no gradient is lost
+            hidden.grad = None
+
+    @torch.no_grad()
+    def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        held, hidden = self._held, self._hidden
+        self._held, self._hidden = [], []
+        self._record.clear()
+        for parameter, gradient in hidden:
+            parameter.grad = gradient
+        for parameter, block, values, _ in held:
+            put(local(parameter), block, values)
+        for parameter, block, values, before in held:
+            state = state_of_units(optimizer, parameter)
+            new = state.keys() - before.keys()
+            created = untouched_state(optimizer, parameter, values) if new else {}
+            for key, tensor in state.items():
+                put(local(tensor), block, created[key] if key in new else before[key])
+
+    def _check_in_place(self) -> None:
+        """Refuse a step of parameters that now are others, which nothing would hold."""
+        for module, name, parameter in self._owned:
+            if module._parameters.get(name) is not parameter:
+                raise UsageError(
+                    f"the {name} of this {type(module).__name__} is no longer the parameter that it was when the "
+                    "isolation was made: it was replaced, or parametrized. Remove the isolation, and make a new one "
+                    "for an optimizer of the new parameters."
+                )
+
+    def _taught_anywhere(self) -> list[Tensor]:
+        """What was taught since the last step, here or on another process."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return self._record.units
+        device = next(iter(self._blocks)).device  # the backend may take no other
+        joined = torch.cat(self._record.units).to(device, torch.uint8)
+        dist.all_reduce(joined, dist.ReduceOp.MAX, self._process_group)
+        return list(joined.cpu().bool().split([len(taught) for taught in self._record.units]))  # type: ignore[no-untyped-call]
+
+
+def _parameters(optimizer: Optimizer) -> set[nn.Parameter]:
+    return {parameter for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def _along(choice: Iterable[tuple[int | None, int]]) -> dict[int | None, tuple[int, ...]]:
+    """For each dimension the groups of sites, one of each place, by all of which a unit must be untaught."""
+    along: dict[int | None, tuple[int, ...]] = {}
+    for dim, group in choice:
+        along[dim] = (*along.get(dim, ()), group)
+    return along

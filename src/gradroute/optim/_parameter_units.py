@@ -1,0 +1,94 @@
+"""Which entries of a model's parameters belong to the units of a router's sites, and who else uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import TypeAlias
+
+from torch import nn
+
+from ..errors import SiteError, did_you_mean
+from ..router._attachment import attachment_of
+from ..router._router import Router
+from ..router._site import Site
+from ..unit_dims import channel_dims, unit_dims
+
+# One use of a parameter by a module: the dimensions that count routed units, each with the number of its group of
+# sites; None in place of a dimension where the whole parameter belongs to one unit. Empty where no site is. What is
+# taught through a place is taught by who may teach, along every one of these dimensions, the unit that it belongs to.
+Place: TypeAlias = tuple[tuple[int | None, int], ...]
+
+
+def places_of(router: Router, sites: Collection[str] | None) -> dict[nn.Parameter, tuple[Place, ...]]:
+    """For each parameter that belongs to units of these sites (all by default), the places that use it.
+
+    Raises:
+        SiteError: No parameters are known that belong to the units of a site, or `sites` names none.
+        UsageError: The router was removed.
+    """
+    attachment_of(router).check_usable()
+    for name in sites or ():
+        if name not in router.sites:
+            raise SiteError(f"sites names {name!r}, no site of this router. {did_you_mean(name, router.sites)}")
+    modules = attachment_of(router).modules_by_every_name()
+    own: dict[nn.Module, list[tuple[dict[str, int | None], int]]] = {}
+    whole: dict[nn.Module, list[int]] = {}
+    for hook in attachment_of(router).sites:
+        if sites is None or hook.name in sites:
+            module = modules[hook.name]
+            if _is_whole(hook.site):
+                whole.setdefault(module, []).append(hook.group)
+            else:
+                own.setdefault(module, []).append((_owned(hook.name, hook.site, module), hook.group))
+    places: dict[nn.Parameter, tuple[Place, ...]] = {}
+    for path, module in modules.items():
+        around = [(None, group) for name in _ancestors(path) for group in whole.get(modules[name], ())]
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                place = (*around, *((dims[name], group) for dims, group in own.get(module, ()) if name in dims))
+                places[parameter] = tuple(dict.fromkeys((*places.get(parameter, ()), place)))
+    return {parameter: used for parameter, used in places.items() if any(used)}
+
+
+def _ancestors(path: str) -> Iterator[str]:
+    """The names of a module and of those that it is in, the outermost first."""
+    yield ""
+    parts = path.split(".") if path else []
+    for depth in range(1, len(parts) + 1):
+        yield ".".join(parts[:depth])
+
+
+def _is_whole(site: Site) -> bool:
+    """Whether all that is in a module, of whatever kind, belongs to the site's one unit."""
+    return site.level == "parameters" and site.on == "output" and site.spec.width == 1
+
+
+def _owned(name: str, site: Site, module: nn.Module) -> dict[str, int | None]:
+    """The parameters of a site's module that belong to its units, and the dimension of each that counts them."""
+    only_upstream = site.on == "input" and site.level == "activations"
+    dims = None if only_upstream else unit_dims(module, site.on)
+    if not dims:
+        why = (
+            "it masks what the modules before it learn, and has none itself"
+            if only_upstream
+            else f"those of a {type(module).__name__} are not known"
+        )
+        raise SiteError(
+            f"site {name!r}: no parameters are known to belong to its units alone: {why}. Put a site on the layer that "
+            "writes the units, or name the sites to use without this one: sites=[...]."
+        )
+    if site.level == "parameters" and site.spec.width == 1:
+        return dict.fromkeys(dims)
+    if site.dim not in channel_dims(module):
+        raise SiteError(
+            f"site {name!r}: dim {site.dim} of the {site.on} of a {type(module).__name__} need not be the one that its "
+            f"weights count: expected dim={' or '.join(map(str, channel_dims(module)))}."
+        )
+    for parameter, dim in dims.items():
+        size = getattr(module, parameter).shape[dim]
+        if size != site.spec.width:
+            raise SiteError(
+                f"site {name!r}: the spec routes {site.spec.width} units, but the {parameter} has {size} along its "
+                f"dim {dim}."
+            )
+    return {**dims}

@@ -1,0 +1,120 @@
+"""Blocks of tensors: the entries of a parameter, and of its state, that belong to the units frozen in a step."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UsageError
+
+# Entries of a tensor: the product of these indices along these dimensions, and all there is along the others. A slice
+# where the indices are consecutive, which copies several times faster.
+Block: TypeAlias = "list[tuple[int, Tensor | slice]]"
+
+
+class FrozenBlocks:
+    """Finds the blocks that are frozen in one step, by the units that each group of sites was taught."""
+
+    def __init__(self, taught: list[Tensor]) -> None:
+        self._taught = taught
+        self._untaught: dict[tuple[int, ...], Tensor] = {}
+        self._indices: dict[tuple[object, ...], Tensor | slice | None] = {}
+
+    def __call__(self, parameter: Tensor, along: Mapping[int | None, tuple[int, ...]]) -> Block | None:
+        """The entries of a parameter, of a distributed one those here, that nobody taught; None if there are none.
+
+        The empty block is the whole parameter.
+        """
+        block: Block = []
+        for dim, groups in along.items():
+            if groups not in self._untaught:
+                taught = torch.stack([self._taught[group] for group in groups]).any(0)
+                self._untaught[groups] = (~taught).nonzero().squeeze(1)
+            units = self._untaught[groups]
+            if not len(units):
+                return None
+            if dim is None or len(units) == parameter.shape[dim]:
+                continue
+            start, stop = _part(parameter, dim)
+            key = (groups, start, stop, parameter.device)
+            if key not in self._indices:
+                self._indices[key] = _index(units[(units >= start) & (units < stop)] - start, parameter.device)
+            index = self._indices[key]
+            if index is None:
+                return None
+            block.append((dim, index))
+        return block
+
+
+def _index(units: Tensor, device: torch.device) -> Tensor | slice | None:
+    if not len(units):
+        return None
+    first, last = int(units[0]), int(units[-1])
+    return slice(first, last + 1) if last - first + 1 == len(units) else units.to(device)
+
+
+def take(tensor: Tensor, block: Block) -> Tensor:
+    """A copy of a block."""
+    copied = False
+    for dim, index in block:
+        if isinstance(index, slice):
+            tensor = tensor.narrow(dim, index.start, index.stop - index.start)
+        else:
+            tensor, copied = tensor.index_select(dim, index), True
+    return tensor if copied else tensor.clone()
+
+
+def put(tensor: Tensor, block: Block, values: Tensor) -> None:
+    """Write a copy of a block back."""
+    if not block:
+        tensor.copy_(values)
+        return
+    (dim, index), *rest = block
+    if isinstance(index, slice):
+        put(tensor.narrow(dim, index.start, index.stop - index.start), rest, values)
+        return
+    if rest:
+        part = tensor.index_select(dim, index)
+        put(part, rest, values)
+        values = part
+    tensor.index_copy_(dim, index, values)
+
+
+def _is_dtensor(tensor: Tensor) -> bool:
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The tensor itself, or of a distributed one the part that this process holds, as memory to write to."""
+    if _is_dtensor(tensor):
+        return tensor.to_local()  # type: ignore[attr-defined, no-any-return]
+    if type(tensor) not in (Tensor, nn.Parameter):
+        raise UsageError(
+            f"a tensor of the class {type(tensor).__name__} cannot be isolated: its entries may share scales, so that "
+            "one unit's step changes another's."
+        )
+    return tensor
+
+
+def _part(parameter: Any, dim: int) -> tuple[int, int]:
+    """Where along a dimension the part of a parameter begins and ends that this process holds."""
+    start, stop = 0, int(parameter.shape[dim])
+    if not _is_dtensor(parameter):
+        return start, stop
+    sharded = [placement for placement in parameter.placements if not placement.is_replicate()]
+    if any(type(placement).__name__ != "Shard" for placement in sharded) or len(set(sharded)) != len(sharded):
+        raise UsageError(
+            f"a parameter placed as {parameter.placements} cannot be isolated: expected Replicate, or at most one "
+            "plain Shard for each dimension, as fully_shard makes it."
+        )
+    for axis, placement in enumerate(parameter.placements):
+        if placement.is_shard(dim):  # as torch.chunk divides it
+            chunk = -(-stop // parameter.device_mesh.size(axis))
+            start = min(chunk * parameter.device_mesh.get_local_rank(axis), stop)
+            return start, min(start + chunk, stop)
+    return start, stop

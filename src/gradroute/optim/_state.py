@@ -1,0 +1,112 @@
+"""An optimizer's state as far as it belongs to units, and what it is for units that no step touched."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from numbers import Number
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.optim import LBFGS, Adafactor, Optimizer
+
+from ..errors import UsageError
+
+Arguments: TypeAlias = "tuple[tuple[Any, ...], dict[str, Any]]"
+"""Of an optimizer's step: by position and by name."""
+
+
+def refuse_mixing(optimizer: Optimizer, parameters: set[nn.Parameter]) -> None:
+    """Refuse an optimizer that is known to let units share the state of these parameters, or that hides it.
+
+    Raises:
+        UsageError: It is one.
+    """
+    for name, value in vars(optimizer).items():
+        if isinstance(value, Optimizer):
+            raise UsageError(
+                f"{type(optimizer).__name__} leaves its steps to another optimizer, whose state it does not show: make "
+                f"the isolation with the inner optimizer, .{name}."
+            )
+    if isinstance(optimizer, LBFGS):
+        raise _mixes(optimizer, "its history of whole gradients")
+    if isinstance(optimizer, Adafactor) and any(parameter.ndim > 1 for parameter in parameters):
+        raise _mixes(optimizer, "its second moments of rows and columns")
+
+
+def state_of_units(optimizer: Optimizer, parameter: Tensor) -> dict[str, Tensor]:
+    """The tensors in a parameter's state that have an entry for each of its own; single numbers are shared.
+
+    Raises:
+        UsageError: There is state of another form, which units may share.
+    """
+    found = {}
+    for key, value in optimizer.state.get(parameter, {}).items():
+        if isinstance(value, Tensor):
+            if value.shape == parameter.shape:
+                found[key] = value
+            elif value.numel() > 1:
+                raise _mixes(
+                    optimizer, f"{key!r} of shape {tuple(value.shape)} for a parameter of {tuple(parameter.shape)}"
+                )
+        elif not isinstance(value, Number | str | None):
+            raise _mixes(optimizer, f"{key!r}, a {type(value).__name__}")
+    return found
+
+
+def untouched_state(optimizer: Optimizer, parameter: Tensor, values: Tensor) -> dict[str, Tensor]:
+    """The state that a step makes for these values of a parameter from zero gradients, and without weight decay.
+
+    Zeros would be right for most optimizers, but not for the step sizes of Rprop or for a copy of the weights.
+
+    Raises:
+        UsageError: No second optimizer of the kind, to tell what the state is, can be made.
+    """
+    group = next(group for group in optimizer.param_groups if any(p is parameter for p in group["params"]))
+    probe = nn.Parameter(values.clone())
+    probe.grad = torch.zeros_like(probe)
+    if parameter.grad is not None and parameter.grad.is_sparse:
+        probe.grad = probe.grad.to_sparse()
+    known = inspect.signature(type(optimizer)).parameters
+    options = {key: value for key, value in group.items() if key in known and key != "params"}
+    if "weight_decay" in options:
+        options["weight_decay"] = 0.0
+    try:
+        twin = type(optimizer)([probe], **options)
+        twin.step()
+    except Exception as error:
+        raise UsageError(
+            f"this step created state for units that nobody taught. What it should be, a second "
+            f"{type(optimizer).__name__} with the same options was to tell, but none could be made "
+            f"({type(error).__name__}: {error}). Take the optimizer's first step before the isolation is made."
+        ) from error
+    return state_of_units(twin, probe)
+
+
+def after_closure(args: tuple[Any, ...], kwargs: dict[str, Any], then: Callable[[], None]) -> Arguments | None:
+    """For a hook before a step: run `then` when the gradients are there, and before the optimizer writes.
+
+    That is now, and nothing is returned; or after the closure that computes them, and the step's arguments are returned
+    with one that does so whenever the optimizer evaluates it.
+    """
+    closure = args[1] if len(args) > 1 else kwargs.get("closure")  # the first argument is the optimizer
+    if closure is None:
+        then()
+        return None
+
+    def closure_and_then() -> Any:
+        loss = closure()
+        then()
+        return loss
+
+    if len(args) > 1:
+        return (args[0], closure_and_then, *args[2:]), kwargs
+    return args, {**kwargs, "closure": closure_and_then}
+
+
+def _mixes(optimizer: Optimizer, what: str) -> UsageError:
+    return UsageError(
+        f"{type(optimizer).__name__} cannot be isolated: units share its state, {what}, so that what one unit learns "
+        "changes another's. Use an optimizer whose state has the shapes of the parameters, such as AdamW."
+    )

@@ -1,0 +1,286 @@
+"""The inside door: what a router knows of itself.
+
+`attachment_of(router)` is the only way in for `optim`, `surgery`, `diagnostics` and `testing`. `State` is the part that
+the hooks read; it knows neither model nor router.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from .. import _torch_private as private
+from ..errors import LabelError, SpecError, UsageError, did_you_mean
+from ..spec._masks import Mask
+from ..spec._spec import RoutingSpec
+from ._checkpointing import Ledger
+from ._site import Site
+from ._taught import Taught
+
+Labels: TypeAlias = "Tensor | Mapping[str, Tensor]"
+
+# The masks of the block that each router is in, by the name of its state. Not an attribute of the state, because of
+# Dynamo: what it reaches through a module of torch.nn, such as a hook, it takes for a part of that module, whose shapes
+# never change. Every batch size would compile anew.
+IN_FLIGHT: dict[str, tuple[Mask, ...]] = {}
+_NUMBERS = itertools.count()
+
+
+class State:
+    """What the hooks of one router read: the labels of the batch in flight, and what is ablated.
+
+    It lives apart from the router so that the hooks, which a model's copies and pickles carry along, never hold the
+    model. A copied state is an orphan until a router that is copied with it claims it.
+    """
+
+    def __init__(self) -> None:
+        self.name = f"router {next(_NUMBERS)}"
+        self.labels: Labels | None = None
+        self.ablated: frozenset[Hashable] = frozenset()
+        self.kept: tuple[Tensor | None, ...] = ()  # for each group, which units are on while others are ablated
+        self.thread: int | None = None
+        self.ever_ablated = False
+        self.orphan = False
+        self.removed = False
+        self.model_ran = False
+        self.ran: set[int] = set()  # the sites whose module was called, by their position
+        self.warned = False
+        self.suspended = False  # while an audit looks at the gradients as they would be without routing
+        self.ledger = Ledger()
+        self.records: list[Taught] = []  # of those who ask which units are taught
+
+    @property
+    def masks(self) -> tuple[Mask, ...]:
+        """The masks of the batch in flight, one for each group of sites; none outside of a block."""
+        return () if self.suspended else IN_FLIGHT.get(self.name, ())
+
+    @masks.setter
+    def masks(self, masks: tuple[Mask, ...]) -> None:
+        if masks:
+            IN_FLIGHT[self.name] = masks
+        else:
+            IN_FLIGHT.pop(self.name, None)
+
+    @property
+    def active(self) -> bool:
+        """Whether a hook has anything to edit."""
+        return bool(self.masks) or bool(self.ablated)
+
+    def key(self) -> tuple[Tensor | None, Hashable]:
+        """The tensor by whose identity `Ledger` knows the labels; and all of them, with how often they were written."""
+        if self.labels is None:
+            return None, ()
+        labels = list(self.labels.values()) if isinstance(self.labels, Mapping) else [self.labels]
+        return labels[0], tuple((id(one), private.version(one)) for one in labels)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> State:
+        return _orphan(self.removed)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_orphan, (self.removed,))
+
+
+def _orphan(removed: bool) -> State:
+    state = State()
+    state.orphan = True
+    state.removed = removed
+    return state
+
+
+class Group(NamedTuple):
+    """What shares one look-up of labels: the sites of one pattern that have one spec."""
+
+    pattern: str
+    spec: RoutingSpec
+
+
+@dataclass(frozen=True, eq=False)
+class AttachedSite:
+    """One site on one module of the model.
+
+    Attributes:
+        name: The module's qualified name.
+        site: What was asked for.
+        group: The position of its group in `Attachment.groups`.
+        module: The module itself.
+        arguments: The names of its positional arguments; empty for a site on the output.
+    """
+
+    name: str
+    site: Site
+    group: int
+    module: nn.Module
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def routes_parameters(self) -> bool:
+        """Whether the module's own parameters see the mask, and not the activation."""
+        # Nothing is upstream of an embedding's indices: there, masking the activation is all there is to do.
+        return self.site.level == "parameters" and not isinstance(self.module, nn.Embedding)
+
+
+class Attachment:
+    """What a router knows of itself.
+
+    Attributes:
+        model: The model.
+        state: What its hooks read.
+        sites: All sites, in the order they were given; none once the router was removed.
+        groups: The patterns with their specs.
+    """
+
+    def __init__(self, model: nn.Module, state: State, sites: Sequence[AttachedSite], groups: Sequence[Group]) -> None:
+        self.model = model
+        self.state = state
+        self.sites = tuple(sites)
+        self.groups = tuple(groups)
+        # What a step needs of the specs, found once: comparing specs takes time where they have many labels.
+        self._specs = list(dict.fromkeys(group.spec for group in self.groups))
+        self._spec_of_group = [self._specs.index(group.spec) for group in self.groups]
+        self.disagreeing = tuple(group.pattern for group in self.groups if group.spec.labels != self._specs[0].labels)
+        for device in {parameter.device for parameter in model.parameters()}:
+            for spec in self._specs:
+                spec.masks.warm(device)
+
+    # ------------------------------------------------------------------ what stands where
+
+    @property
+    def by_name(self) -> Mapping[str, tuple[AttachedSite, ...]]:
+        """The sites by the name of their module; several on one module in the order they were given."""
+        found: dict[str, tuple[AttachedSite, ...]] = {}
+        for site in self.sites:
+            found[site.name] = (*found.get(site.name, ()), site)
+        return MappingProxyType(found)
+
+    def modules_by_every_name(self) -> dict[str, nn.Module]:
+        """All modules of the model, each under every name that leads to it."""
+        return dict(self.model.named_modules(remove_duplicate=False))
+
+    # ------------------------------------------------------------------ what labels mean
+
+    def masks(self, labels: Labels) -> tuple[Mask, ...]:
+        """The mask of each group for these labels.
+
+        Raises:
+            LabelError: The labels do not fit the specs.
+        """
+        patterns = [group.pattern for group in self.groups]
+        if isinstance(labels, Mapping):
+            for pattern in labels:
+                if pattern not in patterns:
+                    raise LabelError(
+                        f"labels for {pattern!r}, no pattern of this router. {did_you_mean(pattern, patterns)}"
+                    )
+            missing = [pattern for pattern in patterns if pattern not in labels]
+            if missing:
+                raise LabelError(f"no labels for {missing[0]!r}: a mapping needs one entry per pattern.")
+            return tuple([group.spec.masks.resolve(labels[group.pattern]) for group in self.groups])
+        if self.disagreeing:
+            raise LabelError(
+                f"the sites {patterns[0]!r} and {self.disagreeing[0]!r} name different labels, so one label tensor "
+                "cannot serve both: pass a mapping, router({pattern: labels, ...})."
+            )
+        masks = [spec.masks.resolve(labels) for spec in self._specs]
+        return tuple([masks[position] for position in self._spec_of_group])
+
+    def kept_without(self, ablated: frozenset[Hashable]) -> tuple[Tensor | None, ...]:
+        """For each group, which units stay on (bool [width]) without these labels; None where all do.
+
+        Raises:
+            SpecError: No site knows one of the labels.
+        """
+        for label in ablated:
+            if not any(label in group.spec.labels for group in self.groups):
+                known = {known: None for group in self.groups for known in group.spec.labels}
+                raise SpecError(f"{label!r} is not a label of any site of this router. {did_you_mean(label, known)}")
+        kept: list[Tensor | None] = []
+        for group in self.groups:
+            off = group.spec.exclusive(*(label for label in ablated if label in group.spec.labels))
+            keep = torch.ones(group.spec.width, dtype=torch.bool, device="cpu")
+            keep[list(off)] = False
+            kept.append(keep if off else None)
+        return tuple(kept)
+
+    # ------------------------------------------------------------------ what is on
+
+    @property
+    def active(self) -> bool:
+        """Whether a block is open that routes or ablates."""
+        return self.state.active
+
+    @property
+    def removed(self) -> bool:
+        """Whether the router was taken off the model."""
+        return self.state.removed
+
+    def check_usable(self) -> None:
+        """Refuse a router that was removed, or that another thread is using.
+
+        Raises:
+            UsageError: It is such a one.
+        """
+        if self.state.removed:
+            raise UsageError("this router was removed from its model: make a new one.")
+        if not torch.compiler.is_compiling() and self.state.thread not in (None, threading.get_ident()):
+            raise UsageError("this router is in use in another thread: give each thread its own model and router.")
+
+    @contextlib.contextmanager
+    def record_taught(self) -> Iterator[Taught]:
+        """For the length of the block, a record of the units that the model's forward passes may teach."""
+        record = Taught(group.spec.width for group in self.groups)
+        self.note_block(record)
+        self.state.records.append(record)
+        try:
+            yield record
+        finally:
+            self.state.records.remove(record)
+
+    def note_block(self, record: Taught) -> None:
+        """Note the labels of the block that is on, if there is one: it may hold several steps."""
+        if self.state.masks:
+            record.note(self.state.masks)
+
+    @contextlib.contextmanager
+    def quiet(self) -> Iterator[None]:
+        """For the length of the block nothing is warned of and nothing recorded; what was noted before is put back."""
+        state = self.state
+        before = state.warned, state.model_ran, state.records, state.ran
+        state.warned, state.records, state.ran = True, [], set()
+        try:
+            yield
+        finally:
+            state.warned, state.model_ran, state.records, state.ran = before
+
+    @contextlib.contextmanager
+    def suspended(self) -> Iterator[None]:
+        """For the length of the block the router holds labels but masks nothing, and is this thread's alone.
+
+        Raises:
+            UsageError: The router is in use in another thread.
+        """
+        self.check_usable()
+        state = self.state
+        before = state.suspended, IN_FLIGHT.get(state.name, ()), state.thread
+        state.thread, state.suspended = threading.get_ident(), True
+        try:
+            yield
+        finally:
+            # A block that ends while suspended sees no masks to put back, so those of a block around it are put back.
+            state.suspended, state.masks, state.thread = before
+
+
+class _Attached(Protocol):
+    _attachment: Attachment
+
+
+def attachment_of(router: _Attached) -> Attachment:
+    """What this router knows of itself."""
+    return router._attachment

@@ -1,0 +1,150 @@
+"""The hooks that a router puts on a model. They edit tensors; what could lose a mask on the way is in `_guards`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..autograd._functional import route_mask
+from ..errors import RoutingError
+from ..unit_dims import spread
+from . import _guards as guards
+from ._attachment import AttachedSite, State
+from ._nested import edit_arguments, edit_output
+from ._parameter_level import OwnForward
+from ._site_mask import SiteMask
+
+
+class SiteHook:
+    """One site on one module: a plain callable, so that hooks copy and pickle with the model."""
+
+    def __init__(self, position: int, attached: AttachedSite, state: State, *, time_first: bool) -> None:
+        self.position = position
+        self.name = attached.name
+        self.site = attached.site
+        self.group = attached.group
+        self.arguments = list(attached.arguments)
+        self.state = state
+        self.time_first = time_first
+        self.reached = False  # by the forward pass that is on, at level "parameters"
+        self.routes_parameters = attached.routes_parameters
+
+    def attach(self, module: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
+        """Register with the site's module."""
+        if self.routes_parameters:
+            own = OwnForward.of(module)
+            (own.writers if self.site.on == "output" else own.readers).append(self)
+        if self.site.on == "input":
+            handles = [module.register_forward_pre_hook(self.on_input, with_kwargs=True)]
+            if self.routes_parameters:
+                handles.append(module.register_forward_hook(self.after_input))
+            return handles
+        # First among the hooks: whoever else looks at the output sees the routed one, and cannot go around it.
+        return [module.register_forward_hook(self.on_output, prepend=True)]
+
+    def on_output(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """The forward hook."""
+        guards.check_pass(self, module, output)
+        guards.refuse_replaced_forward(self, module)
+        if not self.state.active:
+            return None
+        return edit_output(output, self.site.path, self._edit, site=self.name)
+
+    def on_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The forward pre-hook."""
+        guards.check_pass(self, module, (args, kwargs))
+        if not self.state.active:
+            return None
+        return edit_arguments(args, kwargs, self.site.path, self.arguments, self._edit, site=self.name)
+
+    def after_input(self, module: nn.Module, args: Any, output: Any) -> None:
+        """The forward hook of a site that routes the parameters which read its input."""
+        guards.refuse_replaced_forward(self, module)
+
+    def parameter_mask(self) -> SiteMask | None:
+        """The mask of the batch in flight, for the parameters of the site's module; None outside of a block."""
+        guards.check_recomputation_of_parameters(self)
+        masks = self.state.masks
+        if not masks:
+            return None
+        if not torch.compiler.is_compiling():
+            self.reached = True
+        return self._site_mask()
+
+    def _site_mask(self) -> SiteMask:
+        return SiteMask(self.state.masks[self.group], self.site.dim, self.site.path, self.name, self.time_first)
+
+    def _edit(self, x: Tensor) -> Tensor:
+        masks = self.state.masks
+        if masks and not self.routes_parameters:
+            if self.time_first:
+                self._site_mask().check_order(x)
+            try:
+                x = route_mask(x, masks[self.group], self.site.dim, replacing=True)
+            except RoutingError as error:
+                raise type(error)(f"site {self.name!r}: {error}") from None
+        kept = self.state.kept[self.group] if self.state.kept else None
+        if kept is not None:
+            x = torch.where(spread(kept.to(x.device), x, self.site.dim), x, 0)
+        return x
+
+
+class MarkRun:
+    """Notes that the model ran, so that sites that did not run can be told from a model that was not called."""
+
+    __name__ = "MarkRun"  # `torch.jit.script` asks every hook for one
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        """The forward pre-hook of the model."""
+        if not torch.compiler.is_compiling():
+            self.state.model_ran = True
+
+
+def is_of_a_router(hook: Any) -> bool:
+    """Whether a hook is one that a router registered."""
+    return isinstance(getattr(hook, "__self__", hook), SiteHook | MarkRun)
+
+
+def hooks_before(site: AttachedSite) -> list[Any]:
+    """The hooks that see a site's tensor between the forward pass of its module and the site's own hook."""
+    if site.site.on == "output":
+        hooks = list(site.module._forward_hooks.values())
+    else:
+        hooks = list(reversed(site.module._forward_pre_hooks.values()))
+
+    def is_another(hook: Any) -> bool:
+        owner = getattr(hook, "__self__", None)
+        return not (isinstance(owner, SiteHook) and owner.site is site.site and owner.name == site.name)
+
+    return list(itertools.takewhile(is_another, hooks))
+
+
+def drop_orphans(model: nn.Module) -> None:
+    """Take off the hooks that a copied model carries of a router that was not copied with it."""
+    for module in model.modules():
+        for hooks, flags in (
+            (module._forward_hooks, module._forward_hooks_with_kwargs),
+            (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
+        ):
+            for key, hook in list(hooks.items()):
+                owner = getattr(hook, "__self__", hook)
+                if isinstance(owner, SiteHook | MarkRun) and owner.state.orphan:
+                    del hooks[key]
+                    flags.pop(key, None)
+        remove_own_forward(module, lambda hook: hook.state.orphan)
+
+
+def remove_own_forward(module: nn.Module, condition: Callable[[Any], bool]) -> None:
+    """Take the hooks for which the condition holds off the stand-in for a module's forward, if it has one."""
+    own = module.__dict__.get("forward")
+    if isinstance(own, OwnForward):
+        for hook in [*own.writers, *own.readers]:
+            if condition(hook):
+                own.remove(hook)

@@ -1,0 +1,96 @@
+"""One tensor in a module's nested output or arguments: found by its path, and edited in a copy of what holds it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+
+from ..errors import SiteError, preview
+
+Step: TypeAlias = int | str
+
+
+Edit: TypeAlias = Callable[[Tensor], Tensor]
+
+
+def edit_output(output: Any, path: tuple[Step, ...], edit: Edit, *, site: str) -> Any:
+    """The output with one tensor edited; containers are copied, so that nobody else's tuple or dict changes.
+
+    Raises:
+        SiteError: The path does not lead to a tensor.
+    """
+    if not path:
+        if isinstance(output, Tensor):
+            return edit(output)
+        raise SiteError(
+            f"site {site!r}: expected a tensor, found {_describe(output)}. Say which tensor by Site(..., index=...)."
+        )
+    step, rest = path[0], path[1:]
+    fields = list(output) if isinstance(output, Mapping) else []
+    if isinstance(step, int) and step not in fields and -len(fields) <= step < len(fields):
+        step = fields[step]  # transformers' ModelOutput counts its fields too
+    try:
+        inner = getattr(output, str(step)) if _is_dataclass(output) else output[step]
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise SiteError(f"site {site!r}: no index {step!r} in {_describe(output)}.") from None
+    edited = edit_output(inner, rest, edit, site=site)
+    if isinstance(output, tuple):
+        items = [edited if i == int(step) % len(output) else item for i, item in enumerate(output)]
+        return type(output)(*items) if hasattr(output, "_fields") else tuple(items)
+    if isinstance(output, Mapping) and dataclasses.is_dataclass(output):
+        return type(output)(**{**output, step: edited})  # transformers' ModelOutput: both, and its keys are its fields
+    if dataclasses.is_dataclass(output):
+        return dataclasses.replace(output, **{str(step): edited})  # type: ignore[type-var]
+    changed = copy.copy(output)
+    changed[step] = edited
+    return changed
+
+
+def edit_arguments(
+    args: tuple[Any, ...], kwargs: dict[str, Any], path: tuple[Step, ...], names: list[str], edit: Edit, *, site: str
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A module's arguments with one tensor edited, whether the caller passed it by position or by name.
+
+    Raises:
+        SiteError: The path does not lead to a tensor.
+    """
+    first, rest = (path[0], path[1:]) if path else (0, ())
+    position = names.index(first) if isinstance(first, str) and first in names else first
+    if isinstance(position, int) and -len(args) <= position < len(args):
+        position %= len(args)
+        edited = edit_output(args[position], rest, edit, site=site)
+        return (*args[:position], edited, *args[position + 1 :]), kwargs
+    key = names[position] if isinstance(position, int) and 0 <= position < len(names) else position
+    if key not in kwargs:
+        raise SiteError(
+            f"site {site!r}: no argument {first!r} in a call with {len(args)} by position and "
+            f"{preview(kwargs) or 'none'} by name."
+        )
+    return args, {**kwargs, str(key): edit_output(kwargs[str(key)], rest, edit, site=site)}
+
+
+def argument_names(module: nn.Module) -> list[str]:
+    """The names of the positional arguments of a module's forward, in order."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [name for name, parameter in inspect.signature(module.forward).parameters.items() if parameter.kind in kinds]
+
+
+def _is_dataclass(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, Mapping)
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} with the keys {preview(value)}"
+    if _is_dataclass(value):
+        return f"a {type(value).__name__} with the fields {preview(f.name for f in dataclasses.fields(value))}"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)} ({', '.join(type(item).__name__ for item in value[:4])})"
+    return f"a {type(value).__name__}"

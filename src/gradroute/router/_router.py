@@ -1,0 +1,274 @@
+"""`Router`: sites attached to a model by hooks, and the labels of the batch in flight."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Hashable, Mapping, Sequence
+from types import MappingProxyType, TracebackType
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+from .. import _torch_private as private
+from ..errors import SiteError, UsageError, preview
+from ..spec._spec import RoutingSpec
+from . import _guards as guards
+from ._attachment import AttachedSite, Attachment, Group, Labels, State
+from ._hooks import MarkRun, SiteHook, drop_orphans, remove_own_forward
+from ._nested import argument_names
+from ._site import Site, check_level, leads_with_time, match
+
+Sites: TypeAlias = Mapping[str, "RoutingSpec | Site | Sequence[Site]"]
+
+
+class _Block:
+    """A ``with`` block of a router: puts labels or an ablation in flight, and what was there before back."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._outer: list[tuple[Any, ...]] = []
+
+    def __enter__(self) -> Router:
+        state = self._router._enter()
+        self._outer.append((self._put(state), state.thread))
+        if not torch.compiler.is_compiling():
+            state.thread = threading.get_ident()
+        return self._router
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        state, compiling = self._router._attachment.state, torch.compiler.is_compiling()
+        outer, thread = self._outer.pop()
+        innermost = compiling or self._is_on(state, outer)
+        self._put_back(state, outer if innermost else None)
+        state.thread = thread if innermost else None
+        if not innermost:
+            raise guards.overlapping()
+        if kind is None and not compiling:
+            guards.warn_of_silent_sites(state, self._router._attachment.sites)
+
+    def _put(self, state: State) -> Any:
+        """Put it in flight; return what was there before."""
+        raise NotImplementedError
+
+    def _is_on(self, state: State, outer: Any) -> bool:
+        """Whether it is still what is in flight."""
+        raise NotImplementedError
+
+    def _put_back(self, state: State, outer: Any) -> None:
+        """Put back what was there before; with None, nothing."""
+        raise NotImplementedError
+
+
+class _Labeled(_Block):
+    """``with router(labels)``."""
+
+    def __init__(self, router: Router, labels: Labels) -> None:
+        super().__init__(router)
+        self._labels = labels
+        self._masks = router._attachment.masks(labels)
+
+    def __repr__(self) -> str:
+        return "<with router(labels)>"
+
+    def _put(self, state: State) -> Any:
+        if torch.is_grad_enabled():  # before anything is set: it may refuse the labels
+            for record in state.records:
+                record.note(self._masks)
+        outer = state.labels, state.masks
+        state.labels, state.masks = self._labels, self._masks
+        return outer
+
+    def _is_on(self, state: State, outer: Any) -> bool:
+        return state.labels is self._labels
+
+    def _put_back(self, state: State, outer: Any) -> None:
+        state.labels, state.masks = (None, ()) if outer is None else outer
+
+
+class _Ablated(_Block):
+    """``with router.ablated(...)``: on top of what is ablated already."""
+
+    def __init__(self, router: Router, labels: tuple[Hashable, ...]) -> None:
+        super().__init__(router)
+        self._labels = frozenset(labels)
+
+    def __repr__(self) -> str:
+        return f"<with router.ablated({preview(sorted(self._labels, key=str))})>"
+
+    def _put(self, state: State) -> Any:
+        outer = state.ablated, state.kept
+        ablated = state.ablated | self._labels
+        state.ablated, state.kept = ablated, self._router._attachment.kept_without(ablated)
+        state.ever_ablated = True
+        return outer
+
+    def _is_on(self, state: State, outer: Any) -> bool:
+        return bool(state.ablated == outer[0] | self._labels)
+
+    def _put_back(self, state: State, outer: Any) -> None:
+        state.ablated, state.kept = (frozenset(), ()) if outer is None else outer
+
+
+class Router:
+    """Routes the gradients of a model that somebody else wrote, by hooks, without changing a line of it.
+
+    Parameters, state-dict keys and outputs stay as they are. Outside of a ``with router(labels)`` block the model
+    learns unrouted (the first such training pass warns).
+
+    Args:
+        model: Any module.
+        sites: From a glob over the names of ``model.named_modules()`` (``*`` matches dots too; the empty pattern is
+            the model itself) to a `RoutingSpec`, a `Site`, or several sites. Sites that meet on one tensor compose:
+            their masks multiply.
+
+    Raises:
+        SiteError: A pattern matches no module (the message names the nearest), or a module together with one inside
+            it, or one that is never called.
+
+    Examples:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1))
+        >>> router = Router(model, {"0": RoutingSpec.one_per_label(2)})
+        >>> with router(torch.tensor([1, 1])):
+        ...     model(torch.ones(2, 3)).sum().backward()
+        >>> model[0].weight.grad[0]  # no example of label 0: its unit learns nothing
+        tensor([0., 0., 0.])
+        >>> router.remove()
+
+    References:
+        Cloud et al., 2024 (arXiv:2410.04332).
+    """
+
+    def __init__(self, model: nn.Module, sites: Sites) -> None:
+        if not isinstance(model, nn.Module):
+            raise SiteError(f"model must be a torch.nn.Module; got {type(model).__name__}.")
+        if not isinstance(sites, Mapping) or not sites:
+            raise SiteError(f"sites must map module names to specs, such as {{'encoder.fc': spec}}; got {sites!r}.")
+        state = State()
+        sites_found, groups = _found(model, sites)
+        self._attachment = Attachment(model, state, sites_found, groups)
+        self._links = guards.links(model, [site.name for site in sites_found])
+        # Nothing is registered before everything is checked, so that a refused router leaves no hook behind.
+        private.make_compiled_code_look_at_hooks()
+        drop_orphans(model)
+        self._handles = [model.register_forward_pre_hook(MarkRun(state))]
+        self._hooks: list[SiteHook] = []
+        for position, site in enumerate(sites_found):
+            hook = SiteHook(position, site, state, time_first=leads_with_time(site.name, model, site.site))
+            self._hooks.append(hook)
+            self._handles += hook.attach(site.module)
+
+    def __call__(self, labels: Labels) -> _Labeled:
+        """A context manager that routes by these labels whatever the model computes inside it.
+
+        Args:
+            labels: One tensor for all sites, whose specs must then name the same labels; or a mapping from each
+                pattern of `sites` to its labels. Their shapes and dtypes are those of `gradroute.route`.
+
+        Raises:
+            LabelError: The labels do not fit the specs. (What needs the activation's shape is checked in forward.)
+            UsageError: The router was removed, or another thread is using it.
+        """
+        self._attachment.check_usable()
+        return _Labeled(self, labels)
+
+    def ablated(self, *labels: Hashable) -> _Ablated:
+        """A context manager in which the units of these labels are off: exactly 0, in training and evaluation alike.
+
+        Units that another label or the shared block may teach stay on. Needs no batch labels; inside
+        ``with router(labels)`` it composes with them.
+
+        Raises:
+            SpecError: No site knows one of the labels.
+            UsageError: No label was given, or nothing would be switched off.
+        """
+        self._attachment.check_usable()
+        if not labels:
+            raise UsageError("ablated() needs the labels whose units are to be off, such as ablated('forget').")
+        if all(keep is None for keep in self._attachment.kept_without(frozenset(labels))):
+            raise UsageError(f"ablating {preview(labels)} would switch nothing off: others teach all its units.")
+        return _Ablated(self, labels)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that the router is attached to."""
+        return self._attachment.model
+
+    @property
+    def sites(self) -> Mapping[str, tuple[Site, ...]]:
+        """The sites by the qualified name of their module; several on one module in the order they were given."""
+        by_name = self._attachment.by_name
+        return MappingProxyType({name: tuple(each.site for each in there) for name, there in by_name.items()})
+
+    @property
+    def labels(self) -> Labels | None:
+        """The labels of the batch in flight; None outside of a ``with router(labels)`` block."""
+        return self._attachment.state.labels
+
+    def remove(self) -> None:
+        """Take the router's own hooks off the model, and no others. Removing twice is fine."""
+        private.make_compiled_code_look_at_hooks()
+        for handle in self._handles:
+            handle.remove()
+        for module in self.model.modules():
+            remove_own_forward(module, lambda hook: hook in self._hooks)
+        self._handles.clear()
+        self._hooks.clear()
+        self._attachment.sites, self._links = (), []
+        self._attachment.state.removed = True
+
+    def __repr__(self) -> str:
+        lines = [f"  {name!r}: {site!r}," for name, sites in self.sites.items() for site in sites]
+        return "\n".join(["Router(", *lines, ")"]) if lines else "Router(removed)"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Router:
+        clone = type(self).__new__(type(self))
+        memo[id(self)] = clone
+        clone.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        clone._attachment.state.orphan = False
+        return clone
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._attachment.state.orphan = False
+
+    def _enter(self) -> State:
+        self._attachment.check_usable()
+        if not torch.compiler.is_compiling():
+            self._links = guards.refuse_replaced_modules(self.model, self._attachment.sites, self._links)
+        return self._attachment.state
+
+
+def _found(model: nn.Module, sites: Sites) -> tuple[list[AttachedSite], list[Group]]:
+    """What the patterns lead to in this model.
+
+    Raises:
+        SiteError: A pattern matches no module, or one that cannot be routed as asked.
+    """
+    found: list[AttachedSite] = []
+    groups: list[Group] = []
+    names = dict(model.named_modules(remove_duplicate=False))
+    for pattern, value in sites.items():
+        for site in _as_sites(pattern, value):
+            if (pattern, site.spec) not in groups:
+                groups.append(Group(pattern, site.spec))
+            group = groups.index(Group(pattern, site.spec))
+            for name, module in match(pattern, names).items():
+                guards.refuse_module_that_is_never_called(name, model)
+                check_level(name, module, site)
+                arguments = argument_names(module) if site.on == "input" else []
+                found.append(AttachedSite(name, site, group, module, tuple(arguments)))
+    return found, groups
+
+
+def _as_sites(pattern: str, value: RoutingSpec | Site | Sequence[Site]) -> list[Site]:
+    values = list(value) if isinstance(value, Sequence) else [value]
+    sites = [Site(item) if isinstance(item, RoutingSpec) else item for item in values]
+    for site in sites:
+        if not isinstance(site, Site):
+            raise SiteError(f"{pattern!r} needs a RoutingSpec, a Site or several sites; got {type(site).__name__}.")
+    return sites

@@ -1,0 +1,152 @@
+"""`Site`: a place in a model where a spec applies, and how its tensor is found in a module's input or output."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from torch import nn
+
+from ..errors import SiteError, did_you_mean, preview
+from ..spec._spec import RoutingSpec
+from ._nested import Step
+
+# Containers of torch that read time before batch unless told batch_first=True.
+_SEQUENCE_MODULES = (
+    nn.RNNBase,
+    nn.MultiheadAttention,
+    nn.Transformer,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoderLayer,
+    nn.TransformerEncoder,
+    nn.TransformerDecoder,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """A place in a model where a spec applies.
+
+    Args:
+        spec: Which units each label may teach.
+        on: ``"output"`` routes the gradient that enters the module from behind (what *writes* the units learns by
+            route); ``"input"`` routes the gradient that leaves the module towards what is before it.
+        level: ``"activations"`` masks the gradient of the activation, for the module and all upstream of it.
+            ``"parameters"`` masks what the module's *own* parameters learn, and upstream sees the whole gradient: of
+            the output's units their weight rows and biases, of the input's units the weight columns that read them (a
+            bias reads nothing, and learns whole). A spec of one unit routes the module as a whole.
+        dim: The dimension that holds the units.
+        index: Which tensor, where the module returns or takes several: a position in a tuple or list, a key of a
+            dict, a field of a dataclass, or a tuple of these to reach into nested ones. For inputs, a position or an
+            argument's name, whichever way the caller passes it. None: the output, or the first argument, is a tensor.
+
+    Raises:
+        SiteError: An argument is none of these.
+
+    Examples:
+        >>> Site(RoutingSpec.one_per_label(4), dim=1)
+        Site(spec=RoutingSpec.one_per_label(4), on='output', level='activations', dim=1, index=None)
+    """
+
+    spec: RoutingSpec
+    _: dataclasses.KW_ONLY
+    on: Literal["output", "input"] = "output"
+    level: Literal["activations", "parameters"] = "activations"
+    dim: int = -1
+    index: Step | tuple[Step, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.spec, RoutingSpec):
+            raise SiteError(f"a site needs a RoutingSpec; got {type(self.spec).__name__}.")
+        if self.on not in ("output", "input"):
+            raise SiteError(f"on must be 'output' or 'input'; got {self.on!r}.")
+        if self.level not in ("activations", "parameters"):
+            raise SiteError(f"level must be 'activations' or 'parameters'; got {self.level!r}.")
+        if not isinstance(self.dim, int) or isinstance(self.dim, bool):
+            raise SiteError(f"dim must be an integer; got {self.dim!r}.")
+        if not all(isinstance(step, int | str) for step in self.path):
+            raise SiteError(f"index must be an integer, a string, a tuple of these or None; got {self.index!r}.")
+
+    @property
+    def path(self) -> tuple[Step, ...]:
+        """The index as steps from the module's output, or from its arguments, to the tensor."""
+        if self.index is None:
+            return ()
+        return self.index if isinstance(self.index, tuple) else (self.index,)
+
+
+def match(pattern: str, names: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """The modules whose qualified name matches a glob, each once, under the first of its names.
+
+    Args:
+        pattern: The glob.
+        names: All modules by qualified name, as ``model.named_modules(remove_duplicate=False)`` gives them.
+
+    ``*`` matches any characters, dots too. The model itself has the empty name, which only the empty pattern matches.
+
+    Raises:
+        SiteError: Nothing matches, or a pattern matches a module and one inside it.
+    """
+    if pattern in names:
+        return {pattern: names[pattern]}
+    found: dict[nn.Module, str] = {}
+    for name, module in names.items():
+        if name and fnmatchcase(name, pattern):
+            found.setdefault(module, name)
+    if not found:
+        model = type(names[""]).__name__
+        raise SiteError(f"pattern {pattern!r} matches no module of {model}. {did_you_mean(pattern, names)}")
+    for name in found.values():
+        inside = [other for other in found.values() if other.startswith(f"{name}.")]
+        if inside:
+            raise SiteError(
+                f"pattern {pattern!r} matches {name!r} and also modules inside it ({preview(inside, 3)}), since * "
+                "matches dots too: write a pattern for one level only."
+            )
+    return {name: module for module, name in found.items()}
+
+
+def check_called(name: str, model: nn.Module) -> None:
+    """Refuse a module whose parent uses its weights without ever calling it, so that no hook on it would run.
+
+    Raises:
+        SiteError: The module is such a one.
+    """
+    parent, _, child = name.rpartition(".")
+    if child == "out_proj" and isinstance(model.get_submodule(parent), nn.MultiheadAttention):
+        raise SiteError(
+            f"{name!r} is never called: nn.MultiheadAttention reads its weights itself, so a site there would route "
+            f"nothing. Put the site on {parent!r} with index=0: its output is that of the projection."
+        )
+
+
+def check_level(name: str, module: nn.Module, site: Site) -> None:
+    """Refuse a site of level "parameters" where there are none, or none that read the input's units.
+
+    Raises:
+        SiteError: There are none.
+    """
+    if site.level == "activations":
+        return
+    if next(module.parameters(), None) is None:
+        raise SiteError(
+            f"site {name!r}: level='parameters' routes a module's own parameters, and a {type(module).__name__} has "
+            "none. Use level='activations', or the layers that write or read its tensor."
+        )
+    if isinstance(module, nn.Embedding) and site.on == "input":
+        raise SiteError(f"site {name!r}: an embedding's input are indices, not units. Use on='output'.")
+
+
+def leads_with_time(name: str, model: nn.Module, site: Site) -> bool:
+    """Whether the first dimension of the site's tensor is time (or layers) by torch's own convention, not the batch."""
+    module = model.get_submodule(name)
+    if isinstance(module, nn.RNNBase) and site.path[:1] == (1,):
+        return True  # the final states are [layers, batch, features] whatever batch_first says
+    parts = name.split(".") if name else []
+    for depth in range(len(parts), -1, -1):
+        ancestor = model.get_submodule(".".join(parts[:depth]))
+        if isinstance(ancestor, _SEQUENCE_MODULES):
+            return any(getattr(inner, "batch_first", None) is False for inner in ancestor.modules())
+    return False

@@ -1,0 +1,338 @@
+"""From labels to the weights that multiply a gradient: tensors only, and the one place that reads label tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Final, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .. import _torch_private as private
+from ..errors import LabelError, did_you_mean, preview
+
+UNLABELED: Final = -1
+"""The label of an example whose label is unknown: its gradient follows the spec's `unlabeled` rule."""
+
+Kind: TypeAlias = Literal["rows", "union", "mixture"]
+
+INTEGER_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class MaskTable:
+    """The masks of all labels of a spec, stored once however many labels share a mask.
+
+    Attributes:
+        labels: The labels, in the order of multi-hot and mixture columns.
+        rows: The distinct masks, float32 [n_rows, width]: 50,000 token labels with two routes have three.
+        row_of_label: The row of each label, and last that of unlabeled data: int64 [n_labels + 1].
+        row_of_key: What a label tensor holds, to its row: int64 [largest key + 2]. The last entry is that of
+            unlabeled data, so that indexing with -1 finds it. Integers that are no key find row `n_rows`, which
+            does not exist, so that a look-up that no check preceded fails too.
+    """
+
+    def __init__(self, rows: Tensor, row_of_label: Tensor, labels: tuple[Hashable, ...], *, integer_keys: bool) -> None:
+        self.labels = labels
+        self.width = rows.shape[1]
+        self.rows = rows
+        self.row_of_label = row_of_label
+        keys = torch.tensor(labels if integer_keys else range(len(labels)), device="cpu")
+        self.row_of_key = torch.full((int(keys.max()) + 2,), len(rows), device="cpu")
+        self.row_of_key[keys] = row_of_label[:-1]
+        self.row_of_key[-1] = row_of_label[-1]
+        self.keeps = rows != 0
+        self.is_hard = bool(((rows == 0) | (rows == 1)).all())
+        self.has_zero = bool((rows == 0).any())
+        # Whether a label tensor without -1 already holds the row numbers, as with one unit per label.
+        self._keys_are_rows = self.row_of_key[:-1].tolist() == list(range(len(self.row_of_key) - 1))
+        self._has_gaps = bool((self.row_of_key == len(rows)).any())
+        self._moved: dict[object, Tensor] = {}
+
+    def dense(self) -> Tensor:
+        """The mask of each label and, last, of unlabeled data: float32 [n_labels + 1, width]."""
+        return self.rows.index_select(0, self.row_of_label)
+
+    def resolve(self, labels: Tensor) -> Mask:
+        """Check a label tensor and say which mask each of its entries means.
+
+        Raises:
+            LabelError: The labels are no tensor, or their dtype, last dimension or values do not fit the spec.
+        """
+        if not isinstance(labels, Tensor):
+            raise LabelError(
+                f"labels must be a torch.Tensor; got {type(labels).__name__}: RoutingSpec.encode makes one from names."
+            )
+        if labels.dtype is torch.int64 and not private.transforms_active() and _can_read(labels):
+            lowest = self._check_keys(labels)
+            if lowest >= 0 and self._keys_are_rows:  # the common case, in few steps
+                return Mask(self, labels, "rows")
+        labels = labels.detach()
+        if labels.dtype.is_floating_point or labels.dtype == torch.bool:
+            n = len(self.labels)
+            if labels.ndim == 0 or labels.shape[-1] != n:
+                name = "bool (multi-hot)" if labels.dtype == torch.bool else "floating (mixture)"
+                raise LabelError(
+                    f"{name} labels need one column per label: expected shape [..., {n}], got {tuple(labels.shape)}. "
+                    "Labels that are ids must have an integer dtype: labels.long()."
+                )
+            if labels.dtype == torch.bool:
+                return Mask(self, labels, "union")
+            if _can_read(labels) and not bool(torch.isfinite(private.unwrapped(labels)).all()):
+                raise LabelError("mixture labels must be finite: NaN or inf found.")
+            return Mask(self, labels, "mixture")
+        if labels.dtype.is_complex:
+            raise LabelError(f"labels must have an integer, bool or floating dtype; got {labels.dtype}.")
+        labels = labels.long()
+        if _can_read(labels):
+            lowest = self._check_keys(private.unwrapped(labels))
+            if lowest >= 0 and self._keys_are_rows:
+                return Mask(self, labels, "rows")
+        lookup = self._on(labels.device, "row_of_key", self.row_of_key)
+        # Where nothing could be checked the look-up itself must fail: no unknown label may find the unlabeled row.
+        last = len(lookup) - 1
+        entry = torch.where((labels >= UNLABELED) & (labels < last), labels, last + 1)
+        entry = torch.where(labels == UNLABELED, last, entry)
+        return Mask(self, lookup.index_select(0, entry.reshape(-1)).view(labels.shape), "rows")
+
+    def _check_keys(self, labels: Tensor) -> int:
+        """Raise for integers that are neither a key nor -1; return the smallest."""
+        if labels.numel() == 0:
+            return 0
+        smallest, largest = torch.aminmax(labels)
+        lowest, highest = smallest.item(), largest.item()
+        known = lowest >= UNLABELED and highest < len(self.row_of_key) - 1
+        if known and self._has_gaps:
+            known = bool((self.row_of_key[labels.reshape(-1)] < len(self.rows)).all())
+        if not known:
+            values = torch.unique(labels)
+            inside = (values >= UNLABELED) & (values < len(self.row_of_key) - 1)
+            inside &= self.row_of_key[values.where(inside, UNLABELED)] < len(self.rows)
+            bad = values[~inside].tolist()
+            raise LabelError(
+                f"unknown label {preview(bad, 5)} in the batch. Label tensors of this spec hold {self._keys()}, "
+                f"and {UNLABELED} for unlabeled data."
+            )
+        return int(lowest)
+
+    def _keys(self) -> str:
+        if all(isinstance(label, int) for label in self.labels):
+            return f"its integer keys {preview(self.labels)}"
+        return f"the ids 0 to {len(self.labels) - 1} of {preview(self.labels)}"
+
+    def _on(self, device: torch.device, name: str, tensor: Tensor) -> Tensor:
+        """A table on another device, moved once. Tables live on the CPU, since a spec knows no model."""
+        if device == tensor.device:
+            return tensor
+        return self._kept((name, device), lambda: tensor.to(device))
+
+    def _kept(self, key: object, make: Callable[[], Tensor]) -> Tensor:
+        """What was made before under this key, or else what is made now, kept for the next time."""
+        if key in self._moved:
+            return self._moved[key]
+        made = make()
+        # Writing while Dynamo traces would change what the graph is guarded on; a tensor of a torch.func transform or
+        # of a fake mode is good for nothing outside of it.
+        real = not torch.compiler.is_compiling() and type(made) is Tensor and private.unwrapped(made) is made
+        if real:
+            self._moved[key] = made
+        return made
+
+    def warm(self, device: torch.device) -> None:
+        """Move the tables to a device ahead of use, so that compiled code finds them there."""
+        self._on(device, "rows", self.rows)
+        self._on(device, "row_of_key", self.row_of_key)
+
+    def weights(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The distinct masks in a dtype (bool: whether the weight is not 0), on a device: [n_rows, width]."""
+        rows = self._on(device, "rows", self.rows)
+        return rows.to(dtype) if torch.compiler.is_compiling() else self._kept((dtype, device), lambda: rows.to(dtype))
+
+    def bits(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The distinct masks as bit patterns under a floating dtype: all bits set where the weight is not 0.
+
+        ``bits & gradient`` keeps a gradient bit for bit, or makes it exactly 0, even where it is inf or NaN, in one
+        pass over memory. A multiplication would give 0 * inf = NaN, and `torch.where` takes three times as long.
+        """
+
+        def make() -> Tensor:
+            return self.weights(torch.bool, device).to(INTEGER_OF_SIZE[dtype.itemsize]).neg_().view(dtype)
+
+        return self._kept(("bits", dtype, device), make)
+
+
+class Mask:
+    """The mask of one batch, not yet a tensor: what is kept until backward is labels and tables, nothing larger."""
+
+    __slots__ = ("_keep", "_version", "kind", "labels", "table")
+
+    def __init__(self, table: MaskTable, labels: Tensor, kind: Kind) -> None:
+        compiling = torch.compiler.is_compiling()
+        if not compiling and labels.is_inference() and not torch.is_inference_mode_enabled():
+            labels = labels.clone()  # nothing counts what is written to them later
+        self._version = 0 if compiling else private.version(labels)
+        self.table = table
+        self.labels = labels
+        self.kind: Kind = kind
+        self._keep: Tensor | None = None
+
+    # Computed, not stored: what a compiled model finds stored here it takes for a constant, and recompiles for another.
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the labels without the column dimension of multi-hot and mixture labels."""
+        return self.labels.shape if self.kind == "rows" else self.labels.shape[:-1]
+
+    @property
+    def width(self) -> int:
+        """The number of units."""
+        return self.table.width
+
+    @property
+    def is_hard(self) -> bool:
+        """Whether every weight is 0 or 1, so that the mask only keeps or stops gradients."""
+        return self.table.is_hard and self.kind != "mixture"
+
+    @property
+    def has_zero(self) -> bool:
+        """Whether a weight may be 0."""
+        return self.table.has_zero or self.kind == "mixture"
+
+    def check_fits(self, shape: torch.Size, dim: int, *, broadcast: bool = False) -> int:
+        """Check the mask against the shape of the routed tensor; return `dim` counted from the front.
+
+        With ``broadcast=True`` a mask of one unit fits any number of them.
+
+        Raises:
+            LabelError: `dim` does not exist, the width differs, or the labels do not lead the shape.
+        """
+        ndim = len(shape)
+        if not -ndim <= dim < ndim:
+            raise LabelError(f"dim {dim} does not exist in a tensor of shape {tuple(shape)}.")
+        dim = dim % ndim
+        if dim == ndim - 1 and self.kind == "rows" and shape[-1] == self.table.width:
+            # The common case, in few steps: at small sizes these checks are most of what routing costs.
+            labels = self.labels.shape
+            if labels == shape[: len(labels)] and len(labels) < ndim:
+                return dim
+        if shape[dim] != self.width and not (broadcast and self.width == 1):
+            raise LabelError(
+                f"the spec routes {self.width} units, but the tensor of shape {tuple(shape)} has {shape[dim]} along "
+                f"dim {dim}: build the spec with width={shape[dim]}, or name the right dim."
+            )
+        others = shape[:dim] + shape[dim + 1 :]
+        # A multi-hot or mixture row for a whole batch is refused: [n_labels] might as well be n_labels examples.
+        shortest = 1 if others and self.kind != "rows" else 0
+        if self.shape != others[: len(self.shape)] or len(self.shape) < shortest:
+            columns = () if self.kind == "rows" else (len(self.table.labels),)
+            expected = " or ".join(str(tuple(others[:n]) + columns) for n in range(1, len(others) + 1)) or str(columns)
+            raise LabelError(
+                f"labels of shape {(*self.shape, *columns)} do not fit a tensor of shape {tuple(shape)} routed along "
+                f"dim {dim}: expected {expected}."
+            )
+        return dim
+
+    def tensor(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The weights, ``shape + (width,)``, in a dtype; with bool, whether the weight is not 0."""
+        labels = self._labels_on(device)
+        if self.kind == "rows":
+            # Indexing by a tensor of any shape; index_select takes one dimension only, but is much faster.
+            flat = self.table.weights(dtype, device).index_select(0, labels.reshape(-1))
+            return flat.view(*self.shape, self.width)
+        dense = self.table.weights(torch.float32, device)[
+            self.table._on(device, "row_of_label", self.table.row_of_label)
+        ]
+        # Autocast would round the products to half precision.
+        with torch.autocast(device.type, enabled=False):
+            weights = _union(labels, dense, self.table.is_hard) if self.kind == "union" else _mixture(labels, dense)
+        return weights.to(dtype)
+
+    def keep(self, ndim: int) -> Tensor:
+        """For small tensors, which units keep their gradient, bool, aligned with the last of `ndim` dimensions.
+
+        Computed once for all sites that share the mask.
+        """
+        self._check_version()
+        keep = self._keep
+        if keep is None:
+            labels = self.labels
+            rows = self.table.keeps if labels.is_cpu else self.table.weights(torch.bool, labels.device)
+            flat = rows.index_select(0, labels if labels.ndim == 1 else labels.reshape(-1))
+            keep = self._keep = flat if labels.ndim == 1 else flat.view(*labels.shape, self.table.width)
+        return keep if keep.ndim == ndim else align(keep, ndim, ndim - 1)
+
+    def taught(self) -> Tensor:
+        """Which units at least one entry of the batch may teach: bool [width], on the CPU or the labels' device."""
+        labels = self.labels if torch.compiler.is_compiling() else private.unwrapped(self.labels)
+        if labels is not self.labels:
+            return Mask(self.table, labels, self.kind).taught()
+        device = labels.device
+        if self.kind != "rows":
+            return self.tensor(torch.bool, device).reshape(-1, self.width).any(0)
+        rows = self.table.weights(torch.bool, device)
+        # Which rows occur, then their union: no tensor of the size of the mask.
+        occurs = torch.zeros(len(rows), dtype=torch.bool, device=device)
+        occurs = occurs.index_fill(0, self._labels_on(device).reshape(-1), True)
+        return (rows & occurs[:, None]).any(0)
+
+    def bits(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The bit patterns of `MaskTable.bits` for this batch: ``shape + (width,)``, a new tensor."""
+        if self.kind == "rows":
+            flat = self.table.bits(dtype, device).index_select(0, self._labels_on(device).reshape(-1))
+            return flat.view(*self.shape, self.width)
+        return self.tensor(torch.bool, device).to(INTEGER_OF_SIZE[dtype.itemsize]).neg_().view(dtype)
+
+    def _labels_on(self, device: torch.device) -> Tensor:
+        self._check_version()
+        # Not so towards the CPU: there, nothing waits until the labels have arrived.
+        return self.labels.to(device, non_blocking=device.type != "cpu")
+
+    def _check_version(self) -> None:
+        if torch.compiler.is_compiling() or self.labels.is_inference():
+            return
+        if private.version(self.labels) != self._version:
+            raise LabelError(
+                "the label tensor was changed in place between forward and backward, so the gradient would follow "
+                "other labels than the forward pass was given: pass labels.clone()."
+            )
+
+
+def align(weights: Tensor, ndim: int, dim: int) -> Tensor:
+    """Weights of shape ``labels.shape + (width,)``, such that they broadcast against a routed tensor: a view."""
+    filled = weights.view(*weights.shape[:-1], *[1] * (ndim - weights.ndim), weights.shape[-1])
+    return filled.movedim(-1, dim)
+
+
+def _mixture(labels: Tensor, dense: Tensor) -> Tensor:
+    dtype = torch.promote_types(labels.dtype, torch.float32)
+    return labels.to(dtype) @ dense[:-1].to(dtype)
+
+
+def _union(labels: Tensor, dense: Tensor, is_hard: bool) -> Tensor:
+    """Per unit, the weight of largest magnitude among the set labels (the positive one of two equal ones).
+
+    A row in which no label is set is unlabeled data, whose mask is the last row of `dense`.
+    """
+    if is_hard:
+        weights = ((labels.float() @ dense[:-1]) > 0).float()
+    else:
+        highest = torch.zeros(*labels.shape[:-1], dense.shape[1], device=labels.device)
+        lowest = torch.zeros_like(highest)
+        for column, row in enumerate(dense[:-1]):  # one label at a time: no [..., n_labels, width] tensor
+            chosen = labels[..., column, None] * row
+            highest = torch.maximum(highest, chosen)
+            lowest = torch.minimum(lowest, chosen)
+        weights = torch.where(highest >= -lowest, highest, lowest)
+    return torch.where(labels.any(-1, keepdim=True), weights, dense[-1])
+
+
+def _can_read(tensor: Tensor) -> bool:
+    """Whether a tensor's values can be looked at here without tracing them and without waiting for a device."""
+    if torch.compiler.is_compiling():
+        return False
+    if private.transforms_active():
+        tensor = private.unwrapped(tensor)
+    return type(tensor) is Tensor and tensor.is_cpu
+
+
+def unknown_label(label: object, labels: tuple[Hashable, ...]) -> str:
+    """The message for a name that is no label of a spec."""
+    return f"{label!r} is not a label of this spec. {did_you_mean(label, labels)}"

@@ -1,0 +1,417 @@
+"""`RoutingSpec`: which units each label may teach. Pure data; no model, no autograd."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final, Literal, TypeAlias, cast
+
+import torch
+from torch import Tensor
+
+from ..errors import SpecError, preview
+from ._masks import UNLABELED, MaskTable, unknown_label
+from ._route import Index, Route, canonical_index, repeated, shown, units_of
+
+MAX_INTEGER_KEY: Final = 10_000_000
+"""Integer keys index a look-up table of this many entries at most (80 MB)."""
+
+Unlabeled: TypeAlias = "Literal['all', 'none', 'shared'] | Route"
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class RoutingSpec:
+    """The frozen map from labels to routes, over the `width` units of one dimension.
+
+    Args:
+        routes: From each label to its `Route`, or to an index, which stands for a `Route` of weight 1. The order of
+            the labels is that of their ids and of the columns of multi-hot and mixture labels.
+        width: The number of units: the size of the routed dimension.
+        shared: Units that every label may teach, with weight 1 unless the label's own route names them too.
+        unlabeled: What unlabeled data may teach: ``"all"`` units, ``"none"``, the ``"shared"`` ones only, or a
+            `Route` (which teaches the shared units too, as a label does).
+
+    Raises:
+        SpecError: No label, a negative integer as a label, a width below 1, an index outside the width.
+
+    Examples:
+        >>> spec = RoutingSpec({"retain": slice(0, 3), "forget": 3}, 5, shared=4)
+        >>> spec.labels, spec.width, spec.indices("forget")
+        (('retain', 'forget'), 5, (3,))
+        >>> spec.table
+        tensor([[1., 1., 1., 0., 1.],
+                [0., 0., 0., 1., 1.],
+                [1., 1., 1., 1., 1.]])
+        >>> spec.mask(spec.encode(["forget", UNLABELED]))
+        tensor([[0., 0., 0., 1., 1.],
+                [1., 1., 1., 1., 1.]])
+
+    References:
+        Cloud et al., "Gradient Routing: Masking Gradients to Localize Computation in Neural Networks", 2024
+        (arXiv:2410.04332).
+    """
+
+    routes: Mapping[Hashable, Route]
+    width: int
+    shared: tuple[int, ...]
+    unlabeled: Unlabeled
+    # What the rest of the library reads; made from the fields above.
+    masks: MaskTable = field(compare=False, repr=False)
+    _routes: dict[Hashable, Route] = field(compare=False, repr=False)
+
+    def __init__(
+        self,
+        routes: Mapping[Any, Route | Index],
+        width: int,
+        *,
+        shared: Index = (),
+        unlabeled: Unlabeled = "all",
+    ) -> None:
+        width = _positive_int(width, "width")
+        if not isinstance(routes, Mapping):
+            raise SpecError(f"routes must be a mapping from labels to routes, such as {{0: 0, 1: 1}}; got {routes!r}.")
+        if not routes:
+            raise SpecError("routes is empty: a spec needs at least one label, such as RoutingSpec({0: 0}, 10).")
+        resolved: dict[Hashable, Route] = {}
+        for label, value in routes.items():
+            key = _canonical_label(label)
+            try:
+                resolved[key] = (value if isinstance(value, Route) else Route(value)).resolved(width)
+            except SpecError as error:
+                raise SpecError(f"route of label {label!r}: {error}") from None
+        try:
+            shared_units = units_of(canonical_index(shared), width)
+        except SpecError as error:
+            raise SpecError(f"shared: {error}") from None
+        set_field = object.__setattr__
+        set_field(self, "routes", MappingProxyType(resolved))
+        # The dict itself, since Dynamo reads no mapping proxy after any dict was written to, as a block of labels does.
+        set_field(self, "_routes", resolved)
+        set_field(self, "width", width)
+        set_field(self, "shared", shared_units)
+        set_field(self, "unlabeled", _canonical_unlabeled(unlabeled, width))
+        # Built now, not at first use, since first use may be inside a function that torch.compile traces.
+        set_field(self, "masks", self._build_masks())
+
+    # ------------------------------------------------------------------ constructors
+
+    @classmethod
+    def one_per_label(cls, n: int, *, unlabeled: Unlabeled = "all") -> RoutingSpec:
+        """Labels 0 to n - 1 over n units: label i may teach unit i, and no other.
+
+        Raises:
+            SpecError: n is not an integer of at least 1.
+
+        Examples:
+            >>> RoutingSpec.one_per_label(3).table
+            tensor([[1., 0., 0.],
+                    [0., 1., 0.],
+                    [0., 0., 1.],
+                    [1., 1., 1.]])
+        """
+        n = _positive_int(n, "n")
+        return cls({label: label for label in range(n)}, n, unlabeled=unlabeled)
+
+    @classmethod
+    def split(cls, sizes: Mapping[Any, int], *, shared: int = 0, unlabeled: Unlabeled = "all") -> RoutingSpec:
+        """Consecutive blocks of units, one a label, of the given sizes; a block of `shared` units comes last.
+
+        Raises:
+            SpecError: A size is negative or not an integer, or there is no unit at all.
+
+        Examples:
+            >>> RoutingSpec.split({"retain": 30, "forget": 2}, shared=4)
+            RoutingSpec({'retain': slice(0, 30), 'forget': slice(30, 32)}, 36, shared=slice(32, 36))
+        """
+        blocks: list[slice] = []
+        start = 0
+        for name, size in [*sizes.items(), ("shared", shared)]:
+            if isinstance(size, bool) or not isinstance(size, numbers.Integral) or size < 0:
+                raise SpecError(f"the size of block {name!r} must be an integer of at least 0; got {size!r}.")
+            blocks.append(slice(start, start + int(size)))
+            start += int(size)
+        return cls(dict(zip(sizes, blocks, strict=False)), start, shared=blocks[-1], unlabeled=unlabeled)
+
+    def repeat(self, k: int) -> RoutingSpec:
+        """The spec over width * k units in which each unit has become k consecutive ones.
+
+        This turns a spec over attention heads into one over the features of the heads, for instance.
+
+        Raises:
+            SpecError: k is not an integer of at least 1.
+
+        Examples:
+            >>> RoutingSpec({"a": 0, "b": 1}, 2).repeat(3)
+            RoutingSpec({'a': slice(0, 3), 'b': slice(3, 6)}, 6)
+        """
+        k = _positive_int(k, "k")
+        unlabeled = self.unlabeled.repeat(k, self.width) if isinstance(self.unlabeled, Route) else self.unlabeled
+        routes = {label: route.repeat(k, self.width) for label, route in self.routes.items()}
+        return RoutingSpec(routes, self.width * k, shared=repeated(self.shared, k), unlabeled=unlabeled)
+
+    # ------------------------------------------------------------------ what it says
+
+    @property
+    def labels(self) -> tuple[Hashable, ...]:
+        """The labels, in the order of their ids."""
+        return tuple(self._routes)
+
+    def indices(self, label: Hashable) -> tuple[int, ...]:
+        """The units of the label's own route, in increasing order; the shared units are in `shared`.
+
+        Raises:
+            SpecError: The spec has no such label.
+        """
+        return self._route(label).index  # type: ignore[return-value]  # routes are resolved to tuples of units
+
+    def exclusive(self, *labels: Hashable) -> tuple[int, ...]:
+        """The units that these labels teach and no other label does: what ablating them switches off.
+
+        A unit with weight 0 in a route is not taught by it.
+
+        Examples:
+            >>> RoutingSpec({"a": [0, 1], "b": [1, 2]}, 4, shared=3).exclusive("a")
+            (0,)
+
+        Raises:
+            SpecError: The spec has no such label.
+        """
+        for label in labels:
+            self._route(label)
+
+        def taught(route: Route) -> set[int]:
+            return set(route.index) if route.weight != 0 else set()  # type: ignore[arg-type]
+
+        own = set().union(*(taught(self._routes[label]) for label in labels))
+        others = set(self.shared).union(
+            *(taught(route) for label, route in self._routes.items() if label not in labels)
+        )
+        return tuple(sorted(own - others))
+
+    def encode(self, names: Sequence[Any] | Tensor) -> Tensor:
+        """Label names to the int64 tensor that `mask` and `route` take.
+
+        Args:
+            names: Labels, or nested lists of labels (for labels per token). `UNLABELED` (-1) stands for unknown ones.
+
+        Returns:
+            int64 tensor of the shape of `names`: the keys themselves where all of the spec's keys are integers, and
+            the position of each name in `labels` where not; -1 for unlabeled.
+
+        Raises:
+            SpecError: A name that is no label of the spec.
+
+        Examples:
+            >>> spec = RoutingSpec.split({"retain": 30, "forget": 2})
+            >>> spec.encode(["forget", UNLABELED, "retain"])
+            tensor([ 1, -1,  0])
+            >>> spec.encode([["forget"], ["retain"]])
+            tensor([[1],
+                    [0]])
+        """
+        if isinstance(names, str | bytes):
+            raise SpecError(f"names must be a sequence of labels; got the single string {names!r}: write [{names!r}].")
+        if hasattr(names, "tolist"):
+            names = names.tolist()
+        ids = {UNLABELED: UNLABELED} | {
+            label: cast("int", label) if self.integer_keys else position for position, label in enumerate(self.labels)
+        }
+
+        def encode_one(name: Any) -> Any:
+            if isinstance(name, list):
+                return [encode_one(inner) for inner in name]
+            try:
+                return ids[name]
+            except (KeyError, TypeError):
+                raise SpecError(unknown_label(name, self.labels)) from None
+
+        return torch.tensor([encode_one(name) for name in names], dtype=torch.int64)
+
+    @property
+    def table(self) -> Tensor:
+        """The mask of each label: float32 [n_labels + 1, width]; the last row is that of unlabeled data.
+
+        A new tensor at each call, so that writing to it cannot change the spec.
+        """
+        return self.masks.dense()
+
+    def mask(self, labels: Tensor) -> Tensor:
+        """The weights by which the gradient of a batch is multiplied.
+
+        Args:
+            labels: Integer, bool (multi-hot) or floating (mixture) labels; see `gradroute.route`.
+
+        Returns:
+            float32 tensor of shape ``labels.shape + (width,)`` for integer labels, and
+            ``labels.shape[:-1] + (width,)`` for bool and floating ones.
+
+        Raises:
+            LabelError: The labels do not fit the spec.
+
+        Examples:
+            >>> spec = RoutingSpec.one_per_label(3)
+            >>> spec.mask(torch.tensor([2, UNLABELED]))
+            tensor([[0., 0., 1.],
+                    [1., 1., 1.]])
+            >>> spec.mask(torch.tensor([[True, True, False]]))
+            tensor([[1., 1., 0.]])
+            >>> spec.mask(torch.tensor([[0.5, 0.5, 0.0]]))
+            tensor([[0.5000, 0.5000, 0.0000]])
+        """
+        mask = self.masks.resolve(labels)
+        return mask.tensor(torch.float32, mask.labels.device)
+
+    # ------------------------------------------------------------------ exchange
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-safe dict from which `from_dict` makes an equal spec.
+
+        Raises:
+            SpecError: A label is not a string, a number, a bool or None, which is all that JSON can carry.
+
+        Examples:
+            >>> RoutingSpec.from_dict(RoutingSpec.one_per_label(2).to_dict()) == RoutingSpec.one_per_label(2)
+            True
+        """
+        for label in self.labels:
+            if not (label is None or isinstance(label, str | int | float)):
+                raise SpecError(
+                    f"label {label!r} is a {type(label).__name__}, which JSON cannot carry: "
+                    "name labels by strings or integers, or pickle the spec."
+                )
+        return {
+            "routes": [[label, _route_to_dict(route)] for label, route in self.routes.items()],
+            "width": self.width,
+            "shared": list(self.shared),
+            "unlabeled": _route_to_dict(self.unlabeled) if isinstance(self.unlabeled, Route) else self.unlabeled,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RoutingSpec:
+        """The spec that `to_dict` wrote.
+
+        Raises:
+            SpecError: A key is missing, or not one that `to_dict` writes.
+        """
+        expected = {"routes", "width", "shared", "unlabeled"}
+        if not isinstance(data, Mapping) or set(data) != expected:
+            given = preview(sorted(map(str, data))) if isinstance(data, Mapping) else repr(type(data).__name__)
+            raise SpecError(
+                f"not a dict that RoutingSpec.to_dict wrote: expected the keys {sorted(expected)}; got {given}."
+            )
+        unlabeled = data["unlabeled"]
+        return cls(
+            {label: Route(**route) for label, route in data["routes"]},
+            data["width"],
+            shared=data["shared"],
+            unlabeled=Route(**unlabeled) if isinstance(unlabeled, Mapping) else unlabeled,
+        )
+
+    def __repr__(self) -> str:
+        suffix = f", unlabeled={self.unlabeled!r}" if self.unlabeled != "all" else ""
+        n = len(self.routes)
+        diagonal = all(label == i and route == Route((i,)) for i, (label, route) in enumerate(self.routes.items()))
+        if diagonal and n == self.width and not self.shared:
+            return f"RoutingSpec.one_per_label({n}{suffix})"
+        routes = ", ".join(
+            f"{label!r}: {shown(route.index) if route == Route(route.index) else repr(route)}"
+            for label, route in self.routes.items()
+        )
+        shared = f", shared={shown(self.shared)}" if self.shared else ""
+        return f"RoutingSpec({{{routes}}}, {self.width}{shared}{suffix})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (dict(self.routes), self.width, self.shared, self.unlabeled))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RoutingSpec:
+        return self  # frozen: a copy could never differ
+
+    # ------------------------------------------------------------------ for the rest of the library
+
+    @property
+    def integer_keys(self) -> bool:
+        """Whether label tensors hold the spec's own keys (all keys are integers) or positions in `labels`."""
+        return all(isinstance(label, int) for label in self.labels)
+
+    def _build_masks(self) -> MaskTable:
+        positions: dict[Route | str, int] = {}
+        row_of_label = [positions.setdefault(route, len(positions)) for route in self.routes.values()]
+        row_of_label.append(positions.setdefault(self.unlabeled, len(positions)))
+        rows = torch.zeros(len(positions), self.width, device="cpu")
+        shared = torch.tensor(self.shared, dtype=torch.int64, device="cpu")
+        for row, rule in zip(rows, positions, strict=True):
+            if isinstance(rule, Route):
+                row.fill_(rule.elsewhere)
+                row[shared] = 1.0
+                row[torch.tensor(rule.index, dtype=torch.int64, device="cpu")] = rule.weight
+            elif rule == "all":
+                row.fill_(1.0)
+            elif rule == "shared":
+                row[shared] = 1.0
+        return MaskTable(rows, torch.tensor(row_of_label, device="cpu"), self.labels, integer_keys=self.integer_keys)
+
+    def _route(self, label: Hashable) -> Route:
+        try:
+            return self._routes[label]
+        except (KeyError, TypeError):
+            raise SpecError(unknown_label(label, self.labels)) from None
+
+    def __hash__(self) -> int:
+        return hash((tuple(self.routes.items()), self.width, self.shared, self.unlabeled))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, RoutingSpec):
+            return NotImplemented
+        # The order of the labels is that of their ids, so it is part of the value.
+        return (
+            self.width == other.width
+            and self.shared == other.shared
+            and self.unlabeled == other.unlabeled
+            and list(self.routes.items()) == list(other.routes.items())
+        )
+
+
+# ---------------------------------------------------------------------- checking and canonical forms
+
+
+def _canonical_label(label: Hashable) -> Hashable:
+    if isinstance(label, numbers.Integral):
+        label = int(label)
+        if label < 0:
+            raise SpecError(f"integer labels must be at least 0 ({UNLABELED} marks unlabeled data); got {label}.")
+        if label > MAX_INTEGER_KEY:
+            raise SpecError(
+                f"integer label {label} is above {MAX_INTEGER_KEY}, the largest that a label tensor may hold: "
+                "use string labels, and RoutingSpec.encode for their ids."
+            )
+    if isinstance(label, float) and math.isnan(label):
+        raise SpecError("NaN cannot be a label: it equals nothing, not even itself.")
+    return label
+
+
+def _canonical_unlabeled(unlabeled: Any, width: int) -> Unlabeled:
+    if isinstance(unlabeled, Route):
+        try:
+            return unlabeled.resolved(width)
+        except SpecError as error:
+            raise SpecError(f"unlabeled: {error}") from None
+    if unlabeled not in ("all", "none", "shared"):
+        raise SpecError(f"unlabeled must be 'all', 'none', 'shared' or a Route; got {unlabeled!r}.")
+    return cast("Unlabeled", unlabeled)
+
+
+def _positive_int(value: Any, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise SpecError(f"{name} must be an integer of at least 1; got {value!r}.")
+    return int(value)
+
+
+def _rebuild(routes: dict[Any, Route], width: int, shared: tuple[int, ...], unlabeled: Unlabeled) -> RoutingSpec:
+    return RoutingSpec(routes, width, shared=shared, unlabeled=unlabeled)
+
+
+def _route_to_dict(route: Route) -> dict[str, Any]:
+    return {"index": list(cast("tuple[int, ...]", route.index)), "weight": route.weight, "elsewhere": route.elsewhere}

@@ -1,0 +1,153 @@
+"""`contract`: a physically smaller copy of a model, without its ablated units."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from torch import nn
+from torch.optim import Optimizer
+
+from ..errors import SiteError, UsageError
+from ..router._hooks import drop_orphans
+from ..router._router import Router
+from ._plan import Heads, Plan
+from ._resize import check_optimizer, kept, resize
+from ._verify import Example, arguments, compare, in_evaluation, model_of, off, outputs
+from .graph._exported import Program, first_line
+from .graph._propagation import Flow
+
+_HEAD_COUNTS: Final = ("num_heads", "num_attention_heads", "n_heads", "n_head")
+_HEAD_WIDTHS: Final = ("split_size", "all_head_size")
+
+
+@dataclass(frozen=True)
+class Contracted:
+    """A smaller model, and what was carried along.
+
+    Attributes:
+        model: The model without the units: a copy that shares no memory with the original, and has no router.
+        optimizer: A copy of the optimizer for it, with the state of what is left; None where none was given.
+        kept: For each parameter and buffer that got smaller, by its name, and each dimension along which it did: the
+            positions that are left. What is kept elsewhere for each weight, such as a moving average, is cut by these.
+
+    Examples:
+        >>> import torch
+        >>> from gradroute import RoutingSpec
+        >>> model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 1))
+        >>> router = Router(model, {"1": RoutingSpec.split({"retain": 4, "forget": 2})})
+        >>> contract(router, "forget", example=torch.randn(2, 3)).kept["2.weight"][1]
+        (0, 1, 2, 3)
+    """
+
+    model: nn.Module
+    optimizer: Optimizer | None
+    kept: Mapping[str, Mapping[int, tuple[int, ...]]]
+
+
+def contract(router: Router, *labels: Hashable, example: Example, optimizer: Optimizer | None = None) -> Contracted:
+    """A physically smaller copy of a model, without the units that ``router.ablated(*labels)`` switches off.
+
+    The model is exported while the units are off, and they are followed through its operations, back to the weights
+    that make them and on to those that read them: through activation functions, batch norms, pools, reshapes, gates and
+    whole attention heads. A unit that is not 0 when a reader sees it, since an activation function turned 0 into
+    something else, goes into the reader's bias. The copy computes in evaluation what the ablated model does, which is
+    checked on the example before it is returned.
+
+    Args:
+        router: A router on the model, which stays as it is.
+        *labels: The labels whose units are to go.
+        example: Arguments of the model: a tensor, a tuple of arguments, or a mapping of arguments by name.
+        optimizer: One that trains the model's parameters and no others. It is copied, and its state cut with them. What
+            refers to it, such as a schedule of learning rates, goes on referring to the original.
+
+    Returns:
+        The smaller model, and the optimizer for it.
+
+    Raises:
+        SpecError: No site knows one of the labels.
+        SiteError: The units are used in another way: in a residual stream, in the model's output, by a norm over all
+            units (a LayerNorm), by an operation that is not known; part of an attention head; or nothing would be left.
+        UsageError: Nothing would go, or the optimizer cannot be carried along.
+
+    Examples:
+        >>> import torch
+        >>> from gradroute import RoutingSpec
+        >>> model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 1))
+        >>> router = Router(model, {"1": RoutingSpec.split({"retain": 4, "forget": 2})})
+        >>> contract(router, "forget", example=torch.randn(2, 3)).model
+        Sequential(
+          (0): Linear(in_features=3, out_features=4, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=4, out_features=1, bias=True)
+        )
+
+    References:
+        Cloud et al., 2024 (arXiv:2410.04332), where the ablated part of an expanded model is thrown away.
+    """
+    model = model_of(router)
+    sites = [(hook.name, hook.site.dim, keep) for hook, keep in off(router, labels)]
+    if optimizer is not None:
+        own = set(model.parameters())
+        if any(parameter not in own for group in optimizer.param_groups for parameter in group["params"]):
+            raise UsageError("the optimizer trains parameters that are not the model's: contract cannot copy these.")
+    args, kwargs = arguments(example)
+    with in_evaluation(model), router.ablated(*labels):
+        expected = outputs(model, args, kwargs)
+        plan = Flow(Program(model, args, kwargs, sites)).plan()
+    for cut in plan.cuts:
+        if bool(cut.mask.all()):
+            raise SiteError(
+                f"all {len(cut.mask)} units of {cut.name!r} along dimension {cut.dim} would be gone, and a layer "
+                "needs at least one. ablate_ folds the ablation into the weights without changing a size."
+            )
+    if optimizer is not None:
+        names = plan.names
+        check_optimizer(optimizer, [parameter for name, parameter in model.named_parameters() if name in names])
+    smaller, carried = copy.deepcopy((model, optimizer))
+    drop_orphans(smaller)
+    left = _cut(smaller, plan, carried)
+    with in_evaluation(smaller):
+        try:
+            found = outputs(smaller, args, kwargs)
+        except Exception as error:
+            raise SiteError(
+                "the smaller model cannot run: its forward code computes with sizes that are fixed in it "
+                f"({type(error).__name__}: {first_line(error)}). ablate_ folds the "
+                "ablation into the weights without changing a size."
+            ) from error
+        compare(expected, found)
+    return Contracted(smaller, carried, MappingProxyType(left))
+
+
+def _cut(model: nn.Module, plan: Plan, optimizer: Optimizer | None) -> dict[str, dict[int, tuple[int, ...]]]:
+    """Carry out a plan on a model; return what is left along each dimension of what got smaller."""
+    modules = list(model.modules())
+    tensors = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+    plan.fold(tensors)
+    left: dict[str, dict[int, tuple[int, ...]]] = {}
+    for cut in plan.cuts:
+        resize(tensors[cut.name], kept(cut.mask, cut.dim), cut.dim, modules, optimizer)
+        for name, tensor in tensors.items():
+            if tensor is tensors[cut.name]:
+                left.setdefault(name, {})[cut.dim] = tuple((~cut.mask).nonzero().flatten().tolist())
+    for module in {heads.module for heads in plan.heads}:
+        _note_heads(model.get_submodule(module), [heads for heads in plan.heads if heads.module == module])
+    return left
+
+
+def _note_heads(attention: nn.Module, found: list[Heads]) -> None:
+    """Correct the sizes that attentions keep under their usual names; whether that was all, the example tells."""
+    for names, per_head in ((_HEAD_COUNTS, False), (_HEAD_WIDTHS, True)):
+        for name in names:
+            for heads in found:
+                size = heads.size if per_head else 1
+                if getattr(attention, name, None) == heads.before * size:
+                    setattr(attention, name, (heads.before - heads.gone) * size)
+                    break

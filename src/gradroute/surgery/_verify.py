@@ -1,0 +1,105 @@
+"""What a model computes on an example, in evaluation: for comparing it before and after surgery."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SiteError, UsageError
+from ..router._attachment import AttachedSite, attachment_of
+from ..router._router import Router
+from ..unit_dims import kind_of
+
+Example: TypeAlias = "Tensor | tuple[Any, ...] | Mapping[str, Any]"
+
+
+def model_of(router: Router) -> nn.Module:
+    """The model that a router is attached to, outside of its blocks.
+
+    Raises:
+        UsageError: The router was removed from it, or one of its blocks is open, or the model is sharded.
+    """
+    attachment_of(router).check_usable()
+    if attachment_of(router).active:
+        raise UsageError(
+            "surgery inside of a `with router(labels)` or `with router.ablated(...)` block would mix the block with "
+            "what it does itself: leave the block first."
+        )
+    if any(kind_of(module) is not type(module) for module in router.model.modules()):
+        raise UsageError("FSDP holds the weights of this model in shards of its own: do surgery before fully_shard.")
+    return router.model
+
+
+def off(router: Router, labels: tuple[Hashable, ...]) -> list[tuple[AttachedSite, Tensor]]:
+    """The sites that have units to switch off, and which of theirs stay on: bool [width].
+
+    Raises:
+        SpecError: No site knows one of the labels.
+        UsageError: No label was given, or nothing would be switched off.
+    """
+    router.ablated(*labels)  # which checks them
+    attachment = attachment_of(router)
+    kept = attachment.kept_without(frozenset(labels))
+    return [(site, keep) for site in attachment.sites if (keep := kept[site.group]) is not None]
+
+
+def arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments that an example stands for, by position and by name."""
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    return (example if isinstance(example, tuple) else (example,)), {}
+
+
+@contextlib.contextmanager
+def in_evaluation(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, and without the cache of keys and values that transformers' models return."""
+    modes = {module: module.training for module in model.modules()}
+    config = getattr(model, "config", None)
+    cached = getattr(config, "use_cache", None)
+    try:
+        model.eval()
+        if cached:
+            config.use_cache = False  # type: ignore[union-attr]
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        if cached:
+            config.use_cache = cached  # type: ignore[union-attr]
+
+
+def outputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """All tensors that the model returns, with the same random numbers each time."""
+    with torch.no_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
+        torch.manual_seed(0)
+        result = model(*args, **kwargs)
+    # Copies, since what a model returns may be one of its own weights or buffers, which are about to change.
+    return [leaf.clone() for leaf in torch.utils._pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+
+
+def compare(expected: list[Tensor], found: list[Tensor]) -> None:
+    """Check that two lists of outputs agree, but for rounding: other widths sum in another order.
+
+    Raises:
+        SiteError: They do not.
+    """
+    try:
+        if len(found) != len(expected):
+            raise AssertionError(f"{len(found)} tensors in place of {len(expected)}")
+        for one, other in zip(found, expected, strict=True):
+            atol = 0.0
+            if other.is_floating_point() and other.isfinite().any():
+                # Some hundred units in the last place of the largest value; in half precision fewer, or all would pass.
+                units = 100 if other.dtype.itemsize > 2 else 8
+                atol = units * torch.finfo(other.dtype).eps * other[other.isfinite()].abs().max().item()
+            torch.testing.assert_close(one, other, rtol=0, atol=atol, equal_nan=True)
+    except AssertionError as error:
+        difference = "; ".join(str(error).strip().splitlines()[:3])
+        raise SiteError(
+            "the model would not compute what the ablated one does on this example, so something in it depends on the "
+            f"units in a way that its exported program does not show; nothing was changed. ({difference})"
+        ) from None
