@@ -148,3 +148,8 @@ def anything_compiled() -> bool:
     """Whether Dynamo has compiled anything since the last router came or went."""
     dynamo = sys.modules.get("torch._dynamo")
     return dynamo is not None and getattr(dynamo.convert_frame, "FRAME_COUNTER", 1) > 0
+
+
+def before_compiling(function: Any) -> Any:
+    """What `torch.compile` was given, of what it returned; None for anything else."""
+    return getattr(function, "_torchdynamo_orig_callable", None)

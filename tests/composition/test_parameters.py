@@ -186,12 +186,27 @@ def test_checkpointing(form: str, reentrant: bool) -> None:
     check(model.gradients(), expected(x.detach(), labels))
 
 
-@pytest.mark.refuses('level="parameters": checkpointing, backward outside of the block', "UsageError", forms=["router"])
-def test_checkpointing_with_backward_outside_raises() -> None:
+@FORMS
+@supports("non-reentrant checkpointing, backward outside of the block")
+def test_checkpointing_with_backward_outside(form: str) -> None:
+    x, labels = batch()
+    model = routed(form)
+
+    def run(x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        return checkpoint(partial(model.module, **kwargs), x.requires_grad_(), *args, use_reentrant=False)
+
+    model(x, labels, via=run).square().sum().backward()
+    check(model.gradients(), expected(x.detach(), labels))
+
+
+@pytest.mark.refuses(
+    'level="parameters": reentrant checkpointing, backward outside of the block', "UsageError", forms=["router"]
+)
+def test_reentrant_checkpointing_with_backward_outside_raises() -> None:
     x, labels = batch()
     model = routed("router")
     with model.router(labels):
-        y = checkpoint(model.module, x, use_reentrant=False)
+        y = checkpoint(model.module, x.requires_grad_(), use_reentrant=True)
     with pytest.raises(gr.RoutingError, match="backward inside the same"):
         y.square().sum().backward()
 

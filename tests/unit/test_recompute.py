@@ -1,5 +1,6 @@
 """Activation checkpointing keeps the labels of each forward pass, or raises: never an unrouted or misrouted gradient."""
 
+import contextlib
 import copy
 import gc
 import threading
@@ -200,9 +201,78 @@ def test_labels_that_are_not_those_of_the_first_pass_are_refused(change):
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(2, 3), nn.Sequential(nn.Linear(2, 3))], ids=["known", "other"])
-def test_sites_on_parameters_want_backward_in_the_block_of_their_forward_pass_and_no_other(layer):
-    router = gr.Router(layer, {"": gr.Site(gr.RoutingSpec.one_per_label(3), level="parameters")})
-    with router(torch.tensor([0, 1])):
+@pytest.mark.parametrize("where", ["outside", "in a block of other labels"])
+def test_sites_on_parameters_keep_the_labels_of_the_first_pass_without_reentry(layer, where):
+    layer = copy.deepcopy(layer)
+    spec = gr.RoutingSpec.one_per_label(3)
+    router = gr.Router(layer, {"": gr.Site(spec, level="parameters")})
+    labels = torch.tensor([0, 1])
+    with router(labels):
         loss = checkpoint(layer, torch.ones(2, 2), use_reentrant=False).sum()
-    with router(torch.tensor([2, 2])), pytest.raises(UsageError, match="does not hold the labels"):
+    with router(torch.tensor([2, 2])) if where == "in a block of other labels" else contextlib.nullcontext():
         loss.backward()
+    bias = next(p for name, p in layer.named_parameters() if name.endswith("bias"))
+    assert torch.equal(bias.grad, spec.mask(labels).sum(0))
+
+
+# ------------------------------------------------------------------ passes that are no first passes
+
+
+@pytest.mark.parametrize("level", ["activations", "parameters"])
+def test_evaluation_passes_lend_no_trust_to_a_recomputation(batches, level):
+    """A pass under no_grad is a first pass only where a Function runs it, whose backward may run it again."""
+    model, router = routed(True, level)
+    with router(FIRST):
+        loss = model(batches[0])
+    with torch.no_grad():
+        model(batches[0])
+    with pytest.raises(UsageError, match="does not hold the labels that it first ran under"):
+        loss.backward()
+    with router(FIRST):
+        loss = model(batches[0])
+    with router(SECOND), torch.no_grad():
+        model(batches[0])
+    with router(SECOND), pytest.raises(UsageError, match="does not hold the labels that it first ran under"):
+        loss.backward()
+
+
+def test_a_function_may_run_the_model_more_often_in_backward_than_in_forward():
+    """As adjoint methods do."""
+    layer = nn.Linear(3, 3)
+    router = gr.Router(layer, {"": SPEC})
+
+    class Adjoint(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, *parameters):
+            ctx.save_for_backward(x)
+            return layer(x)
+
+        @staticmethod
+        def backward(ctx, grad):
+            (x,) = ctx.saved_tensors
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                runs = [layer(x) for _ in range(3)]
+            return torch.autograd.grad(runs, [x, *layer.parameters()], [grad / 3] * 3)
+
+    x = torch.randn(4, 3, requires_grad=True)
+    with router(FIRST):
+        Adjoint.apply(x, *layer.parameters()).sum().backward()
+    torch.testing.assert_close(layer.bias.grad, SPEC.mask(FIRST).sum(0))
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_a_recurrent_layer_may_be_recomputed_outside_of_its_block(batch_first):
+    gru = nn.GRU(4, 3, batch_first=batch_first)
+    router = gr.Router(gru, {"": gr.Site(SPEC, index=0)})
+    labels = FIRST if batch_first else FIRST.expand(5, -1)
+    x = torch.randn(4, 5, 4) if batch_first else torch.randn(5, 4, 4)
+    with router(labels):
+        checkpoint(gru, x, use_reentrant=False)[0].sum().backward()
+    expected = [p.grad.clone() for p in gru.parameters()]
+    gru.zero_grad()
+    with router(labels):
+        loss = checkpoint(gru, x, use_reentrant=False)[0].sum()
+    with router(SECOND if batch_first else SECOND.expand(5, -1)):
+        loss.backward()
+    torch.testing.assert_close([p.grad for p in gru.parameters()], expected)

@@ -9,19 +9,21 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
+import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeAlias
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
 from .. import _torch_private as private
-from ..errors import LabelError, SpecError, UsageError, did_you_mean
+from ..errors import LabelError, SpecError, UnroutedWarning, UsageError, did_you_mean
 from ..spec._masks import Mask
 from ..spec._spec import RoutingSpec
-from ._checkpointing import Ledger
+from ._checkpointing import FirstPasses, InFlight
 from ._site import Site
 from ._taught import Taught
 
@@ -31,6 +33,18 @@ Labels: TypeAlias = "Tensor | Mapping[str, Tensor]"
 # Dynamo: what it reaches through a module of torch.nn, such as a hook, it takes for a part of that module, whose shapes
 # never change. Every batch size would compile anew.
 IN_FLIGHT: dict[str, tuple[Mask, ...]] = {}
+
+
+class _InThread(threading.local):
+    """The same for the blocks of this thread only: for compiled code, which cannot ask in which thread it runs."""
+
+    def __init__(self) -> None:
+        # A thread that autograd began goes on with what another thread's block holds.
+        self.masks: dict[str, tuple[Mask, ...]] = IN_FLIGHT if private.in_backward() else {}
+
+
+IN_THREAD = _InThread()
+STATES: WeakValueDictionary[str, State] = WeakValueDictionary()
 _NUMBERS = itertools.count()
 
 
@@ -43,6 +57,7 @@ class State:
 
     def __init__(self) -> None:
         self.name = f"router {next(_NUMBERS)}"
+        STATES[self.name] = self
         self.labels: Labels | None = None
         self.ablated: frozenset[Hashable] = frozenset()
         self.kept: tuple[Tensor | None, ...] = ()  # for each group, which units are on while others are ablated
@@ -50,36 +65,56 @@ class State:
         self.ever_ablated = False
         self.orphan = False
         self.removed = False
+        self.suspended = False  # while an audit looks at the gradients as they would be without routing
+        self.first_passes = FirstPasses()
+        self.records: list[Taught] = []  # of those who ask which units are taught
         self.model_ran = False
         self.ran: set[int] = set()  # the sites whose module was called, by their position
-        self.warned = False
-        self.suspended = False  # while an audit looks at the gradients as they would be without routing
-        self.ledger = Ledger()
-        self.records: list[Taught] = []  # of those who ask which units are taught
+        self.traced: set[int] = set()  # the sites that were compiled: whether they ran is not known
+        self.muted = False
+        self.warned: set[Hashable] = set()  # of what there was a warning
 
     @property
     def masks(self) -> tuple[Mask, ...]:
         """The masks of the batch in flight, one for each group of sites; none outside of a block."""
-        return () if self.suspended else IN_FLIGHT.get(self.name, ())
+        if self.suspended:
+            return ()
+        return (IN_THREAD.masks if torch.compiler.is_compiling() else IN_FLIGHT).get(self.name, ())
 
     @masks.setter
     def masks(self, masks: tuple[Mask, ...]) -> None:
-        if masks:
-            IN_FLIGHT[self.name] = masks
-        else:
-            IN_FLIGHT.pop(self.name, None)
+        for in_flight in (IN_FLIGHT, IN_THREAD.masks):
+            if masks:
+                in_flight[self.name] = masks
+            else:
+                in_flight.pop(self.name, None)
 
     @property
     def active(self) -> bool:
         """Whether a hook has anything to edit."""
         return bool(self.masks) or bool(self.ablated)
 
-    def key(self) -> tuple[Tensor | None, Hashable]:
-        """The tensor by whose identity `Ledger` knows the labels; and all of them, with how often they were written."""
-        if self.labels is None:
-            return None, ()
-        labels = list(self.labels.values()) if isinstance(self.labels, Mapping) else [self.labels]
-        return labels[0], tuple((id(one), private.version(one)) for one in labels)
+    def in_flight(self) -> InFlight:
+        """All of it, to be held against what a recomputation finds."""
+        labels: tuple[Tensor, ...] = ()
+        if self.labels is not None:
+            labels = tuple(self.labels.values()) if isinstance(self.labels, Mapping) else (self.labels,)
+        return InFlight(labels, tuple(map(private.version, labels)), self.ablated, self.masks)
+
+    def warn(self, about: Hashable, message: str, *, stacklevel: int) -> None:
+        """Warn of something once."""
+        if not self.muted and about not in self.warned:
+            self.warned.add(about)
+            warnings.warn(message, UnroutedWarning, stacklevel=stacklevel + 1)
+
+    def warn_unrouted(self, site: str, *, stacklevel: int = 1) -> None:
+        """Warn once that a site ran a training pass without labels."""
+        self.warn(
+            "no labels",
+            f"site {site!r} ran a training forward pass with no labels set: its gradients are not routed. Put the "
+            "forward pass inside `with router(labels):`, or silence gradroute.UnroutedWarning if you mean it.",
+            stacklevel=stacklevel + 1,
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> State:
         return _orphan(self.removed)
@@ -252,12 +287,12 @@ class Attachment:
     def quiet(self) -> Iterator[None]:
         """For the length of the block nothing is warned of and nothing recorded; what was noted before is put back."""
         state = self.state
-        before = state.warned, state.model_ran, state.records, state.ran
-        state.warned, state.records, state.ran = True, [], set()
+        before = state.muted, state.model_ran, state.records, state.ran
+        state.muted, state.records, state.ran = True, [], set()
         try:
             yield
         finally:
-            state.warned, state.model_ran, state.records, state.ran = before
+            state.muted, state.model_ran, state.records, state.ran = before
 
     @contextlib.contextmanager
     def suspended(self) -> Iterator[None]:

@@ -1,26 +1,28 @@
-"""Activation checkpointing runs forward passes again, inside backward: which one is this, and whose is it?
+"""Activation checkpointing runs forward passes again, inside backward: which one is this, and of which first pass?
 
-Non-reentrant checkpointing keeps the graph of the first forward pass and takes only saved tensors from the second.
-Routing saves no tensors there (see `functional`), so the labels of the first pass decide, whatever the router holds by
-then. What must be the same is the forward pass itself: which labels are ablated.
+A *region* is what was checkpointed once, as PyTorch knows it: for non-reentrant checkpointing the frame that its hooks
+on saved tensors share, for reentrant checkpointing (and any Function that runs a model in its forward) the Function's
+node in the graph. Both are at hand in the first pass and when it is recomputed, so that a router knows exactly what it
+held then.
 
-Reentrant checkpointing builds its graph in the second pass, inside backward. So the router must hold the labels of
-the first pass again, and nothing in PyTorch says which these were. `Ledger` keeps count: a second pass under labels
-that no first pass ran under, or more often than one did, is not trusted.
+Non-reentrant checkpointing keeps the graph of the first pass, and takes only saved tensors from the second. Routing
+saves no mask there (see `autograd`), so the labels of the first pass decide, whatever the router holds by then; only
+what is ablated must be the same. Reentrant checkpointing builds its graph in the second pass, so the router must hold
+the labels of the first again.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Hashable
 from enum import Enum, auto
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import _torch_private as private
+from ..spec._masks import Mask
 
 
 class Pass(Enum):
@@ -28,49 +30,70 @@ class Pass(Enum):
 
     PLAIN = auto()
     FIRST = auto()
-    """May be recomputed: in a checkpointed region, or without gradients, as reentrant checkpointing runs it."""
+    """May be recomputed: it is in a region that is checkpointed."""
     SECOND = auto()
     """A recomputation whose saved tensors are taken and whose graph is not."""
     SECOND_REENTRANT = auto()
     """A recomputation that builds the graph."""
 
 
-def current_pass() -> Pass:
-    """The kind of the forward pass that calls this, outside of `torch.compile`."""
-    if not torch.is_grad_enabled():
-        return Pass.FIRST
-    if not torch.is_grad_enabled():
-        return Pass.FIRST
-    checkpointing, _ = private.checkpoint_hook()
+def current_pass() -> tuple[Pass, Any]:
+    """The kind of the forward pass that calls this, outside of `torch.compile`, and the region that it is in."""
+    checkpointing, frame = private.checkpoint_hook()
+    if checkpointing == "again":
+        return Pass.SECOND, frame
     if checkpointing == "first":
-        return Pass.FIRST
-    if not private.in_backward():
-        return Pass.PLAIN
-    return Pass.SECOND if checkpointing == "again" else Pass.SECOND_REENTRANT
+        return Pass.FIRST, frame
+    if not torch.is_grad_enabled():
+        node = private.function_in_forward()
+        return (Pass.PLAIN, None) if node is None else (Pass.FIRST, node)
+    if private.in_backward():
+        return Pass.SECOND_REENTRANT, private.node_in_backward()
+    return Pass.PLAIN, None
 
 
-class Ledger:
-    """Counts first passes by the labels they ran under, and takes second passes off again."""
+class InFlight(NamedTuple):
+    """What a router held in a pass.
+
+    Attributes:
+        labels: The label tensors, by which the passes of one block are told from those of another.
+        versions: How often each of them had been written.
+        ablated: The labels that were ablated.
+        masks: The masks of the labels, one for each group of sites.
+    """
+
+    labels: tuple[Tensor, ...]
+    versions: tuple[int, ...]
+    ablated: frozenset[Hashable]
+    masks: tuple[Mask, ...]
+
+    def same_labels(self, other: InFlight) -> bool:
+        """Whether both are of the same label tensors, unchanged."""
+        same = len(self.labels) == len(other.labels) and all(map(_is, self.labels, other.labels))
+        return same and self.versions == other.versions
+
+
+def _is(a: object, b: object) -> bool:
+    return a is b
+
+
+class FirstPasses:
+    """What a router held in the first passes of all regions that may still be recomputed, by site."""
 
     def __init__(self) -> None:
-        # Weak and by identity: label tensors of an evaluation that nothing recomputes must not pile up.
-        self._counts: Any = WeakIdKeyDictionary()
-        self._unlabeled: Counter[Hashable] = Counter()
+        # Weak and by identity: a region that nothing recomputes any more is forgotten with its graph.
+        self._regions: Any = WeakIdKeyDictionary()
 
-    def note(self, labels: Tensor | None, what: Hashable) -> None:
-        """A first pass of `what` ran under these labels."""
-        self._counter(labels)[what] += 1
+    def note(self, region: Any, site: int, held: InFlight) -> None:
+        """A first pass of this site ran in the region."""
+        known = self._of(region, site)
+        if not any(one.same_labels(held) and one.ablated == held.ablated for one in known):
+            known.append(held)
 
-    def settle(self, labels: Tensor | None, what: Hashable) -> bool:
-        """A second pass of `what` runs under these labels: whether a first one did, and was not yet recomputed."""
-        counter = self._counter(labels)
-        if counter[what] == 0:
-            return False
-        counter[what] -= 1
-        return True
+    def of(self, region: Any, site: int) -> list[InFlight]:
+        """What was held in the first passes of this site in the region; empty where none is known."""
+        return [] if region is None else self._of(region, site)
 
-    def _counter(self, labels: Tensor | None) -> Counter[Hashable]:
-        if labels is None:
-            return self._unlabeled
-        counter: Counter[Hashable] = self._counts.setdefault(labels, Counter())
-        return counter
+    def _of(self, region: Any, site: int) -> list[InFlight]:
+        by_site: dict[int, list[InFlight]] = self._regions.setdefault(region, {})
+        return by_site.setdefault(site, [])

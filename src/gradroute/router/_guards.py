@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .. import _torch_private as private
-from ..errors import SiteError, UnroutedWarning, UsageError, preview
+from ..errors import SiteError, UsageError, preview
+from ..spec._masks import Mask
+from ._any_module import has_learning_tensors
 from ._attachment import AttachedSite, State
 from ._checkpointing import Pass, current_pass
+from ._nested import any_requires_grad
+from ._parameter_level import stands_in
 from ._site import Site
 
 
@@ -33,42 +35,74 @@ class Hook(Protocol):
 # ---------------------------------------------------------------------- at each forward pass of a site
 
 
-def check_pass(hook: Hook, module: nn.Module, tensors: Any) -> None:
-    """All checks of a forward pass that reaches a site, in the order in which they must be made."""
+def check_pass(hook: Hook, module: nn.Module, tensors: Any) -> tuple[Mask, ...]:
+    """All checks of a forward pass that reaches a site, in the order in which they must be made.
+
+    Returns:
+        The masks that this pass is to be routed by, one for each group of sites; none where it is not to be.
+    """
     state = hook.state
-    compiling = torch.compiler.is_compiling()
-    kind = Pass.PLAIN if compiling else current_pass()
-    _record_what_is_taught(hook, kind, compiling=compiling)
-    refuse_stray_copy(hook, module)
-    if compiling:
-        return
+    if torch.compiler.is_compiling():
+        return _check_traced_pass(hook, module, tensors)
+    kind, region = current_pass()
+    if kind is not Pass.SECOND:
+        _record_what_is_taught(hook)
+    refuse_stray_copy(hook, module, tensors)
     state.ran.add(hook.position)  # before anything refuses the pass: a site that was called is not silent
     refuse_other_thread(hook)
     if state.suspended:
-        return
-    refuse_other_labels_in_recomputation(hook, kind)
-    if not state.masks and kind is not Pass.SECOND:  # of that one, the graph is not used
-        warn_of_missing_labels(hook, module, tensors)
+        return ()
+    refuse_other_labels_in_recomputation(hook, kind, region)
+    if kind is Pass.SECOND:  # of which the graph is not used
+        return ()
+    masks = state.masks
+    if not masks and module.training and _learns(hook, module, tensors):
+        warn_of_missing_labels(hook)
+    return masks
 
 
-def _record_what_is_taught(hook: Hook, kind: Pass, *, compiling: bool) -> None:
+def _check_traced_pass(hook: Hook, module: nn.Module, tensors: Any) -> tuple[Mask, ...]:
+    """The checks that compiled code can make; what it cannot note or say is done once, while Dynamo traces."""
+    from . import _traced  # noqa: PLC0415  # an import in traced code is executed by Dynamo: see there
+
+    _record_what_is_taught(hook)
+    refuse_stray_copy(hook, module, tensors)
+    masks = hook.state.masks
+    unrouted = None
+    if len(masks) == 0 and module.training and _learns(hook, module, tensors):
+        unrouted = hook.name
+    _traced.note(hook.state.name, hook.position, unrouted)
+    return masks
+
+
+def _record_what_is_taught(hook: Hook) -> None:
     """Tell those who ask (`Isolation`, `watch`) what this pass may teach: a unit taught unnoticed would be frozen."""
     state = hook.state
-    if not state.records or not torch.is_grad_enabled() or kind is Pass.SECOND:
+    if not state.records or not torch.is_grad_enabled():
         return
     for record in state.records:
         if not state.masks:
             record.note_unrouted(hook.group)
-        elif not compiling:  # a pass after a step in the same block; compiled code has no need to look
+        elif not torch.compiler.is_compiling():  # a pass after a step in the same block
             record.note(state.masks)
 
 
-def refuse_stray_copy(hook: Hook, module: nn.Module) -> None:
+def refuse_stray_copy(hook: Hook, module: nn.Module, tensors: Any) -> None:
     """A copied model carries copies of the hooks; if the router was not copied with it, no labels ever reach them."""
-    if hook.state.orphan and torch.is_grad_enabled() and module.training:
+    if not hook.state.orphan or not torch.is_grad_enabled():
+        return
+    if module.training:
         raise UsageError(
             f"site {hook.name!r}: this model is a copy of a routed model, and its router was not copied "
             "with it, so nothing can route it. Copy both at once: copy.deepcopy((model, router)) or a RoutedModule."
+        )
+    if _learns(hook, module, tensors) and not torch.compiler.is_compiling():
+        hook.state.warn(
+            "stray copy",
+            f"site {hook.name!r}: this model is a copy of a routed model without its router, and ran a forward pass "
+            "with gradients in evaluation mode: if anything learns from it, that is not routed. Evaluate under "
+            "torch.no_grad(), or copy both at once: copy.deepcopy((model, router)).",
+            stacklevel=4,
         )
 
 
@@ -81,31 +115,42 @@ def refuse_other_thread(hook: Hook) -> None:
         )
 
 
-def refuse_other_labels_in_recomputation(hook: Hook, kind: Pass) -> None:
+def refuse_other_labels_in_recomputation(hook: Hook, kind: Pass, region: Any) -> None:
     """Activation checkpointing runs a pass again in backward, when the router may hold the labels of another batch."""
     state = hook.state
     if kind is Pass.PLAIN:
         return
-    # Reentrant recomputation must find the labels of its first pass again; both kinds must find its ablation.
-    key, labels = state.key()
-    call, under_labels = (hook.position, state.ablated), (hook.position, state.ablated, "labels", labels)
+    now = state.in_flight()
     if kind is Pass.FIRST:
-        state.ledger.note(None, call)
-        state.ledger.note(key, under_labels)
-    elif kind is Pass.SECOND:
-        if not state.ledger.settle(None, call) and state.ever_ablated:
+        state.first_passes.note(region, hook.position, now)
+        return
+    first = state.first_passes.of(region, hook.position)
+    if kind is Pass.SECOND:
+        # Its graph keeps the labels of the first pass; what it computes must be the same.
+        if not any(held.ablated == now.ablated for held in first) and (first or state.ever_ablated):
             raise _untrusted(hook, "ablated labels")
-    elif not state.ledger.settle(key, under_labels):
+    elif not any(held.same_labels(now) and held.ablated == now.ablated for held in first):
         raise _untrusted(hook, "labels", ", or checkpoint with use_reentrant=False")
 
 
-def check_recomputation_of_parameters(hook: Hook) -> None:
-    """At level "parameters" masks are among the saved tensors, so a recomputation must find the same ones."""
-    if torch.compiler.is_compiling() or current_pass() is not Pass.SECOND or hook.state.suspended:
-        return
-    key, labels = hook.state.key()
-    if not hook.state.ledger.settle(key, (hook.position, hook.state.ablated, "labels", labels)):
+def masks_for_parameters(hook: Hook) -> tuple[Mask, ...]:
+    """At level "parameters" a recomputation must save the same tensors as its first pass, and so be routed as that was.
+
+    The masks themselves stay with the graph of the first pass.
+    """
+    state = hook.state
+    if torch.compiler.is_compiling() or state.suspended:
+        return state.masks
+    kind, region = current_pass()
+    if kind is Pass.FIRST:
+        state.first_passes.note(region, hook.position, state.in_flight())
+    if kind is not Pass.SECOND:
+        return state.masks
+    first = state.first_passes.of(region, hook.position)
+    if not first:
         raise _untrusted(hook, "labels")
+    now = state.in_flight()
+    return next((held for held in first if held.same_labels(now)), first[0]).masks
 
 
 def _untrusted(hook: Hook, what: str, or_else: str = "") -> UsageError:
@@ -117,48 +162,30 @@ def _untrusted(hook: Hook, what: str, or_else: str = "") -> UsageError:
     )
 
 
-def warn_of_missing_labels(hook: Hook, module: nn.Module, tensors: Any) -> None:
+def warn_of_missing_labels(hook: Hook) -> None:
     """A training pass outside of a block learns unrouted. Right in evaluation; in training it is said once."""
-    state = hook.state
-    if state.warned or not (module.training and torch.is_grad_enabled() and _learns(hook, module, tensors)):
-        return
-    state.warned = True
-    warnings.warn(
-        f"site {hook.name!r} ran a training forward pass with no labels set: its gradients are not routed. Put "
-        "the forward pass inside `with router(labels):`, or silence gradroute.UnroutedWarning if you mean it.",
-        UnroutedWarning,
-        stacklevel=5,
-    )
+    hook.state.warn_unrouted(hook.name, stacklevel=5)
 
 
 def _learns(hook: Hook, module: nn.Module, tensors: Any) -> bool:
+    """Whether anything learns through a pass of this site."""
+    if not torch.is_grad_enabled():
+        return False
     # What reads an input learns also where the input, such as a batch of data, does not.
-    of_own = hook.routes_parameters and any(parameter.requires_grad for parameter in module.parameters())
-    return of_own or _any_requires_grad(tensors)
-
-
-def _any_requires_grad(tensors: Any) -> bool:
-    """Whether a tensor in nested tuples, lists, dicts and dataclasses requires gradients."""
-    if isinstance(tensors, Tensor):
-        return tensors.requires_grad
-    if isinstance(tensors, Mapping):
-        tensors = tuple(tensors.values())
-    elif dataclasses.is_dataclass(tensors):
-        tensors = tuple(getattr(tensors, field.name) for field in dataclasses.fields(tensors))
-    return isinstance(tensors, tuple | list) and any(_any_requires_grad(inner) for inner in tensors)
+    return (hook.routes_parameters and has_learning_tensors(module)) or any_requires_grad(tensors)
 
 
 def refuse_replaced_forward(hook: Hook, module: nn.Module) -> None:
     """At level "parameters" it is the stand-in for the module's forward that routes: a pass without it is unrouted."""
     if not hook.routes_parameters or torch.compiler.is_compiling():
         return
-    if hook.state.masks and not hook.reached and not private.anything_compiled():
+    reached, hook.reached = hook.reached, False
+    if hook.state.masks and not reached and not stands_in(module):
         raise UsageError(
             f"site {hook.name!r}: the forward method of this {type(module).__name__} was replaced after the router "
             "was attached, and level='parameters' routes inside of it. Replace it first, then make the router; or "
             "wrap what stands there."
         )
-    hook.reached = False
 
 
 # ---------------------------------------------------------------------- when a router is attached
@@ -242,17 +269,13 @@ def overlapping() -> UsageError:
 
 def warn_of_silent_sites(state: State, sites: Sequence[AttachedSite]) -> None:
     """The model ran, but a site's module was never called: another module reads its weights, or calls its forward."""
-    if private.anything_compiled():
-        # Compiled code notes nothing: Dynamo refuses side effects where it exports and inside of checkpoints. So
-        # a site that noted nothing may well have run.
-        return
-    silent = [site.name for position, site in enumerate(sites) if position not in state.ran]
-    if silent and not state.warned and (state.model_ran or len(silent) < len(sites)):
-        state.warned = True
-        warnings.warn(
+    # Compiled code notes nothing, so a site that was compiled may well have run.
+    silent = [site.name for position, site in enumerate(sites) if position not in state.ran | state.traced]
+    if silent and (state.model_ran or len(silent) < len(sites)):
+        state.warn(
+            ("silent", *silent),
             f"the model ran, but the sites {preview(silent, 3)} did not: their modules were never called, so they "
             "routed and ablated nothing. Another module may read their weights, or call their forward method "
             "directly.",
-            UnroutedWarning,
             stacklevel=3,
         )

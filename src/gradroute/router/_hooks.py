@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..autograd._functional import route_mask
 from ..errors import RoutingError
+from ..spec._masks import Mask
 from ..unit_dims import spread
 from . import _guards as guards
 from ._attachment import AttachedSite, State
@@ -48,18 +49,17 @@ class SiteHook:
 
     def on_output(self, module: nn.Module, args: Any, output: Any) -> Any:
         """The forward hook."""
-        guards.check_pass(self, module, output)
+        masks = guards.check_pass(self, module, output)
         guards.refuse_replaced_forward(self, module)
-        if not self.state.active:
-            return None
-        return edit_output(output, self.site.path, self._edit, site=self.name)
+        edit = self._edit(masks)
+        return None if edit is None else edit_output(output, self.site.path, edit, site=self.name)
 
     def on_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The forward pre-hook."""
-        guards.check_pass(self, module, (args, kwargs))
-        if not self.state.active:
+        edit = self._edit(guards.check_pass(self, module, (args, kwargs)))
+        if edit is None:
             return None
-        return edit_arguments(args, kwargs, self.site.path, self.arguments, self._edit, site=self.name)
+        return edit_arguments(args, kwargs, self.site.path, self.arguments, edit, site=self.name)
 
     def after_input(self, module: nn.Module, args: Any, output: Any) -> None:
         """The forward hook of a site that routes the parameters which read its input."""
@@ -67,30 +67,34 @@ class SiteHook:
 
     def parameter_mask(self) -> SiteMask | None:
         """The mask of the batch in flight, for the parameters of the site's module; None outside of a block."""
-        guards.check_recomputation_of_parameters(self)
-        masks = self.state.masks
+        masks = guards.masks_for_parameters(self)
         if not masks:
             return None
         if not torch.compiler.is_compiling():
             self.reached = True
-        return self._site_mask()
+        return self._site_mask(masks)
 
-    def _site_mask(self) -> SiteMask:
-        return SiteMask(self.state.masks[self.group], self.site.dim, self.site.path, self.name, self.time_first)
+    def _site_mask(self, masks: tuple[Mask, ...]) -> SiteMask:
+        return SiteMask(masks[self.group], self.site.dim, self.site.path, self.name, self.time_first)
 
-    def _edit(self, x: Tensor) -> Tensor:
-        masks = self.state.masks
-        if masks and not self.routes_parameters:
-            if self.time_first:
-                self._site_mask().check_order(x)
-            try:
-                x = route_mask(x, masks[self.group], self.site.dim, replacing=True)
-            except RoutingError as error:
-                raise type(error)(f"site {self.name!r}: {error}") from None
+    def _edit(self, masks: tuple[Mask, ...]) -> Callable[[Tensor], Tensor] | None:
+        """What is to be done to the site's tensor; None where nothing is."""
         kept = self.state.kept[self.group] if self.state.kept else None
-        if kept is not None:
-            x = torch.where(spread(kept.to(x.device), x, self.site.dim), x, 0)
-        return x
+        routed = bool(masks) and not self.routes_parameters
+        if not routed and kept is None:
+            return None
+
+        def edit(x: Tensor) -> Tensor:
+            if routed:
+                if self.time_first:
+                    self._site_mask(masks).check_order(x)
+                try:
+                    x = route_mask(x, masks[self.group], self.site.dim, replacing=True)
+                except RoutingError as error:
+                    raise type(error)(f"site {self.name!r}: {error}") from None
+            return x if kept is None else torch.where(spread(kept.to(x.device), x, self.site.dim), x, 0)
+
+        return edit
 
 
 class MarkRun:

@@ -39,16 +39,7 @@ def edit_output(output: Any, path: tuple[Step, ...], edit: Edit, *, site: str) -
     except (KeyError, IndexError, TypeError, AttributeError):
         raise SiteError(f"site {site!r}: no index {step!r} in {_describe(output)}.") from None
     edited = edit_output(inner, rest, edit, site=site)
-    if isinstance(output, tuple):
-        items = [edited if i == int(step) % len(output) else item for i, item in enumerate(output)]
-        return type(output)(*items) if hasattr(output, "_fields") else tuple(items)
-    if isinstance(output, Mapping) and dataclasses.is_dataclass(output):
-        return type(output)(**{**output, step: edited})  # transformers' ModelOutput: both, and its keys are its fields
-    if dataclasses.is_dataclass(output):
-        return dataclasses.replace(output, **{str(step): edited})  # type: ignore[type-var]
-    changed = copy.copy(output)
-    changed[step] = edited
-    return changed
+    return _with(output, step, inner, edited)
 
 
 def edit_arguments(
@@ -94,3 +85,57 @@ def _describe(value: Any) -> str:
     if isinstance(value, tuple | list):
         return f"a {type(value).__name__} of {len(value)} ({', '.join(type(item).__name__ for item in value[:4])})"
     return f"a {type(value).__name__}"
+
+
+def any_requires_grad(tensors: Any) -> bool:
+    """Whether a tensor in nested tuples, lists, dicts and dataclasses requires gradients."""
+    if isinstance(tensors, Tensor):
+        return tensors.requires_grad
+    if isinstance(tensors, Mapping):
+        tensors = tuple(tensors.values())
+    elif dataclasses.is_dataclass(tensors):
+        tensors = tuple(getattr(tensors, field.name) for field in dataclasses.fields(tensors))
+    return isinstance(tensors, tuple | list) and any(any_requires_grad(inner) for inner in tensors)
+
+
+def map_tensors(nest: Any, function: Edit) -> Any:
+    """Nested tuples, lists, dicts and dataclasses with a function applied to each tensor in them.
+
+    What holds no tensor that changed is returned as it is; what does is copied.
+    """
+    if isinstance(nest, Tensor):
+        return function(nest)
+    if isinstance(nest, Mapping):
+        steps: list[Step] = list(nest)
+    elif isinstance(nest, tuple | list):
+        steps = list(range(len(nest)))
+    elif _is_dataclass(nest) and not isinstance(nest, type):
+        steps = [field.name for field in dataclasses.fields(nest)]
+    else:
+        return nest
+    for step in steps:
+        inner = getattr(nest, str(step)) if _is_dataclass(nest) else nest[step]
+        mapped = map_tensors(inner, function)
+        if mapped is not inner:
+            nest = _with(nest, step, inner, mapped)
+    return nest
+
+
+def _with(nest: Any, step: Step, before: Any, after: Any) -> Any:
+    """A copy of what holds tensors, with another thing at one place: also where that is an attribute as well."""
+    if isinstance(nest, tuple):
+        items = [after if i == int(step) % len(nest) else item for i, item in enumerate(nest)]
+        if hasattr(nest, "_fields"):
+            return type(nest)(*items)
+        return type(nest)(items) if hasattr(nest, "n_fields") else tuple(items)  # `torch.return_types`
+    if isinstance(nest, Mapping) and dataclasses.is_dataclass(nest):
+        return type(nest)(**{**nest, step: after})  # transformers' ModelOutput: both, and its keys are its fields
+    if dataclasses.is_dataclass(nest):
+        return dataclasses.replace(nest, **{str(step): after})  # type: ignore[type-var]
+    changed = copy.copy(nest)
+    changed[step] = after
+    # Some dicts are their own attributes, and some lists name their items.
+    for name, value in list(getattr(changed, "__dict__", {}).items()):
+        if value is before and value is not after:
+            setattr(changed, name, after)
+    return changed

@@ -5,17 +5,15 @@ computes with a weight of its own, ``m[i, u] * n[i, j] * W[u, j]``, that learns,
 So the weight's gradient is ``(grad * m).T @ (x * n)``, the bias's is the sum of ``grad * m``, and the input's is
 ``grad @ W``, as without routing.
 
-There are two masks to it. In plain eager mode, for the layers of `own_layers`, one autograd Function computes these
-products and no more. Everywhere else, and for derivatives of derivatives, the output is put together from two or three
-runs of the module of which one learns: ordinary operations, which every transform of PyTorch knows.
+There are two ways to it. In plain eager mode, for the layers of `_layer_gradients`, one autograd Function computes
+these products and no more. Any other module, and any derivative of a derivative, is put together from ordinary
+operations (`_any_module`), which every transform of PyTorch knows.
 """
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -23,11 +21,11 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from .. import _torch_private as private
-from ..autograd._functions import Sum
-from ..errors import SiteError, UsageError
+from ..errors import RoutingError
+from ._any_module import has_learning_tensors, routed_run
 from ._layer_gradients import Layer, known_layer
-from ._nested import edit_arguments, edit_output
-from ._site_mask import SiteMask, product, scaled, times
+from ._second_run import draws_random_numbers
+from ._site_mask import SiteMask
 
 
 class MaskSource(Protocol):
@@ -49,6 +47,7 @@ class OwnForward:
         self.previous: Any = module.__dict__.get("forward")  # somebody else's stand-in
         self.writers: list[MaskSource] = []  # of sites on the output
         self.readers: list[MaskSource] = []
+        self.draws = draws_random_numbers(module)  # says its code; Dynamo, which asks, cannot read that
 
     @classmethod
     def of(cls, module: nn.Module) -> OwnForward:
@@ -85,14 +84,20 @@ class OwnForward:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The module's output, with the gradients of its parameters routed."""
         writers, readers = _masks_of(self.writers), _masks_of(self.readers)
-        learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.module.parameters())
-        if not (writers or readers) or not (learns or private.forward_mode() or private.transforms_active()):
+        transformed = private.forward_mode() or private.transforms_active()
+        learns = torch.is_grad_enabled() and has_learning_tensors(self.module)
+        if not (writers or readers) or not (learns or transformed):
             return self.plain(*args, **kwargs)
+        if torch.compiler.is_exporting():
+            raise RoutingError(
+                "an exported program has no backward of its own, so whoever trained it would train it unrouted. "
+                "Export without labels or under torch.no_grad()."
+            )
         if torch.compiler.is_compiling():
             from ..autograd import _dynamo  # noqa: F401, PLC0415  # runs while Dynamo traces: see there
         layer = known_layer(self.module) if self.previous is None else None
         if layer is None or kwargs or len(args) != 1 or any(mask.path not in ((), (0,)) for mask in readers):
-            return _twice(self, (args, kwargs), writers, readers)
+            return routed_run(self, (args, kwargs), writers, readers)
         return _apply(layer, self.plain, args[0], writers, readers)
 
 
@@ -103,6 +108,14 @@ def _masks_of(hooks: list[MaskSource]) -> list[SiteMask]:
         if mask is not None:
             masks.append(mask)
     return masks
+
+
+def stands_in(module: nn.Module) -> bool:
+    """Whether the module's forward is still an `OwnForward`: itself, or compiled."""
+    forward = module.__dict__.get("forward")
+    while forward is not None and not isinstance(forward, OwnForward):
+        forward = private.before_compiling(forward)
+    return forward is not None
 
 
 # ------------------------------------------------------------------ layers that are known
@@ -185,116 +198,3 @@ def _composed_gradients(
     for i, gradient in zip(wanted, found, strict=True):
         gradients[i] = gradient
     return tuple(gradients)
-
-
-# ------------------------------------------------------------------ any other module
-
-
-def _twice(
-    forward: OwnForward, call: tuple[tuple[Any, ...], dict[str, Any]], writers: list[SiteMask], readers: list[SiteMask]
-) -> Any:
-    """The module's output, from a run that learns nothing and one that learns by route."""
-    module = forward.module
-    transformed = torch.compiler.is_compiling() or private.transforms_active()
-    if transformed and _draws_random_numbers(module):
-        raise UsageError(
-            f"{type(module).__name__} holds dropout that is on, and level='parameters' runs it twice, which under "
-            "torch.compile and torch.func draws other numbers each time: put sites on the layers inside of it."
-        )
-    args, kwargs = call
-    twin = _Twin(module, forward.plain)
-    random = None if transformed else _RandomNumbers()
-    whole = twin.without_learning(args, kwargs)
-    names = list(inspect.signature(forward).parameters) if readers else []
-    for mask in readers:
-        # The parameters learn as if from a pass that sees the routed units only.
-        args, kwargs = edit_arguments(args, kwargs, mask.path, names, partial(_seen, mask), site=mask.site)
-    with random or contextlib.nullcontext():
-        own = twin.on_copied_buffers(args, kwargs)
-    if not writers and not isinstance(whole, Tensor):
-        raise SiteError(
-            f"site {readers[0].site!r}: level='parameters', on='input' needs a module that returns a tensor; "
-            f"{type(module).__name__} returns a {type(whole).__name__}. Put sites on the layers inside of it."
-        )
-    if not writers:
-        return Sum.apply(whole.detach(), whole, own)
-    for path in dict.fromkeys(mask.path for mask in writers):
-        masks = [mask for mask in writers if mask.path == path]
-        learning: list[Tensor] = []
-        edit_output(own, path, lambda y, kept=learning: kept.append(y) or y, site=masks[0].site)  # type: ignore[misc]
-        whole = edit_output(whole, path, partial(_joined, learning[0], masks, bool(readers)), site=masks[0].site)
-    return whole
-
-
-def _seen(mask: SiteMask, x: Tensor) -> Tensor:
-    return times(x.detach(), mask.weights(x))
-
-
-def _joined(own: Tensor, masks: list[SiteMask], cut: bool, whole: Tensor) -> Tensor:
-    """The whole output, whose gradient goes by route to the run that learns, and the rest of it to the other run.
-
-    With ``cut=True`` nothing goes on to the input from the run that learns, so all of it goes to the other.
-    """
-    m = product([mask.weights(whole) for mask in masks])
-    assert m is not None
-    rest = whole if cut else scaled(whole, 1 - m)
-    return Sum.apply(whole.detach(), scaled(own, m), rest)  # type: ignore[no-any-return]
-
-
-class _Twin(nn.Module):
-    """Runs a module past its hooks and its stand-in, on other parameters or buffers."""
-
-    def __init__(self, module: nn.Module, run: Callable[..., Any]) -> None:
-        super().__init__()
-        self.module = module
-        self.run = run
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.run(*args, **kwargs)
-
-    def without_learning(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        fixed = {name: parameter.detach() for name, parameter in self.named_parameters()}
-        # Weights that a pre-hook computes of others, as pruning and the old weight_norm do, are plain attributes.
-        computed = [(name, value) for name, value in self.module.__dict__.items() if _is_computed(value)]
-        try:
-            for name, value in computed:
-                setattr(self.module, name, value.detach())
-            return torch.func.functional_call(self, fixed, args, kwargs)
-        finally:
-            for name, value in computed:
-                setattr(self.module, name, value)
-
-    def on_copied_buffers(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """So that running statistics count each batch once."""
-        copies = {name: buffer.clone() for name, buffer in self.named_buffers()}
-        return torch.func.functional_call(self, copies, args, kwargs)
-
-
-def _is_computed(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.requires_grad
-
-
-class _RandomNumbers:
-    """The state of the random number generators when this was made, put back for the length of a block."""
-
-    def __init__(self) -> None:
-        self.cpu = torch.get_rng_state()
-        used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-        self.cuda = torch.cuda.get_rng_state() if used else None
-
-    def __enter__(self) -> None:
-        self.after = torch.get_rng_state(), torch.cuda.get_rng_state() if self.cuda is not None else None
-        self._set(self.cpu, self.cuda)
-
-    def __exit__(self, *exception: object) -> None:
-        self._set(*self.after)
-
-    def _set(self, cpu: Tensor, cuda: Tensor | None) -> None:
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state(cuda)
-
-
-def _draws_random_numbers(module: nn.Module) -> bool:
-    dropouts = (inner for inner in module.modules() if isinstance(inner, nn.modules.dropout._DropoutNd))
-    return any(inner.training and inner.p > 0 for inner in dropouts)

@@ -1,0 +1,302 @@
+"""Level "parameters" on a module of which nothing is known.
+
+In eager mode the module runs once, on stand-ins for its parameters. The ordinary backward pass goes through that run
+and takes the whole gradient upstream; what reaches a stand-in on that way is dropped. What the parameters learn is
+taken from the same run, by a second backward pass that starts from the masked gradient of the outputs (`_Tap`).
+
+Inside of `torch.func` transforms and `torch.compile`, where a backward pass cannot start another one, and for sites on
+the input, whose parameters learn as if from a pass that sees the routed units only, the module must run twice. The runs
+must then be alike: a module that draws random numbers under a transform, or that is handed an object with a memory of
+its own, is refused.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from .. import _torch_private as private
+from ..autograd._functions import Sum
+from ..errors import SiteError
+from ._nested import edit_arguments, edit_output, map_tensors
+from ._second_run import Beginning, Call, chance_of_dropping, random_numbers, refuse_memory
+from ._site_mask import SiteMask, product, scaled, times
+
+
+class Forward(Protocol):
+    """A module's forward as it is without routing."""
+
+    module: nn.Module
+    draws: bool
+
+    def plain(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's output."""
+
+    @property
+    def __signature__(self) -> inspect.Signature: ...
+
+
+def has_learning_tensors(module: nn.Module) -> bool:
+    """Whether a module has parameters that learn, or weights computed of others that do (plain attributes)."""
+    return any(p.requires_grad for p in module.parameters()) or any(True for _ in _computed(module))
+
+
+def routed_run(forward: Forward, call: Call, writers: list[SiteMask], readers: list[SiteMask]) -> Any:
+    """The module's output, with the gradients of its parameters routed."""
+    transformed = torch.compiler.is_compiling() or private.transforms_active()
+    if readers or transformed or private.forward_mode():
+        if transformed and (forward.draws or chance_of_dropping(forward.module)):
+            raise random_numbers(forward.module)
+        return _run_twice(forward, call, writers, readers, transformed=transformed)
+    return _run_once(forward, call, writers)
+
+
+# ---------------------------------------------------------------------- once
+
+
+def _run_once(forward: Forward, call: Call, writers: list[SiteMask]) -> Any:
+    run = _Run(forward, call, writers)
+    done: list[Tensor] = []
+
+    def tap(y: Tensor, masks: list[SiteMask]) -> Tensor:
+        for mask in masks:
+            mask.check(y)
+        if any(y is one for one in done):
+            return y
+        # What was handed in and comes out again was made by nothing of this module's.
+        learns = y.requires_grad and not any(y is x for x in run.given)
+        done.append(_Tap.apply(y, run, masks, *run.given, *run.own.values()) if learns else y)
+        return done[-1]
+
+    output = run.output
+    for path in dict.fromkeys(mask.path for mask in writers):
+        masks = [mask for mask in writers if mask.path == path]
+        output = edit_output(output, path, partial(tap, masks=masks), site=masks[0].site)
+    # Every other output teaches the parameters, too: whole.
+    return map_tensors(output, partial(tap, masks=[]))
+
+
+class _Run:
+    """One run of a module on stand-ins for what it learns by.
+
+    Attributes:
+        given: The tensors among its arguments.
+        own: What it learns by.
+        stand_ins: What it ran on instead.
+        output: What came out.
+    """
+
+    def __init__(self, forward: Forward, call: Call, writers: list[SiteMask]) -> None:
+        self.given = _tensors(call)
+        self.own = _learning(forward.module)
+        self.stand_ins = [_Dropped.apply(tensor) for tensor in self.own.values()]
+        self._again = partial(_run_twice, forward, call, writers, [], beginning=Beginning(forward.module))
+        self.output = _Twin(forward).on(dict(zip(self.own, self.stand_ins, strict=True)), *call)
+        self._places = {id(y): place for place, y in reversed(list(enumerate(_tensors(self.output))))}
+
+    def again(self, y: Tensor) -> Tensor:
+        """One of the outputs of a second run, put together from operations that can be derived twice."""
+        return _tensors(self._again())[self._places[id(y)]]
+
+
+def _tensors(nest: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+
+    def keep(x: Tensor) -> Tensor:
+        found.append(x)
+        return x
+
+    map_tensors(nest, keep)
+    return found
+
+
+class _Dropped(Function):
+    """Forward: identity. Backward: nothing goes on."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> None:
+        return None
+
+
+class _Tap(Function):
+    """Forward: identity on a module's output. Backward: the gradient goes on whole, and masked to the parameters.
+
+    The module ran on stand-ins, so the parameters' part is a backward pass of its own through the module's graph, which
+    is still there: the ordinary one has not yet come to it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, run: _Run, masks: list[SiteMask], *tensors: Tensor) -> Tensor:
+        # As attributes: activation checkpointing recomputes what is saved, and would have to find it in the graph.
+        ctx.y, ctx.run, ctx.masks = y, run, masks
+        ctx.set_materialize_grads(False)
+        return y.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+        run: _Run = ctx.run
+        given, own = [None] * len(run.given), [None] * len(run.own)
+        if grad is None:
+            return (None, None, None, *given, *own)
+        if torch.is_grad_enabled():  # derivatives of this are wanted
+            return (None, None, None, *_differentiable(run, ctx.y, grad))
+        masked = grad
+        for mask in ctx.masks:
+            masked = mask.on(masked)
+        found = torch.autograd.grad(ctx.y, run.stand_ins, masked, retain_graph=True, allow_unused=True)
+        return (grad, None, None, *given, *found)
+
+
+def _differentiable(run: _Run, y: Tensor, grad: Tensor) -> list[Tensor | None]:
+    """The gradients of a run's arguments and of what it learns by, with a graph of their own."""
+    inputs = [*run.given, *run.own.values()]
+    wanted = [i for i, tensor in enumerate(inputs) if tensor.requires_grad]
+    output = run.again(y)
+    found = torch.autograd.grad(output, [inputs[i] for i in wanted], grad, create_graph=True, allow_unused=True)
+    gradients: list[Tensor | None] = [None] * len(inputs)
+    for i, gradient in zip(wanted, found, strict=True):
+        gradients[i] = gradient
+    return gradients
+
+
+# ---------------------------------------------------------------------- twice
+
+
+def _run_twice(
+    forward: Forward,
+    call: Call,
+    writers: list[SiteMask],
+    readers: list[SiteMask],
+    *,
+    transformed: bool = False,
+    beginning: Beginning | None = None,
+) -> Any:
+    module = forward.module
+    refuse_memory(module, call)
+    args, kwargs = call
+    twin, start = _Twin(forward), beginning or Beginning(module)
+    # Not detached: which kernel computes an output, and so its last bits, may hang on what requires a gradient.
+    fixed = {name: _without_gradient(tensor) for name, tensor in _learning(module).items()}
+    if beginning is None:
+        whole = twin.on(fixed, args, kwargs)
+    else:
+        with start.once_more():
+            whole = twin.on(fixed | start.buffers(), args, kwargs)
+    if transformed:
+        start.refuse_random_numbers()
+    names = list(forward.__signature__.parameters) if readers else []
+    for mask in readers:
+        # The parameters learn as if from a pass that sees the routed units only.
+        args, kwargs = edit_arguments(args, kwargs, mask.path, names, partial(_seen, mask), site=mask.site)
+    with start.once_more():
+        own = twin.on(start.buffers(), args, kwargs)
+    if not writers and not isinstance(whole, Tensor):
+        raise SiteError(
+            f"site {readers[0].site!r}: level='parameters', on='input' needs a module that returns a tensor; "
+            f"{type(module).__name__} returns a {type(whole).__name__}. Put sites on the layers inside of it."
+        )
+    if not writers:
+        return Sum.apply(whole.detach(), whole, own)
+    paths = list(dict.fromkeys(mask.path for mask in writers))
+    for path in paths:
+        masks = [mask for mask in writers if mask.path == path]
+        learning = _at(own, path, masks[0].site)
+        whole = edit_output(whole, path, partial(_joined, learning, masks, bool(readers)), site=masks[0].site)
+    return _with_the_others(whole, own, [_at(whole, path, "") for path in paths], cut=bool(readers))
+
+
+def _at(output: Any, path: tuple[Any, ...], site: str) -> Tensor:
+    found: list[Tensor] = []
+
+    def keep(y: Tensor) -> Tensor:
+        found.append(y)
+        return y
+
+    edit_output(output, path, keep, site=site)
+    return found[0]
+
+
+def _with_the_others(whole: Any, own: Any, routed: list[Tensor], *, cut: bool) -> Any:
+    """Outputs beside the site's teach the parameters whole."""
+    rest = iter(_tensors(own))
+
+    def join(y: Tensor) -> Tensor:
+        other = next(rest)
+        if any(y is one for one in routed) or not y.is_floating_point():
+            return y
+        return Sum.apply(y.detach(), y, other) if cut else other
+
+    return map_tensors(whole, join)
+
+
+def _seen(mask: SiteMask, x: Tensor) -> Tensor:
+    return times(x.detach(), mask.weights(x))
+
+
+def _joined(own: Tensor, masks: list[SiteMask], cut: bool, whole: Tensor) -> Tensor:
+    """The whole output, whose gradient goes by route to the run that learns, and the rest of it to the other run.
+
+    With ``cut=True`` nothing goes on to the input from the run that learns, so all of it goes to the other.
+    """
+    m = product([mask.weights(whole) for mask in masks])
+    assert m is not None
+    rest = whole if cut else scaled(whole, 1 - m)
+    return Sum.apply(whole.detach(), scaled(own, m), rest)  # type: ignore[no-any-return]
+
+
+def _without_gradient(tensor: Tensor) -> Tensor:
+    return scaled(tensor, torch.zeros((), dtype=torch.bool, device=tensor.device))
+
+
+# ---------------------------------------------------------------------- a module, run on other tensors
+
+
+class _Twin(nn.Module):
+    """Runs a module past its hooks and its stand-in, on other parameters or buffers."""
+
+    def __init__(self, forward: Forward) -> None:
+        super().__init__()
+        self.module = forward.module
+        self.run = forward.plain
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.run(*args, **kwargs)
+
+    def on(self, tensors: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The output, with some of the module's tensors replaced."""
+        named = {f"module.{name}": tensor for name, tensor in tensors.items() if not name.startswith("=")}
+        computed = [
+            (owner, key, tensors[f"={name}"]) for name, owner, key, _ in _computed(self.module) if f"={name}" in tensors
+        ]
+        before = [getattr(owner, key) for owner, key, _ in computed]
+        try:
+            for owner, key, value in computed:
+                owner.__dict__[key] = value
+            return torch.func.functional_call(self, named, args, kwargs)
+        finally:
+            for (owner, key, _), value in zip(computed, before, strict=True):
+                owner.__dict__[key] = value
+
+
+def _learning(module: nn.Module) -> dict[str, Tensor]:
+    """What a module learns by: its parameters, and by names that begin with "=" weights computed of others."""
+    found: dict[str, Tensor] = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    return found | {f"={name}": value for name, _, _, value in _computed(module)}
+
+
+def _computed(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
+    """Weights that are computed of others, as pruning, the old weight_norm and MAML do: plain attributes of modules."""
+    for name, inner in module.named_modules():
+        for key, value in list(inner.__dict__.items()):
+            if isinstance(value, Tensor) and value.requires_grad:
+                yield f"{name}.{key}", inner, key, value
