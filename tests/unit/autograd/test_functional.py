@@ -138,35 +138,3 @@ def test_forward_mode_masks_the_tangent():
         dual = forward.make_dual(torch.randn(4, 10), tangent)
         routed = forward.unpack_dual(gr.route(dual, torch.arange(4), SPEC)).tangent
     assert torch.equal(routed, tangent * torch.eye(10)[:4])
-
-
-class TestRouteMask:
-    def test_gradient_is_zero_off_the_mask_even_of_inf_and_nan(self):
-        x = torch.zeros(2, 3, requires_grad=True)
-        upstream = torch.tensor([[float("inf"), float("nan"), 2.0]]).expand(2, 3)
-        gr.RouteMask.apply(x, torch.tensor([0.0, 0.0, 0.5])).backward(upstream)
-        assert x.grad.tolist() == [[0, 0, 1]] * 2
-
-    def test_takes_bool_masks(self):
-        x = torch.zeros(2, 3, requires_grad=True)
-        gr.RouteMask.apply(x, torch.tensor([[True], [False]])).sum().backward()
-        assert x.grad.tolist() == [[1] * 3, [0] * 3]
-
-    @pytest.mark.parametrize("shape", [(2,), (3, 3), (4, 2, 3)])
-    def test_a_mask_that_does_not_broadcast_to_x_is_refused(self, shape):
-        with pytest.raises(RoutingError, match=r"does not broadcast to x's shape \(2, 3\)"):
-            gr.RouteMask.apply(torch.zeros(2, 3), torch.ones(shape))
-
-
-class TestRouteGradient:
-    def test_is_route_as_a_layer_without_state(self):
-        layer = gr.RouteGradient(SPEC, dim=1)
-        x = torch.randn(4, 10, 2, requires_grad=True)
-        y = layer(x, torch.arange(4))
-        assert torch.equal(y, x)
-        y.sum().backward()
-        assert torch.equal(x.grad, torch.eye(10)[:4, :, None].expand(4, 10, 2))
-        assert not layer.state_dict()
-
-    def test_repr_shows_the_spec(self):
-        assert repr(gr.RouteGradient(SPEC)) == "RouteGradient(RoutingSpec.one_per_label(10), dim=-1)"

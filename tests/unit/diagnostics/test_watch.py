@@ -1,3 +1,5 @@
+"""`watch`: what an optimizer step moved that nobody taught is named and measured."""
+
 import dataclasses
 import json
 
@@ -10,21 +12,7 @@ from gradroute import watch
 from gradroute.errors import LeakError, UsageError
 from gradroute.optim import Isolation
 from gradroute.router._attachment import attachment_of
-
-SPEC = gr.RoutingSpec({0: [0, 1], 1: [2, 3]}, 4)
-ZEROS = torch.zeros(6, dtype=torch.int64)
-
-
-def net(bias=True):
-    return nn.Sequential(nn.Linear(5, 4, bias=bias), nn.Tanh(), nn.Linear(4, 2))
-
-
-def step(model, optimizer, router, labels=ZEROS, loss=None):
-    optimizer.zero_grad()
-    with router(labels):
-        (loss(model) if loss else model(torch.randn(6, 5)).square().mean()).backward()
-    optimizer.step()
-
+from unit.diagnostics.watched import SPEC, ZEROS, net, step
 
 CASES = {
     "plain": (lambda p: torch.optim.SGD(p, lr=0.1), 0, set()),
@@ -62,6 +50,10 @@ def test_what_moves_frozen_units_is_named_and_measured(case):
     else:
         assert set(report.held) == {"0.weight", "0.bias"}
         report.assert_clean()
+
+
+def statistics(report):
+    return {move.target: move.units for move in report.moves if move.causes == ("buffer",)}
 
 
 def test_what_a_closure_teaches_is_taught():
@@ -133,10 +125,6 @@ def test_running_statistics_of_units_that_nobody_taught():
         step(model, optimizer, router)
         assert watcher.report.clean
         assert set(watcher.report.held) == {"0.weight", "0.bias"}, "in eval mode statistics take in nothing"
-
-
-def statistics(report):
-    return {move.target: move.units for move in report.moves if move.causes == ("buffer",)}
 
 
 def test_statistics_are_those_of_the_norm_that_is_the_site_or_reads_it_and_of_no_other():
@@ -235,26 +223,6 @@ def test_only_what_is_frozen_counts_and_only_units_that_moved_are_named():
     assert (weight.target, weight.units) == ("0.weight", (2, 3))
     assert report.held == ("0.bias",)
     assert weight.relative == pytest.approx(0.1 * 0.1, rel=1e-3)  # of the frozen rows alone
-
-
-def test_a_unit_that_was_zero_moved_infinitely_far_and_the_furthest_comes_first():
-    model = net()
-    nn.init.zeros_(model[0].bias)
-    router = gr.Router(model, {"0": SPEC})
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with watch(model, optimizer, router) as watcher:
-        step(
-            model,
-            optimizer,
-            router,
-            loss=lambda m: m[0].bias.sum() + 100 * m[0].weight.sum() + m(torch.ones(6, 5)).sum(),
-        )
-    assert [move.target for move in watcher.report.moves] == ["0.weight", "0.bias"]
-    assert watcher.report.moves[1].relative == float("inf")
-    assert watcher.report.to_dict()["moves"][1]["relative"] is None
-    watcher.report.assert_clean(tolerance=watcher.report.moves[0].moved)  # it is not exceeded
-    with pytest.raises(LeakError, match=r"'0\.weight' by"):
-        watcher.report.assert_clean(tolerance=watcher.report.moves[1].moved)
 
 
 def test_what_neither_gradient_nor_state_nor_decay_explains_is_unknown():

@@ -1,0 +1,38 @@
+"""Specs, labels and tensors for hypothesis; and what works without it."""
+
+import importlib
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import gradroute as gr
+from gradroute.testing import specs
+
+pytestmark = pytest.mark.filterwarnings(r"ignore:`torch\.jit\.script(_method)?` is deprecated")
+
+
+SPEC = gr.RoutingSpec({0: [0, 1], 1: [2, 3]}, 4)
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.2), nn.LayerNorm(4), nn.Linear(4, 3))
+
+
+def test_without_hypothesis_all_but_the_strategies_works(monkeypatch):
+    for module in [name for name in sys.modules if name.startswith(("gradroute.testing", "hypothesis"))]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "hypothesis", None)
+    testing = importlib.import_module("gradroute.testing")
+    testing.assert_routed(net(), {"0": SPEC}, torch.randn(5, 3))
+    with pytest.raises(ImportError, match=r"pip install gradroute\[testing\]"):
+        testing.specs()
+    with pytest.raises(AttributeError, match="no attribute 'spec'"):
+        testing.spec
+
+
+@pytest.mark.parametrize("given", [{"width": 0}, {"max_width": 0}])
+def test_a_spec_without_units_is_refused_where_it_is_asked_for(given):
+    with pytest.raises(gr.errors.SpecError, match="at least 1 unit"):
+        specs(**given)
