@@ -116,6 +116,29 @@ def version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+def are_aliases(one: Tensor, other: Tensor) -> bool:
+    """Whether an in-place operation on one tensor shows in the other, as far as autograd knows: a view, or the same."""
+    if one is other:
+        return True
+    base = one if one._base is None else one._base
+    return base is (other if other._base is None else other._base)
+
+
+def written(gradient: Tensor | None) -> tuple[int, int] | None:
+    """A stamp of a parameter's ``.grad``, which changes whenever something is added to it."""
+    return None if gradient is None else (id(gradient), gradient._version)
+
+
+def child(module: nn.Module, name: str) -> nn.Module | None:
+    """A module's own child of this name, past any ``__getattr__`` of its class."""
+    return module._modules.get(name)
+
+
+def n_children(module: nn.Module) -> int:
+    """How many children a module has, at the cost of one look-up."""
+    return len(module._modules)
+
+
 def is_sharded_by_fsdp(module: nn.Module) -> bool:
     """Whether FSDP2 has given a module a class of its own."""
     return type(module).__bases__[0].__name__ == "FSDPModule"
@@ -141,13 +164,11 @@ def make_compiled_code_look_at_hooks() -> None:
     from torch._dynamo import config  # noqa: PLC0415  # not when gradroute is imported: it takes as long as importing torch
 
     config.skip_nnmodule_hook_guards = False
+    # That is a setting of this thread (or asyncio task) alone; the default is that of all which have none of their own.
+    entry = getattr(config, "_config", {}).get("skip_nnmodule_hook_guards")
+    if entry is not None:
+        entry.default = False
     torch.compiler.reset()
-
-
-def anything_compiled() -> bool:
-    """Whether Dynamo has compiled anything since the last router came or went."""
-    dynamo = sys.modules.get("torch._dynamo")
-    return dynamo is not None and getattr(dynamo.convert_frame, "FRAME_COUNTER", 1) > 0
 
 
 def before_compiling(function: Any) -> Any:

@@ -127,6 +127,8 @@ def _route_transformed(x: Tensor, mask: Mask, dim: int, replacing: bool) -> Tens
 def masked_by(grad: Tensor, mask: Mask, dim: int) -> Tensor:
     """The gradient times the mask of a batch: as `_masked`, but at the cost of one multiplication where possible."""
     table = mask.table
+    if not torch.compiler.is_compiling():
+        mask.seen_in_backward = True
     if torch.is_grad_enabled() or not _is_plain(grad):  # grad mode inside backward: the caller wants second derivatives
         dtype = torch.bool if mask.is_hard else grad.real.dtype
         return masked(grad, align(mask.tensor(dtype, grad.device), grad.ndim, dim))

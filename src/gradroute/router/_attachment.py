@@ -68,8 +68,10 @@ class State:
         self.suspended = False  # while an audit looks at the gradients as they would be without routing
         self.first_passes = FirstPasses()
         self.records: list[Taught] = []  # of those who ask which units are taught
+        # In the block that is on, or since the last one:
         self.model_ran = False
         self.ran: set[int] = set()  # the sites whose module was called, by their position
+        self.ever_ran: set[int] = set()
         self.traced: set[int] = set()  # the sites that were compiled: whether they ran is not known
         self.muted = False
         self.warned: set[Hashable] = set()  # of what there was a warning
@@ -287,12 +289,12 @@ class Attachment:
     def quiet(self) -> Iterator[None]:
         """For the length of the block nothing is warned of and nothing recorded; what was noted before is put back."""
         state = self.state
-        before = state.muted, state.model_ran, state.records, state.ran
-        state.muted, state.records, state.ran = True, [], set()
+        before = state.muted, state.model_ran, state.records, state.ran, state.ever_ran
+        state.muted, state.records, state.ran, state.ever_ran = True, [], set(), set(state.ever_ran)
         try:
             yield
         finally:
-            state.muted, state.model_ran, state.records, state.ran = before
+            state.muted, state.model_ran, state.records, state.ran, state.ever_ran = before
 
     @contextlib.contextmanager
     def suspended(self) -> Iterator[None]:

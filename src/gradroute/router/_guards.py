@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Protocol, TypeAlias
+from weakref import ReferenceType, ref
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import _torch_private as private
 from ..errors import SiteError, UsageError, preview
 from ..spec._masks import Mask
 from ._any_module import has_learning_tensors
-from ._attachment import AttachedSite, State
+from ._attachment import AttachedSite, Attachment, State
 from ._checkpointing import Pass, current_pass
-from ._nested import any_requires_grad
+from ._nested import any_requires_grad, map_tensors
 from ._parameter_level import stands_in
 from ._site import Site
 
@@ -96,14 +98,23 @@ def refuse_stray_copy(hook: Hook, module: nn.Module, tensors: Any) -> None:
             f"site {hook.name!r}: this model is a copy of a routed model, and its router was not copied "
             "with it, so nothing can route it. Copy both at once: copy.deepcopy((model, router)) or a RoutedModule."
         )
-    if _learns(hook, module, tensors) and not torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        return
+
+    def warn(_: Tensor) -> None:
         hook.state.warn(
             "stray copy",
-            f"site {hook.name!r}: this model is a copy of a routed model without its router, and ran a forward pass "
-            "with gradients in evaluation mode: if anything learns from it, that is not routed. Evaluate under "
-            "torch.no_grad(), or copy both at once: copy.deepcopy((model, router)).",
-            stacklevel=4,
+            f"site {hook.name!r}: a copy of a routed model without its router learns, in evaluation mode, and nothing "
+            "routes it. Copy both at once: copy.deepcopy((model, router)) or a RoutedModule.",
+            stacklevel=2,
         )
+
+    def watch(x: Tensor) -> Tensor:  # in evaluation it is the backward pass that says whether anything learns
+        if x.requires_grad:
+            x.register_hook(warn)  # type: ignore[no-untyped-call]
+        return x
+
+    map_tensors(tensors, watch)
 
 
 def refuse_other_thread(hook: Hook) -> None:
@@ -188,6 +199,35 @@ def refuse_replaced_forward(hook: Hook, module: nn.Module) -> None:
         )
 
 
+def held_by_the_caller(x: Tensor, given: Any) -> bool:
+    """Whether a site's tensor is one of its module's arguments, or a view of one.
+
+    The caller may use it again. An in-place operation on the routed one would change the caller's values without its
+    gradients, so that there the form is used on which such an operation raises.
+    """
+    if isinstance(given, Tensor):
+        return x is given if torch.compiler.is_compiling() else private.are_aliases(x, given)
+    if isinstance(given, Mapping):
+        given = tuple(given.values())
+    if isinstance(given, tuple | list):
+        for inner in given:  # a generator would not be traced
+            if held_by_the_caller(x, inner):
+                return True
+    return False
+
+
+def refuse_work_in_place(hook: Hook, module: nn.Module, masks: tuple[Mask, ...]) -> None:
+    """A module that works in place on its input writes to a tensor that its caller still holds: see above."""
+    if len(masks) == 0 or hook.routes_parameters or not torch.is_grad_enabled():
+        return
+    if getattr(module, "inplace", False) is True:
+        raise SiteError(
+            f"site {hook.name!r}: this {type(module).__name__} works in place (inplace=True) on the input that is to "
+            "be routed, and its caller may use that input again, unrouted. Build it with inplace=False, or put the "
+            "site on the output of the module before it."
+        )
+
+
 # ---------------------------------------------------------------------- when a router is attached
 
 
@@ -205,42 +245,79 @@ def refuse_module_that_is_never_called(name: str, model: nn.Module) -> None:
         )
 
 
+def refuse_two_names(name: str, module: nn.Module, found: Sequence[AttachedSite]) -> None:
+    """One module under two names has one set of hooks: every call would be masked by the labels of both.
+
+    Raises:
+        SiteError: A site on the same module was named otherwise.
+    """
+    for site in found:
+        if site.module is module and site.name != name:
+            raise SiteError(
+                f"{site.name!r} and {name!r} are one module: each of its calls would be masked by the labels of both. "
+                "Name it once; where its calls need labels of their own, call it through two wrapping modules, one "
+                "site each."
+            )
+
+
 # ---------------------------------------------------------------------- when a block begins and ends
 
-Link = tuple[nn.Module, str, nn.Module]
+Link: TypeAlias = tuple[nn.Module, str, nn.Module]
 
 
-def links(model: nn.Module, names: Iterable[str]) -> list[Link]:
-    """Each step from the model down to some of its modules: parent, attribute and child."""
-    found: dict[tuple[nn.Module, str], nn.Module] = {}
-    for name in names:
-        parent = model
-        for step in name.split(".") if name else ():
-            found[parent, step] = parent.get_submodule(step)
-            parent = found[parent, step]
-    return [(parent, step, child) for (parent, step), child in found.items()]
+class Placed:
+    """Where the modules of the sites stand in the model, to notice when another stands there.
+
+    Attributes:
+        links: Each step from the model down to them: parent, attribute and child.
+    """
+
+    def __init__(self, attachment: Attachment) -> None:
+        self._attachment = attachment
+        self._names = {site.module: site.name for site in attachment.sites}
+        self._note(self._names.values())
+
+    def _note(self, names: Iterable[str]) -> None:
+        found: dict[tuple[nn.Module, str], nn.Module] = {}
+        for name in names:
+            parent = self._attachment.model
+            for step in name.split(".") if name else ():
+                found[parent, step] = parent.get_submodule(step)
+                parent = found[parent, step]
+        self.links: list[Link] = [(parent, step, child) for (parent, step), child in found.items()]
+        self._sizes = [(parent, private.n_children(parent)) for parent in dict.fromkeys(link[0] for link in self.links)]
+
+    def check(self) -> None:
+        """Refuse a model in which a site's module is gone, or to which one was added that a pattern matches.
+
+        Raises:
+            UsageError: It is such a one.
+        """
+        unmoved = all(private.child(parent, name) is module for parent, name, module in self.links)
+        if not unmoved:
+            refuse_replaced_modules(self._attachment)
+        if not unmoved or any(private.n_children(parent) != size for parent, size in self._sizes):
+            refuse_modules_that_came_later(self._attachment)
+            names = {module: name for name, module in self._attachment.model.named_modules()}
+            self._note([names[module] for module in self._names])  # wrapped, or moved
 
 
-def refuse_replaced_modules(model: nn.Module, sites: Sequence[AttachedSite], stood: list[Link]) -> list[Link]:
-    """Another module now stands where a site is, and no hook routes it. Returns the links as they are now.
+def refuse_replaced_modules(attachment: Attachment) -> None:
+    """Another module now stands where a site is, and no hook routes it.
 
     Raises:
         UsageError: A site's module is gone, or wrapped in one that learns something of its own.
     """
-    if all(parent._modules.get(name) is module for parent, name, module in stood):
-        return stood
-    names = {module: name for name, module in model.named_modules()}
-    attached = {site.name: site.module for site in sites}
-    gone = [name for name, module in attached.items() if module not in names]
+    there = set(attachment.model.modules())
+    gone = [site.name for site in attachment.sites if site.module not in there]
     if gone:
         raise UsageError(
             f"the modules of the sites {preview(gone, 3)} are no longer in the model: they were replaced or taken "
             "out after the router was attached, so nothing would route what stands there now. Remove the router "
             "and make a new one."
         )
-    for name, module in attached.items():
-        refuse_wrapper_that_learns(model, name, module)
-    return links(model, [names[module] for module in attached.values()])  # wrapped, or moved
+    for site in attachment.sites:
+        refuse_wrapper_that_learns(attachment.model, site.name, site.module)
 
 
 def refuse_wrapper_that_learns(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -258,6 +335,28 @@ def refuse_wrapper_that_learns(model: nn.Module, name: str, module: nn.Module) -
         )
 
 
+def refuse_modules_that_came_later(attachment: Attachment) -> None:
+    """A layer that was added after the router was attached has no hook, though a pattern matches its name.
+
+    Raises:
+        UsageError: There is one.
+    """
+    names = attachment.modules_by_every_name()
+    for number, group in enumerate(attachment.groups):
+        known = [site.module for site in attachment.sites if site.group == number]
+        inside = {inner for module in known for inner in module.modules()}
+        later = [
+            name for name, module in names.items() if name and fnmatchcase(name, group.pattern) and module not in inside
+        ]
+        wrapped = [name for name in later if any(module in known for module in names[name].modules())]
+        if len(later) > len(wrapped):
+            raise UsageError(
+                f"pattern {group.pattern!r} also matches {preview([n for n in later if n not in wrapped], 3)}, which "
+                "came into the model after the router was attached, so nothing would route it. Remove the router, and "
+                "make a new one."
+            )
+
+
 def overlapping() -> UsageError:
     """Blocks that overlap, as those of generators and async tasks do, hold the labels of the wrong one in between."""
     return UsageError(
@@ -267,15 +366,77 @@ def overlapping() -> UsageError:
     )
 
 
-def warn_of_silent_sites(state: State, sites: Sequence[AttachedSite]) -> None:
-    """The model ran, but a site's module was never called: another module reads its weights, or calls its forward."""
-    # Compiled code notes nothing, so a site that was compiled may well have run.
-    silent = [site.name for position, site in enumerate(sites) if position not in state.ran | state.traced]
-    if silent and (state.model_ran or len(silent) < len(sites)):
-        state.warn(
-            ("silent", *silent),
-            f"the model ran, but the sites {preview(silent, 3)} did not: their modules were never called, so they "
-            "routed and ablated nothing. Another module may read their weights, or call their forward method "
-            "directly.",
-            stacklevel=3,
+class Silence:
+    """Notices, from block to block, sites that do not run: their modules are bypassed, and route nothing."""
+
+    def __init__(self, attachment: Attachment) -> None:
+        self._attachment = attachment
+        self._parameters = [[p for p in site.module.parameters() if p.requires_grad] for site in attachment.sites]
+        self._outer: list[tuple[set[int], bool, bool, list[Any]]] = []
+        self._left: dict[int, Any] = {}  # silent in the last block, and what their gradients were when it ended
+        self._earlier: list[ReferenceType[Mask]] = []  # the masks of blocks whose backward pass may be still to come
+
+    def begin(self) -> None:
+        """A block begins."""
+        state = self._attachment.state
+        waiting = self._waiting()
+        if not waiting:
+            bypassed = [position for position, before in self._left.items() if self._learned(position, before)]
+            if bypassed:
+                self._warn_bypassed(bypassed)
+        self._left = {}
+        stamps = [self._stamp(position) for position in range(len(self._parameters))]
+        self._outer.append((state.ran, state.model_ran, waiting, stamps))
+        state.ran, state.model_ran = set(), False
+
+    def end(self, masks: tuple[Mask, ...], *, failed: bool) -> None:
+        """A block ends, under these masks; after an error there is nothing to say."""
+        state = self._attachment.state
+        self._earlier += [ref(mask) for mask in masks]
+        ran, model_ran = state.ran, state.model_ran
+        outer_ran, outer_model_ran, waiting, stamps = self._outer.pop()
+        state.ever_ran |= ran
+        state.ran, state.model_ran = outer_ran | ran, outer_model_ran or model_ran
+        if failed or state.muted:
+            return
+        # Compiled code notes nothing, so a site that was compiled may well have run.
+        silent = [n for n in range(len(self._parameters)) if n not in ran | state.traced]
+        bypassed = [] if waiting else [n for n in silent if self._learned(n, stamps[n])]
+        never = [n for n in silent if n not in state.ever_ran and n not in bypassed]
+        if bypassed:
+            self._warn_bypassed(bypassed)
+        if never and (model_ran or ran):
+            names = [self._attachment.sites[n].name for n in never]
+            state.warn(
+                ("silent", *names),
+                f"the model ran, but the sites {preview(names, 3)} did not: their modules were never called, so they "
+                "routed and ablated nothing. Another module may read their weights, or call their forward method "
+                "directly.",
+                stacklevel=3,
+            )
+        self._left = {} if waiting else {n: self._stamp(n) for n in silent if n not in bypassed}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Silence, (self._attachment,)  # a copy's router is in no block
+
+    def _warn_bypassed(self, positions: list[int]) -> None:
+        names = [self._attachment.sites[n].name for n in positions]
+        self._attachment.state.warn(
+            ("bypassed", *names),
+            f"the parameters of the sites {preview(names, 3)} got gradients from a `with router(labels)` block in "
+            "which their modules were not called, so that they were not routed. Call the module itself, and not "
+            "another method of it, its forward, or a function on its weights.",
+            stacklevel=4,
         )
+
+    def _waiting(self) -> bool:
+        """Whether a graph that was routed in an earlier block is there, and was not yet gone through backward."""
+        self._earlier = [held for held in self._earlier if (mask := held()) is not None and not mask.seen_in_backward]
+        return bool(self._earlier)
+
+    def _learned(self, position: int, before: Any) -> bool:
+        learned = any(p.grad is not None for p in self._parameters[position])
+        return learned and self._stamp(position) != before
+
+    def _stamp(self, position: int) -> Any:
+        return [private.written(p.grad) for p in self._parameters[position]]

@@ -45,18 +45,20 @@ class SiteHook:
                 handles.append(module.register_forward_hook(self.after_input))
             return handles
         # First among the hooks: whoever else looks at the output sees the routed one, and cannot go around it.
-        return [module.register_forward_hook(self.on_output, prepend=True)]
+        return [module.register_forward_hook(self.on_output, prepend=True, with_kwargs=True)]
 
-    def on_output(self, module: nn.Module, args: Any, output: Any) -> Any:
+    def on_output(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """The forward hook."""
         masks = guards.check_pass(self, module, output)
         guards.refuse_replaced_forward(self, module)
-        edit = self._edit(masks)
+        edit = self._edit(masks, given=(args, kwargs))
         return None if edit is None else edit_output(output, self.site.path, edit, site=self.name)
 
     def on_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The forward pre-hook."""
-        edit = self._edit(guards.check_pass(self, module, (args, kwargs)))
+        masks = guards.check_pass(self, module, (args, kwargs))
+        guards.refuse_work_in_place(self, module, masks)
+        edit = self._edit(masks, given=(args, kwargs))
         if edit is None:
             return None
         return edit_arguments(args, kwargs, self.site.path, self.arguments, edit, site=self.name)
@@ -72,13 +74,17 @@ class SiteHook:
             return None
         if not torch.compiler.is_compiling():
             self.reached = True
+            self.state.ran.add(self.position)  # also where forward is called past the hooks
         return self._site_mask(masks)
 
     def _site_mask(self, masks: tuple[Mask, ...]) -> SiteMask:
         return SiteMask(masks[self.group], self.site.dim, self.site.path, self.name, self.time_first)
 
-    def _edit(self, masks: tuple[Mask, ...]) -> Callable[[Tensor], Tensor] | None:
-        """What is to be done to the site's tensor; None where nothing is."""
+    def _edit(self, masks: tuple[Mask, ...], given: Any) -> Callable[[Tensor], Tensor] | None:
+        """What is to be done to the site's tensor; None where nothing is.
+
+        Where the caller still holds the tensor, one of the module's arguments, the routed one must not be written to.
+        """
         kept = self.state.kept[self.group] if self.state.kept else None
         routed = bool(masks) and not self.routes_parameters
         if not routed and kept is None:
@@ -89,7 +95,9 @@ class SiteHook:
                 if self.time_first:
                     self._site_mask(masks).check_order(x)
                 try:
-                    x = route_mask(x, masks[self.group], self.site.dim, replacing=True)
+                    x = route_mask(
+                        x, masks[self.group], self.site.dim, replacing=not guards.held_by_the_caller(x, given)
+                    )
                 except RoutingError as error:
                     raise type(error)(f"site {self.name!r}: {error}") from None
             return x if kept is None else torch.where(spread(kept.to(x.device), x, self.site.dim), x, 0)

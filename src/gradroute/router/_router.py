@@ -13,6 +13,7 @@ from torch import nn
 
 from .. import _torch_private as private
 from ..errors import SiteError, UsageError, preview
+from ..spec._masks import Mask
 from ..spec._spec import RoutingSpec
 from . import _guards as guards
 from ._attachment import AttachedSite, Attachment, Group, Labels, State
@@ -28,6 +29,7 @@ class _Block:
 
     def __init__(self, router: Router) -> None:
         self._router = router
+        self._masks: tuple[Mask, ...] = ()
         self._outer: list[tuple[Any, ...]] = []
 
     def __enter__(self) -> Router:
@@ -35,6 +37,7 @@ class _Block:
         self._outer.append((self._put(state), state.thread))
         if not torch.compiler.is_compiling():
             state.thread = threading.get_ident()
+            self._router._silence.begin()
         return self._router
 
     def __exit__(
@@ -45,10 +48,10 @@ class _Block:
         innermost = compiling or self._is_on(state, outer)
         self._put_back(state, outer if innermost else None)
         state.thread = thread if innermost else None
+        if not compiling:
+            self._router._silence.end(self._masks, failed=kind is not None or not innermost)
         if not innermost:
             raise guards.overlapping()
-        if kind is None and not compiling:
-            guards.warn_of_silent_sites(state, self._router._attachment.sites)
 
     def _put(self, state: State) -> Any:
         """Put it in flight; return what was there before."""
@@ -70,11 +73,15 @@ class _Labeled(_Block):
         super().__init__(router)
         self._labels = labels
         self._masks = router._attachment.masks(labels)
+        self._entered = False
 
     def __repr__(self) -> str:
         return "<with router(labels)>"
 
     def _put(self, state: State) -> Any:
+        if self._entered:  # again: what the labels hold may have changed since
+            self._masks = self._router._attachment.masks(self._labels)
+        self._entered = True
         if torch.is_grad_enabled():  # before anything is set: it may refuse the labels
             for record in state.records:
                 record.note(self._masks)
@@ -151,7 +158,8 @@ class Router:
         state = State()
         sites_found, groups = _found(model, sites)
         self._attachment = Attachment(model, state, sites_found, groups)
-        self._links = guards.links(model, [site.name for site in sites_found])
+        self._placed = guards.Placed(self._attachment)
+        self._silence = guards.Silence(self._attachment)
         # Nothing is registered before everything is checked, so that a refused router leaves no hook behind.
         private.make_compiled_code_look_at_hooks()
         drop_orphans(model)
@@ -218,7 +226,7 @@ class Router:
             remove_own_forward(module, lambda hook: hook in self._hooks)
         self._handles.clear()
         self._hooks.clear()
-        self._attachment.sites, self._links = (), []
+        self._attachment.sites = ()
         self._attachment.state.removed = True
 
     def __repr__(self) -> str:
@@ -239,7 +247,7 @@ class Router:
     def _enter(self) -> State:
         self._attachment.check_usable()
         if not torch.compiler.is_compiling():
-            self._links = guards.refuse_replaced_modules(self.model, self._attachment.sites, self._links)
+            self._placed.check()
         return self._attachment.state
 
 
@@ -259,6 +267,7 @@ def _found(model: nn.Module, sites: Sites) -> tuple[list[AttachedSite], list[Gro
             group = groups.index(Group(pattern, site.spec))
             for name, module in match(pattern, names).items():
                 guards.refuse_module_that_is_never_called(name, model)
+                guards.refuse_two_names(name, module, found)
                 check_level(name, module, site)
                 arguments = argument_names(module) if site.on == "input" else []
                 found.append(AttachedSite(name, site, group, module, tuple(arguments)))

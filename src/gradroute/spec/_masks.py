@@ -65,8 +65,8 @@ class MaskTable:
         if labels.dtype is torch.int64 and not private.transforms_active() and _can_read(labels):
             lowest = self._check_keys(labels)
             if lowest >= 0 and self._keys_are_rows:  # the common case, in few steps
-                return Mask(self, labels, "rows")
-        labels = labels.detach()
+                return Mask(self, labels, "rows", given=labels)
+        given, labels = labels, labels.detach()
         if labels.dtype.is_floating_point or labels.dtype == torch.bool:
             n = len(self.labels)
             if labels.ndim == 0 or labels.shape[-1] != n:
@@ -76,23 +76,24 @@ class MaskTable:
                     "Labels that are ids must have an integer dtype: labels.long()."
                 )
             if labels.dtype == torch.bool:
-                return Mask(self, labels, "union")
+                return Mask(self, labels, "union", given=given)
             if _can_read(labels) and not bool(torch.isfinite(private.unwrapped(labels)).all()):
                 raise LabelError("mixture labels must be finite: NaN or inf found.")
-            return Mask(self, labels, "mixture")
+            return Mask(self, labels, "mixture", given=given)
         if labels.dtype.is_complex:
             raise LabelError(f"labels must have an integer, bool or floating dtype; got {labels.dtype}.")
         labels = labels.long()
         if _can_read(labels):
             lowest = self._check_keys(private.unwrapped(labels))
             if lowest >= 0 and self._keys_are_rows:
-                return Mask(self, labels, "rows")
+                return Mask(self, labels, "rows", given=given)
         lookup = self._on(labels.device, "row_of_key", self.row_of_key)
         # Where nothing could be checked the look-up itself must fail: no unknown label may find the unlabeled row.
         last = len(lookup) - 1
         entry = torch.where((labels >= UNLABELED) & (labels < last), labels, last + 1)
         entry = torch.where(labels == UNLABELED, last, entry)
-        return Mask(self, lookup.index_select(0, entry.reshape(-1)).view(labels.shape), "rows")
+        looked_up = lookup.index_select(0, entry.reshape(-1)).view(labels.shape)
+        return Mask(self, looked_up, "rows", given=looked_up, copy=False)
 
     def _check_keys(self, labels: Tensor) -> int:
         """Raise for integers that are neither a key nor -1; return the smallest."""
@@ -163,13 +164,17 @@ class MaskTable:
 class Mask:
     """The mask of one batch, not yet a tensor: what is kept until backward is labels and tables, nothing larger."""
 
-    __slots__ = ("_keep", "_version", "kind", "labels", "table")
+    __slots__ = ("__weakref__", "_given", "_keep", "_version", "kind", "labels", "seen_in_backward", "table")
 
-    def __init__(self, table: MaskTable, labels: Tensor, kind: Kind) -> None:
-        compiling = torch.compiler.is_compiling()
-        if not compiling and labels.is_inference() and not torch.is_inference_mode_enabled():
-            labels = labels.clone()  # nothing counts what is written to them later
-        self._version = 0 if compiling else private.version(labels)
+    def __init__(self, table: MaskTable, labels: Tensor, kind: Kind, *, given: Tensor, copy: bool = True) -> None:
+        self._given = given
+        self._version = 0
+        self.seen_in_backward = False
+        if not torch.compiler.is_compiling():
+            self._version = private.version(given)
+            if copy:
+                # Not everything that writes to a tensor is counted: `.data`, numpy's view of it, inference mode.
+                labels = labels.clone()
         self.table = table
         self.labels = labels
         self.kind: Kind = kind
@@ -263,7 +268,7 @@ class Mask:
         """Which units at least one entry of the batch may teach: bool [width], on the CPU or the labels' device."""
         labels = self.labels if torch.compiler.is_compiling() else private.unwrapped(self.labels)
         if labels is not self.labels:
-            return Mask(self.table, labels, self.kind).taught()
+            return Mask(self.table, labels, self.kind, given=labels, copy=False).taught()
         device = labels.device
         if self.kind != "rows":
             return self.tensor(torch.bool, device).reshape(-1, self.width).any(0)
@@ -286,9 +291,7 @@ class Mask:
         return self.labels.to(device, non_blocking=device.type != "cpu")
 
     def _check_version(self) -> None:
-        if torch.compiler.is_compiling() or self.labels.is_inference():
-            return
-        if private.version(self.labels) != self._version:
+        if not torch.compiler.is_compiling() and private.version(self._given) != self._version:
             raise LabelError(
                 "the label tensor was changed in place between forward and backward, so the gradient would follow "
                 "other labels than the forward pass was given: pass labels.clone()."
