@@ -64,10 +64,17 @@ def along(mask: Tensor, ndim: int, dim: int) -> Tensor:
 def masked(x: Tensor, mask: Tensor) -> Tensor:
     """A finite x, whose gradient is multiplied by a mask that broadcasts to it."""
     mask = mask.to(x.device, x.dtype)
-    stopped = torch.where(mask != 0, x, x.detach())
-    if bool(((mask == 0) | (mask == 1)).all()):
-        return stopped
-    return torch.where((mask == 0) | (mask == 1), stopped, x.detach() + mask * (x - x.detach()))
+    return stopped(x, mask) if bool(((mask == 0) | (mask == 1)).all()) else scaled(x, mask)
+
+
+def stopped(x: Tensor, mask: Tensor) -> Tensor:
+    """The value of x, with a gradient only where the mask is not 0."""
+    return torch.where(mask != 0, x, x.detach())
+
+
+def scaled(x: Tensor, mask: Tensor) -> Tensor:
+    """The value of x up to rounding, with its gradient times the mask."""
+    return torch.where((mask == 0) | (mask == 1), stopped(x, mask), x.detach() + mask * (x - x.detach()))
 
 
 def oracle(x: Tensor, labels: Tensor, spec: RoutingSpec, *, dim: int = -1) -> Tensor:
