@@ -8,6 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import gradroute as gr
 from composition.forms import oracle_route
+from gradroute.testing import oracle_mask
 
 WIDTH, LENGTH, VOCABULARY, BATCH = 8, 6, 11, 4
 SPEC = gr.RoutingSpec({"retain": slice(0, 5), "forget": slice(5, 7)}, WIDTH, shared=7)
@@ -106,4 +107,4 @@ def moved_units(model: LanguageModel) -> list[int]:
 
 
 def taught_units(ids: list[int]) -> list[int]:
-    return SPEC.mask(torch.tensor(ids)).any(0).nonzero().flatten().tolist()
+    return oracle_mask(SPEC, torch.tensor(ids)).any(0).nonzero().flatten().tolist()

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import gradroute as gr
-from composition.forms import SPEC, Net, Routed
+from composition.forms import SPEC, Net, Routed, oracle_rows
 
 
 def sites(spec: gr.RoutingSpec) -> dict[str, gr.Site]:
@@ -19,12 +19,7 @@ class Oracle(Net):
     """For each example, parameters that learn by its mask: a part with the parameters, a part with fixed ones."""
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        ids = not (labels.dtype == torch.bool or labels.is_floating_point())
-        mask = (
-            self.spec.table.index_select(0, labels.reshape(-1) % len(self.spec.table)).view(*labels.shape, -1)
-            if ids
-            else self.spec.mask(labels)
-        )
+        mask = oracle_rows(labels, self.spec)
         fixed = {name: parameter.detach() for name, parameter in self.named_parameters()}
         learning, rest = self.encoder(x), F.linear(x, fixed["encoder.weight"], fixed["encoder.bias"])
         h = torch.tanh(scaled(learning, mask) + scaled(rest, 1 - mask) - rest.detach())

@@ -8,7 +8,7 @@ import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import gradroute as gr
-from composition.forms import WARNINGS_OF_TORCH, Net, Routed, assert_same, batch, expected_gradients
+from composition.forms import WARNINGS_OF_TORCH, Expected, Net, Routed, assert_same, batch, expected_gradients
 
 pytestmark = WARNINGS_OF_TORCH
 
@@ -96,9 +96,10 @@ def test_reentrant_forwards_with_different_labels_before_one_backward_raise() ->
         sum(output.square().sum() for output in outputs).backward()
 
 
-def sum_of_expected(batches) -> dict[str, torch.Tensor]:
+def sum_of_expected(batches) -> Expected:
     each = [expected_gradients(x.detach(), labels) for x, labels in batches]
-    return {name: sum(gradients[name] for gradients in each) for name in each[0]}
+    closed = {name: torch.stack([gradients.closed[name] for gradients in each]).all(0) for name in each[0]}
+    return Expected({name: sum(gradients[name] for gradients in each) for name in each[0]}, closed)
 
 
 class Checkpointing(Net):

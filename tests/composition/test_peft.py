@@ -5,8 +5,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 import gradroute as gr
-from composition.forms import assert_same, oracle_route
+from composition.forms import Expected, assert_same, oracle_route
 from composition.language import corpus, joined, tiny_gpt2
+from gradroute.testing._oracle import closed_entries
 
 # peft reads a property of transformers by the name that transformers 5 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -41,15 +42,17 @@ def one_batch() -> dict[str, torch.Tensor]:
     return {"input_ids": tokens["input_ids"], "labels": tokens["labels"]}
 
 
-def oracle_gradients(labels: torch.Tensor) -> dict[str, torch.Tensor | None]:
+def oracle_gradients(labels: torch.Tensor) -> Expected:
     model = two_adapters()
     for name, module in model.named_modules():
         for adapter in ADAPTERS:
             if name.endswith(f"c_attn.lora_B.{adapter}"):
                 spec = only(adapter)
                 module.register_forward_hook(lambda _, __, z, spec=spec: oracle_route(z, labels, spec))
-    model(**one_batch()).loss.backward()
-    return {name: parameter.grad for name, parameter in trainable(model).items()}
+    loss = model(**one_batch()).loss
+    loss.backward(retain_graph=True)
+    gradients = {name: parameter.grad for name, parameter in trainable(model).items()}
+    return Expected(gradients, closed_entries(loss, model))
 
 
 def loss(form: str, model: torch.nn.Module, labels: torch.Tensor) -> torch.Tensor:

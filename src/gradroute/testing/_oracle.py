@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..spec._masks import UNLABELED
 from ..spec._route import Route
@@ -64,10 +64,17 @@ def along(mask: Tensor, ndim: int, dim: int) -> Tensor:
 def masked(x: Tensor, mask: Tensor) -> Tensor:
     """A finite x, whose gradient is multiplied by a mask that broadcasts to it."""
     mask = mask.to(x.device, x.dtype)
-    stopped = torch.where(mask != 0, x, x.detach())
-    if bool(((mask == 0) | (mask == 1)).all()):
-        return stopped
-    return torch.where(mask == 1, stopped, x.detach() + mask * (x - x.detach()))
+    return stopped(x, mask) if bool(((mask == 0) | (mask == 1)).all()) else scaled(x, mask)
+
+
+def stopped(x: Tensor, mask: Tensor) -> Tensor:
+    """The value of x, with a gradient only where the mask is not 0."""
+    return torch.where(mask != 0, x, x.detach())
+
+
+def scaled(x: Tensor, mask: Tensor) -> Tensor:
+    """The value of x up to rounding, with its gradient times the mask."""
+    return torch.where((mask == 0) | (mask == 1), stopped(x, mask), x.detach() + mask * (x - x.detach()))
 
 
 def oracle(x: Tensor, labels: Tensor, spec: RoutingSpec, *, dim: int = -1) -> Tensor:
@@ -80,3 +87,34 @@ def oracle(x: Tensor, labels: Tensor, spec: RoutingSpec, *, dim: int = -1) -> Te
         tensor([[1., 0.]])
     """
     return masked(x, along(oracle_mask(spec, labels), x.ndim, dim))
+
+
+def closed_entries(loss: Tensor, model: nn.Module) -> dict[str, Tensor | None]:
+    """Which entries of each parameter are closed by masks: where a NaN that starts at the loss never arrives.
+
+    A NaN goes wherever a gradient goes, whatever it is multiplied with or added to, and only `torch.where` stops it:
+    the masks of the oracle. So a gradient that is 0 by mathematics, and some 1e-10 in floating point, is not taken for
+    a closed one: that of the bias of attention's keys, which softmax does not see, or of terms that cancel out.
+
+    Args:
+        loss: A scalar whose graph was kept (``retain_graph=True``) and is routed by `masked`.
+        model: Whose parameters; their gradients stay as they are.
+
+    Returns:
+        For each parameter a bool tensor of its shape; None where no path leads to it at all.
+
+    Examples:
+        >>> layer = nn.Linear(1, 2)
+        >>> routed = oracle(layer(torch.ones(1, 1)), torch.tensor([0]), RoutingSpec.one_per_label(2))
+        >>> closed_entries(routed.sum(), layer)["bias"]
+        tensor([False,  True])
+    """
+    kept = {parameter: parameter.grad for parameter in model.parameters()}
+    for parameter in kept:
+        parameter.grad = None
+    with torch.autograd.set_detect_anomaly(False):
+        torch.autograd.backward(loss, torch.full_like(loss, torch.nan))
+    closed = {name: None if p.grad is None else p.grad.to_dense() == 0 for name, p in model.named_parameters()}
+    for parameter, gradient in kept.items():
+        parameter.grad = gradient
+    return closed

@@ -24,6 +24,9 @@ class Reference:
 
     Level "activations": ``x.detach() + mask * (x - x.detach())``. Level "parameters": the module runs without learning,
     and once more on its own input, detached (and masked, for what reads), whose value is taken off again.
+
+    Which entries the masks close, `closed_entries` finds in the graph of a loss by a NaN. A closed column of what reads
+    sees a 0, which a NaN would make another NaN of: there `_finite` puts random numbers in its place.
     """
 
     def __init__(self, model: nn.Module, router: Router, labels: Labels) -> None:
@@ -108,19 +111,59 @@ def _own(module: nn.Module, sites: list[tuple[Site, Tensor]], *args: Any, **kwar
         of_bias = _call(module, run, {**buffers, **without}, seen, named)
         of_weight = own - of_bias
         for site, mask in readers:
-            of_weight = of_weight * _aligned(mask, of_weight, site.dim)
+            of_weight = _scaled(of_weight, _aligned(mask, of_weight, site.dim))
         own = of_bias + of_weight
     writers = [(site, mask) for site, mask in sites if site.on == "output"]
     if not writers:
+        _finite(own)
         return whole + (own - own.detach())
     path, site_name = writers[0][0].path, "oracle"
     learning: list[Tensor] = []
     edit_output(own, path, lambda y: learning.append(y) or y, site=site_name)  # type: ignore[func-returns-value]
+    if readers:
+        _finite(learning[0])
     change = learning[0] - learning[0].detach()
     for site, mask in writers:
-        weights = _aligned(mask, change, site.dim)
-        change = torch.where(weights == 0, 0, change * weights)
+        change = _scaled(change, _aligned(mask, change, site.dim))
     return edit_output(whole, path, lambda y: y + change, site=site_name)
+
+
+def _scaled(x: Tensor, weights: Tensor) -> Tensor:
+    """The product, in which a weight of 0 is one of any gradient too, a NaN's included."""
+    return torch.where(weights == 0, 0, x * weights)
+
+
+def _finite(own: Tensor) -> None:
+    """Where a NaN arrives at a reader's own output, positive random numbers go on to what makes it.
+
+    And each operation on the way gets its gradient times other ones, so that no sum of them cancels out.
+    """
+    if own.grad_fn is None:
+        return
+
+    def scattered(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        return tuple(None if g is None else g * (torch.rand_like(g) + 0.5) for g in gradients)
+
+    def put(gradient: Tensor) -> Tensor | None:
+        if not bool(gradient.isnan().any()):
+            return None
+        for node in _nodes(own.grad_fn):
+            node.register_prehook(scattered)
+        return torch.where(gradient.isnan(), torch.rand_like(gradient) + 0.5, gradient)
+
+    own.register_hook(put)  # type: ignore[no-untyped-call]
+
+
+def _nodes(start: Any) -> set[Any]:
+    """All operations that a graph's root is made of, itself included."""
+    found: set[Any] = set()
+    coming = [start]
+    while coming:
+        node = coming.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            coming += [before for before, _ in node.next_functions]
+    return found
 
 
 def argument_names_of(run: Callable[..., Any]) -> list[str]:

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import prune
 
 import gradroute as gr
 from gradroute.router._parameter_level import OwnForward
@@ -68,19 +67,6 @@ def test_an_embedding_learns_by_route() -> None:
     with gr.Router(model, {"": own()})(LABELS):
         model(torch.tensor([1, 3])).sum().backward()
     assert model.weight.grad.nonzero().tolist() == [[1, 0], [3, 2]]
-
-
-def test_one_tensor_of_several_outputs() -> None:
-    model = nn.GRU(3, 4, batch_first=True)
-    x = torch.randn(2, 5, 3, requires_grad=True)
-    model(x)[0].sum().backward()
-    whole = x.grad.clone()
-    x.grad = None
-    model.zero_grad()
-    with gr.Router(model, {"": own(index=0)})(torch.tensor([0, 0])):
-        model(x)[0].sum().backward()
-    torch.testing.assert_close(x.grad, whole)
-    assert model.weight_ih_l0.grad.any()
 
 
 @pytest.mark.parametrize("kind", ["known", "other"])
@@ -193,22 +179,3 @@ def test_what_reads_a_batch_of_data_warns_without_labels() -> None:
     gr.Router(layer, {"": gr.Site(gr.RoutingSpec.one_per_label(3), on="input", level="parameters")})
     with pytest.warns(gr.UnroutedWarning, match="no labels set"):
         layer(torch.ones(1, 3))
-
-
-@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
-@pytest.mark.parametrize(
-    "computed",
-    [lambda layer: prune.random_unstructured(layer, "weight", 0.2), lambda layer: nn.utils.weight_norm(layer, dim=1)],
-    ids=["pruned", "weight norm"],
-)
-def test_weights_that_are_computed_before_each_pass_learn_by_route(computed) -> None:
-    spec = gr.RoutingSpec.split({"retain": 3, "forget": 1})
-    layer = nn.ConvTranspose1d(3, 4, 2)
-    computed(layer)
-    router = gr.Router(layer, {"": gr.Site(spec, level="parameters", dim=1)})
-    with router(torch.zeros(2, dtype=torch.int64)):
-        layer(torch.ones(2, 3, 5)).square().sum().backward()
-    for name, parameter in layer.named_parameters():
-        by_unit = parameter.grad.movedim(0 if name == "bias" else 1, 0).reshape(4, -1)
-        assert by_unit[:3].any(1).all(), name
-        assert not by_unit[3].any(), name

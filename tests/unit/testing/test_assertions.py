@@ -9,6 +9,7 @@ from torch import nn
 import gradroute as gr
 from gradroute.router import _hooks as hooks
 from gradroute.testing import NotRoutedError, assert_routed, label_tensors, specs
+from gradroute.testing import _assertions as assertions
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:`torch\.jit\.script(_method)?` is deprecated")
 
@@ -74,6 +75,74 @@ def test_gradients_that_should_not_be_there_and_ones_that_are_missing_are_found(
     monkeypatch.setattr(hooks, "route_mask", lambda x, mask, dim, *, replacing: x.detach())
     with pytest.raises(NotRoutedError, match=r"'0\.weight' has no gradient, and should have one"):
         assert_routed(net(), {"0": spec}, x, torch.zeros_like(nobody))
+
+
+class SelfAttention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x):
+        return (self.query(x) @ self.key(x).mT).softmax(-1) @ self.value(x)
+
+
+def leaky(name, entry, size):
+    """A router under which so much reaches one entry of one parameter past all masks."""
+
+    class Leaky(gr.Router):
+        def __init__(self, model, sites):
+            super().__init__(model, sites)
+            leak = torch.zeros_like(model.get_parameter(name))
+            leak[entry] = size
+            model.get_parameter(name).register_hook(lambda gradient: gradient + leak)
+
+    return Leaky
+
+
+#: Modules of `net`, and an entry that a site on them closes where unit 2 is closed.
+CLOSED = {
+    ("0", "output", "activations"): ("0.weight", (2, 1)),
+    ("0", "output", "parameters"): ("0.bias", 2),
+    ("2", "output", "activations"): ("2.weight", 2),
+    ("2", "output", "parameters"): ("2.bias", 2),
+    ("2", "input", "activations"): ("0.bias", 2),
+    ("2", "input", "parameters"): ("2.weight", 2),
+    ("3", "input", "activations"): ("2.bias", 2),
+    ("3", "input", "parameters"): ("3.weight", (1, 2)),
+}
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+@pytest.mark.parametrize("case", CLOSED, ids=str)
+def test_the_smallest_leak_into_what_the_masks_close_is_found_and_one_into_the_rest_within_the_tolerance_not(
+    monkeypatch, case, soft
+):
+    (module, on, level), (name, entry) = case, CLOSED[case]
+    spec = gr.RoutingSpec({0: gr.Route([0, 1], weight=0.5), 1: [2, 3]}, 4) if soft else SPEC
+    sites = {module: gr.Site(spec, on=on, level=level)}
+    x, smallest = torch.randn(5, 3), torch.finfo(torch.float32).tiny
+    monkeypatch.setattr(assertions, "Router", leaky(name, entry, smallest))
+    assert_routed(net(), sites, x, torch.tensor([0, 0, 0, 0, 1]))
+    with pytest.raises(NotRoutedError, match=f"'{name}' has a gradient in 1 entries in which its route leaves none"):
+        assert_routed(net(), sites, x, torch.zeros(5, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("end", [{}, {"on": "input", "level": "parameters"}], ids=["upstream", "what reads"])
+def test_what_is_0_by_mathematics_alone_is_not_what_the_masks_close(monkeypatch, end):
+    """Softmax does not see the bias of the keys, so its gradient is some 1e-10 or 0 as the processor rounds."""
+    model = nn.Sequential(SelfAttention(), nn.Linear(4, 4))
+    x = torch.randn(5, 1, 4).repeat(1, 2, 1)  # two tokens alike: the gradients of the scores are exactly 0
+    sites = {"0" if end else "1": gr.Site(SPEC, **end)}
+
+    def run(name, entry, size):
+        monkeypatch.setattr(assertions, "Router", leaky(name, entry, size))
+        assert_routed(model, sites, x, torch.zeros(5, dtype=torch.int64))
+
+    for key in range(4):
+        run("0.key.bias", key, 1e-10)
+    name, entry = ("0.key.weight", (0, 2)) if end else ("1.weight", (2, 0))
+    with pytest.raises(NotRoutedError, match=f"'{name}' has a gradient in 1 entries"):
+        run(name, entry, 1e-30)
 
 
 def test_random_numbers_and_gradients_of_before_are_left_and_do_no_harm():

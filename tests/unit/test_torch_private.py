@@ -1,0 +1,230 @@
+"""What is expected of torch's private names: where a torch holds it no longer, the function that reads them is named."""
+
+import contextlib
+import gc
+import inspect
+import subprocess
+import sys
+import weakref
+from functools import partial
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.autograd import forward_ad
+from torch.distributed.fsdp import fully_shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils.checkpoint import checkpoint
+
+from gradroute import _torch_private as private
+
+# Forward mode and inductor script helpers of torch's own.
+pytestmark = pytest.mark.filterwarnings(r"ignore:`torch\.jit\.script(_method)?` is deprecated")
+
+
+@pytest.fixture(autouse=True)
+def _named(request):
+    """Whatever goes wrong in a test is told of the function that it is named after."""
+    name = request.node.originalname.removeprefix("test_")
+    if hasattr(private, name):
+        request.node.obj = told(name, request.node.obj)
+
+
+def told(name, test):
+    def run(*args, **kwargs):
+        try:
+            test(*args, **kwargs)
+        except Exception as error:
+            raise AssertionError(
+                f"gradroute._torch_private.{name} no longer holds for torch {torch.__version__}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    return run
+
+
+def seen_in_backward(look):
+    """What a look finds in the middle of a backward pass."""
+    found = []
+    x = torch.ones(2, requires_grad=True)
+    (x * 2).register_hook(lambda gradient: found.append(look()))
+    y = x * 2
+    y.register_hook(lambda gradient: found.append(look()))
+    y.sum().backward()
+    return found[0]
+
+
+def test_every_function_has_a_test_here_and_a_failure_names_it():
+    functions = {
+        name
+        for name, value in vars(private).items()
+        if inspect.isroutine(value) and value.__module__ == private.__name__ and not name.startswith("_")
+    }
+    assert {f"test_{name}" for name in functions} <= set(globals())
+
+    def fails():
+        raise KeyError("gone")
+
+    with pytest.raises(AssertionError, match=r"_torch_private\.version no longer holds for torch \d.*KeyError: 'gone'"):
+        told("version", fails)()
+
+
+def test_transforms_active():
+    found = []
+    torch.func.vmap(lambda x: found.append(private.transforms_active()) or x)(torch.ones(2))
+    torch.func.grad(lambda x: found.append(private.transforms_active()) or x)(torch.ones(()))
+    assert found == [True, True]
+    assert not private.transforms_active()
+
+
+def test_is_wrapped():
+    found = []
+    torch.func.vmap(lambda x: found.append(private.is_wrapped(x)) or x)(torch.ones(2))
+    torch.func.grad(lambda x: found.append(private.is_wrapped(x)) or x)(torch.ones(()))
+    assert found == [True, True]
+    assert not private.is_wrapped(torch.ones(2))
+
+
+def test_is_batch_of_gradients():
+    found = []
+    x = torch.ones(3, requires_grad=True)
+    y = x * 2
+    y.register_hook(lambda gradient: found.append(private.is_batch_of_gradients(gradient)))
+    torch.autograd.grad(y, x, torch.eye(3), is_grads_batched=True, retain_graph=True)
+    y.sum().backward()
+    assert found == [True, False]
+
+
+def test_unwrapped():
+    x = torch.arange(6.0).view(2, 3)
+    found = []
+    torch.func.vmap(lambda row: found.append(private.unwrapped(row)) or row, in_dims=1)(x)
+    torch.func.grad(lambda row: (found.append(private.unwrapped(row)), row.sum())[1])(x)
+    assert torch.equal(found[0], x.T), "the batch comes first"
+    assert torch.equal(found[1], x)
+    assert private.unwrapped(x) is x
+
+
+def test_outside_of_transforms():
+    kept = torch.zeros(())
+
+    def keeps(x):
+        with private.outside_of_transforms():
+            kept.add_(1)
+            inside = private.is_wrapped(torch.ones(2) + 1)
+        assert not inside
+        return x
+
+    torch.func.vmap(keeps)(torch.ones(2))
+    assert isinstance(private.outside_of_transforms(), contextlib.nullcontext)
+    assert kept == 1
+
+
+def test_forward_mode():
+    assert not private.forward_mode()
+    with forward_ad.dual_level():
+        assert private.forward_mode()
+    assert not private.forward_mode()
+
+
+def test_in_backward():
+    assert not private.in_backward()
+    assert seen_in_backward(private.in_backward)
+    assert not private.in_backward()
+
+
+def test_node_in_backward():
+    assert private.node_in_backward() is None
+    node = seen_in_backward(private.node_in_backward)
+    assert isinstance(node, torch.autograd.graph.Node)
+
+
+def test_checkpoint_hook():
+    assert private.checkpoint_hook() == ("", None)
+    found = []
+    x = torch.ones(2, requires_grad=True)
+    for _ in range(2):
+        y = checkpoint(lambda x: found.append(private.checkpoint_hook()) or x.exp(), x, use_reentrant=False)
+        y.sum().backward()
+    assert [name for name, _ in found] == ["first", "again"] * 2
+    regions = [region for _, region in found]
+    assert regions[0] is regions[1] is not None, "a region is known again when it is recomputed"
+    assert regions[2] is regions[3] is not regions[0]
+    gone = weakref.ref(regions[0])
+    found.clear()
+    regions.clear()
+    del y
+    gc.collect()
+    assert gone() is None, "a region lives no longer than its graph"
+
+
+def test_function_in_forward():
+    assert private.function_in_forward() is None
+    found = []
+    x = torch.ones(2, requires_grad=True)
+    y = checkpoint(lambda x: found.append(private.function_in_forward()) or x.exp(), x, use_reentrant=True)
+    assert found == [y.grad_fn]
+    y.sum().backward()
+    assert found[1] is None, "in the recomputation no forward of a Function runs"
+
+
+def test_version():
+    x = torch.ones(2)
+    before = private.version(x)
+    x.add_(1)
+    assert private.version(x) == before + 1
+    with torch.inference_mode():
+        x = torch.ones(2)
+        x.add_(1)
+    assert private.version(x) == 0
+
+
+def test_is_sharded_by_fsdp():
+    layer = nn.Linear(2, 2)
+    assert not private.is_sharded_by_fsdp(layer)
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        fully_shard(layer)
+        assert private.is_sharded_by_fsdp(layer)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_dynamo_is_loaded():
+    """In a process of its own: here some other test has long since imported Dynamo."""
+    code = (
+        "import torch; from gradroute import _torch_private as private; before = private.dynamo_is_loaded();"
+        "torch.compile(lambda x: x + 1, backend='eager')(torch.ones(1)); print(before, private.dynamo_is_loaded())"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["False", "True"]
+
+
+def test_make_compiled_code_look_at_hooks():
+    layer = nn.Linear(2, 2)
+    private.make_compiled_code_look_at_hooks()
+    compiled = torch.compile(layer, backend="eager")
+    x = torch.ones(1, 2)
+    plain = compiled(x)
+    handle = layer.register_forward_hook(lambda module, args, output: output * 0)
+    assert not compiled(x).any()
+    handle.remove()
+    assert torch.equal(compiled(x), plain)
+
+
+def test_anything_compiled():
+    torch.compiler.reset()
+    assert not private.anything_compiled()
+    torch.compile(partial(torch.add, 1), backend="eager")
+    assert not private.anything_compiled(), "not before it is called"
+    torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1))
+    assert private.anything_compiled()
+
+
+def test_before_compiling():
+    def function(x):
+        return x + 1
+
+    assert private.before_compiling(torch.compile(function, backend="eager")) is function
+    assert private.before_compiling(function) is None
