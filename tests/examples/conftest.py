@@ -8,8 +8,9 @@ import pytest
 import torch
 from fake_mnist import idx_bytes, synthetic
 
-from mnist_vae import classifier, data, leaks
-from mnist_vae.sources import DatasetSpec
+from common import datasets, figures
+from common.sources import DatasetSpec
+from mnist_vae.study import classifier, leaks
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +24,11 @@ def quick_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
 def quick_audit(monkeypatch: pytest.MonkeyPatch) -> None:
     """An audit costs some passes for each label that it finds."""
     monkeypatch.setattr(leaks, "IMAGES", 3)
+
+
+@pytest.fixture(autouse=True)
+def small_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "DPI", 20)
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +60,7 @@ def root(tmp_path: Path, files: dict[str, bytes], spec: DatasetSpec) -> Path:
 @pytest.fixture
 def command_line(root: Path, spec: DatasetSpec, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[str]]]:
     """Arguments that make the command line use the synthetic dataset, one thread and a given run folder."""
-    monkeypatch.setitem(data.DATASETS, "mnist", spec)
+    monkeypatch.setitem(datasets.DATASETS, "mnist", spec)
     threads = torch.get_num_threads()
     yield lambda *arguments: [*arguments, "--data", str(root), "--threads", "1"]
     torch.set_num_threads(threads)
