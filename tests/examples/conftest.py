@@ -7,28 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from fake_mnist import idx_bytes, synthetic
+from quick import quick_evaluation
 
-from common import datasets, figures
+from common import datasets
 from common.sources import DatasetSpec
-from mnist_vae.study import classifier, leaks
 
 
 @pytest.fixture(autouse=True)
-def quick_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the synthetic dataset, a few steps are enough, and what is asked of the real one is too much."""
-    monkeypatch.setattr(classifier, "TRAINING", classifier.Training(steps=3, batch_size=40))
-    monkeypatch.setattr(classifier, "REQUIRED", {})
-
-
-@pytest.fixture(autouse=True)
-def quick_audit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An audit costs some passes for each label that it finds."""
-    monkeypatch.setattr(leaks, "IMAGES", 3)
-
-
-@pytest.fixture(autouse=True)
-def small_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "DPI", 20)
+def quick() -> Iterator[None]:
+    with quick_evaluation():
+        yield
 
 
 @pytest.fixture(scope="session")

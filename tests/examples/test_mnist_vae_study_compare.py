@@ -1,5 +1,7 @@
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
@@ -8,6 +10,7 @@ from fake_mnist import synthetic
 
 from common.datasets import Dataset
 from common.errors import ExampleError
+from conftest import quick_evaluation
 from mnist_vae.cli import main
 from mnist_vae.config import Config
 from mnist_vae.study import compare as compare_module
@@ -22,10 +25,33 @@ ROWS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def without_pictures() -> Iterator[None]:
     """Of the runs, which here are many: their pictures are tested with `evaluate`."""
-    monkeypatch.setattr("mnist_vae.evaluate.save", lambda figure, path: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mnist_vae.evaluate.save", lambda figure, path: None)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def no_pictures() -> Iterator[None]:
+    with without_pictures():
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both rows, trained and evaluated with two seeds."""
+    folder = tmp_path_factory.mktemp("finished")
+    with quick_evaluation(), without_pictures():
+        compare(ROWS, [0, 1], DATA, folder)
+    return folder
+
+
+@pytest.fixture
+def folder(finished: Path, tmp_path: Path) -> Path:
+    """A copy of what is finished, to be changed."""
+    return shutil.copytree(finished, tmp_path / "copy")
 
 
 def no_training(*_: object) -> None:
@@ -36,47 +62,42 @@ def no_evaluation(*_: object) -> None:
     raise AssertionError("evaluated again")
 
 
-def test_what_is_finished_is_neither_trained_nor_evaluated_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    compare(ROWS, [0, 1], DATA, tmp_path)
-    first = summaries(ROWS, tmp_path)
+def test_what_is_finished_is_neither_trained_nor_evaluated_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = summaries(ROWS, folder)
     assert [row["seeds"] for row in first] == [[0, 1], [0, 1]]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
+    assert sorted(path.name for path in folder.iterdir()) == [
         f"{name}-seed{seed}" for name in ("plain", "routed") for seed in (0, 1)
     ]
     monkeypatch.setattr(Trainer, "train_epoch", no_training)
     monkeypatch.setattr(compare_module, "evaluate", no_evaluation)
-    compare(ROWS, [0, 1], DATA, tmp_path)
-    assert summaries(ROWS, tmp_path) == first
+    compare(ROWS, [0, 1], DATA, folder)
+    assert summaries(ROWS, folder) == first
     with pytest.raises(AssertionError, match="trained again"):
-        compare(ROWS, [2], DATA, tmp_path)
+        compare(ROWS, [2], DATA, folder)
 
 
-def test_trained_but_not_evaluated_is_only_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compare(ROWS[:1], [0], DATA, tmp_path)
-    first = summaries(ROWS, tmp_path)
-    (tmp_path / "routed-seed0" / "metrics.json").unlink()
+def test_trained_but_not_evaluated_is_only_evaluated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = summaries(ROWS[:1], folder)
+    for seed in (0, 1):
+        (folder / f"routed-seed{seed}" / "metrics.json").unlink()
     monkeypatch.setattr(Trainer, "train_epoch", no_training)
-    assert summaries(ROWS, tmp_path) == []
-    compare(ROWS[:1], [0], DATA, tmp_path)
-    assert summaries(ROWS, tmp_path) == first
+    assert summaries(ROWS[:1], folder) == []
+    compare(ROWS[:1], [0, 1], DATA, folder)
+    assert summaries(ROWS[:1], folder) == first
 
 
-def test_a_row_with_another_config_is_trained_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compare(ROWS[:1], [0], DATA, tmp_path)
+def test_a_row_with_another_config_is_trained_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Trainer, "train_epoch", no_training)
     with pytest.raises(AssertionError, match="trained again"):
-        compare([Control("routed", "longer", Config(epochs=2))], [0], DATA, tmp_path)
+        compare([Control("routed", "longer", Config(epochs=2))], [0], DATA, folder)
 
 
-def test_the_table_has_what_is_finished_of_these_rows_and_nothing_else(tmp_path: Path) -> None:
-    compare(ROWS, [0], DATA, tmp_path)
-    compare(ROWS[:1], [3], DATA, tmp_path)
-    assert [(row["name"], row["seeds"]) for row in summaries(ROWS, tmp_path)] == [("routed", [0, 3]), ("plain", [0])]
-    assert [row["name"] for row in summaries(ROWS[1:], tmp_path)] == ["plain"]
+def test_the_table_has_what_is_finished_of_these_rows_and_nothing_else(folder: Path) -> None:
+    shutil.rmtree(folder / "plain-seed1")
+    assert [(row["name"], row["seeds"]) for row in summaries(ROWS, folder)] == [("routed", [0, 1]), ("plain", [0])]
+    assert [row["name"] for row in summaries(ROWS[1:], folder)] == ["plain"]
     longer = Control("routed", "longer", Config(epochs=2))
-    assert summaries([longer], tmp_path) == [], "runs of another config are not the row's"
+    assert summaries([longer], folder) == [], "runs of another config are not the row's"
 
 
 def changed(first: Config, second: Config) -> set[str]:
