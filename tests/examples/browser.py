@@ -1,7 +1,6 @@
 """A real browser on the built page: what it shows, and that it complains of nothing."""
 
 import base64
-import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,6 @@ import torch
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from torch import Tensor
 
-from mnist_vae.page.build import PRETRAINED
 from mnist_vae.page.serve import make_server
 
 #: As Debian and others name it. Playwright would download one of its own, which not every network lets through.
@@ -55,10 +53,11 @@ MORPH_AT_FIRST = """([from, to]) => {
     set("blend", "0", "input");
 }"""
 #: The upper part: clearing ends all motion and forgets what was drawn, and then chance is made to choose the first image.
-SAMPLE_AT_FIRST = """([place, count]) => {
+SAMPLE_AT_FIRST = """async () => {
+    const { test_index: listed } = await (await fetch("model/digits.json")).json();
     document.getElementById("clear").click();
     const { random } = Math;
-    Math.random = () => (place + 0.5) / count;
+    Math.random = () => (listed.indexOf(32) + 0.5) / listed.length;
     document.getElementById("random").click();
     Math.random = random;
     document.activeElement.blur();
@@ -137,8 +136,7 @@ class Watched:
             return
         self.page.evaluate(MORPH_AT_FIRST, ["3", "8"])
         self.settle()
-        listed = json.loads((PRETRAINED / "digits.json").read_text())["test_index"]
-        self.page.evaluate(SAMPLE_AT_FIRST, [listed.index(32), len(listed)])
+        self.page.evaluate(SAMPLE_AT_FIRST)
         self.settle()
         assert self.page.evaluate(STATE) == self.first
 
