@@ -24,9 +24,9 @@ def on_post_build(config: MkDocsConfig) -> None:
     """Build the page; without a network, leave a note in its place rather than failing."""
     # Imported here, since the example's folder is not on the path, and takes seconds to load.
     sys.path.insert(0, str(EXAMPLES))
-    from mnist_vae.errors import ExampleError  # noqa: PLC0415
-    from mnist_vae.page import PRETRAINED, build_page  # noqa: PLC0415
-    from mnist_vae.sources import default_root  # noqa: PLC0415
+    from common.errors import ExampleError  # noqa: PLC0415
+    from common.sources import default_root  # noqa: PLC0415
+    from mnist_vae.page.build import PRETRAINED, build_page  # noqa: PLC0415
 
     folder = Path(config.site_dir) / "demo"
     try:

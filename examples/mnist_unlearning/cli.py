@@ -11,6 +11,11 @@ import torch
 import tyro
 from tyro.conf import arg
 
+from common import datasets
+from common.errors import ExampleError, told
+from common.figures import save
+from common.files import write_json, write_text
+from common.sources import default_root
 from mnist_unlearning import figures
 from mnist_unlearning.conditions import FRACTIONS, MAIN, chosen, conditions
 from mnist_unlearning.config import Settings
@@ -19,11 +24,6 @@ from mnist_unlearning.images import parts
 from mnist_unlearning.measure import probe
 from mnist_unlearning.publish import publish
 from mnist_unlearning.table import legend, markdown, summarise
-from mnist_vae import data
-from mnist_vae.errors import ExampleError, told
-from mnist_vae.figures import save
-from mnist_vae.files import replacing, write_json
-from mnist_vae.sources import default_root
 
 DESCRIPTION = """Expand, route, ablate on MNIST: one digit's ability in a block of units that can be taken out.
 
@@ -82,7 +82,7 @@ class Command:
         settings, folder = self.settings(), self.folder()
         if folder.is_file():
             raise ExampleError(f"--out {folder} is a file; give a folder.")
-        images = parts(data.load("mnist", self.data), validation=self.validation)
+        images = parts(datasets.load("mnist", self.data), validation=self.validation)
         results = finish(rows, seeds, settings, images, folder / "runs", workers=self.workers, fresh=self.fresh)
         summary = summarise(rows, seeds, results)
         title = f"MNIST, digit {self.digit}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
@@ -97,8 +97,7 @@ class Command:
         }
         everything = {**about, "rows": summary}
         write_json(folder / "results.json", everything)
-        with replacing(folder / "table.md") as temporary:
-            temporary.write_text(f"# {title}\n\n{legend(summary)}\n\n{markdown(summary)}\n", encoding="utf-8")
+        write_text(folder / "table.md", f"# {title}\n\n{legend(summary)}\n\n{markdown(summary)}\n")
         if any(row.level != "none" for row in rows):
             save(figures.by_fraction(summary, title), folder / "fractions.png")
             save(figures.relearning(summary, title), folder / "relearning.png")

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from common.tables import check_rows
 from mnist_unlearning.config import Condition
-from mnist_vae.errors import ExampleError
 
 FRACTIONS = (1.0, 0.5, 0.1)
 
@@ -122,8 +122,5 @@ def chosen(rows: Sequence[Condition], names: Sequence[str]) -> list[Condition]:
     Raises:
         ExampleError: There is no such row.
     """
-    known = {row.name for row in rows} | {base_name(row) for row in rows}
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ExampleError(f"there is no row {', '.join(unknown)}; choose from {', '.join(row.name for row in rows)}.")
+    check_rows(names, [row.name for row in rows], also=map(base_name, rows))
     return [row for row in rows if not names or row.name in {TWIN, *names} or base_name(row) in names]

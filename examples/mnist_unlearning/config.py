@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from mnist_vae.errors import ExampleError
+from common.errors import ExampleError
 
 #: Steps of fine-tuning after which accuracy is measured.
 CHECKPOINTS = (0, 5, 10, 20, 30, 40, 60, 80, 120, 160, 240, 320)

@@ -5,11 +5,11 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 import gradroute as gr
+from common.datasets import Split
 from mnist_unlearning.config import Settings
 from mnist_unlearning.images import pixels
 from mnist_unlearning.labels import FORGET
 from mnist_unlearning.model import PIXELS
-from mnist_vae.data import Split
 
 #: Added to the run's seed.
 DETECTOR = 3_000_000_019

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from common.datasets import Split
+from common.files import read_json, write_json
 from mnist_unlearning.config import Condition, Settings
 from mnist_unlearning.images import Parts
 from mnist_unlearning.run import identity, run
-from mnist_vae.data import Split
-from mnist_vae.files import read_json, write_json
 
 Job = tuple[Condition, int]
 

@@ -7,8 +7,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from common.figures import ACCENT, INK, MUTED, WARM, plain
 from mnist_unlearning.table import uses_labels
-from mnist_vae.figures import ACCENT, INK, MUTED, WARM, plain
 
 #: Name without the fraction: colour, style of the line, what the legend says.
 LINES = {

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from common.datasets import Dataset, Split
 from mnist_unlearning.model import DIGITS
-from mnist_vae.data import Dataset, Split
 
 #: Parts of the training set that training never sees, out of 60,000: for relearning, and for choosing settings.
 RELEARN = VALIDATION = 5_000 / 60_000

@@ -4,13 +4,11 @@ import torch
 from torch import Generator, Tensor
 
 import gradroute as gr
+from common.label_fraction import PLACEBO, unlabeled_images
 from mnist_unlearning.config import Condition
 
 #: Ids of the two labels in the spec of `mnist_unlearning.model`.
 RETAIN, FORGET = 0, 1
-
-#: Added to the run's seed, so that these draws are not those of weights and batches.
-KNOWN, PLACEBO = 1_000_000_007, 2_000_000_011
 
 
 def known_labels(digits: Tensor, digit: int, condition: Condition, seed: int) -> Tensor:
@@ -24,6 +22,5 @@ def known_labels(digits: Tensor, digit: int, condition: Condition, seed: int) ->
     if condition.labels == "random":
         drawn = torch.randperm(len(digits), generator=Generator().manual_seed(PLACEBO + seed))
         forget = torch.zeros_like(forget).index_fill(0, drawn[: int(forget.sum())], value=True)
-    order = torch.randperm(len(digits), generator=Generator().manual_seed(KNOWN + seed))
-    unknown = order[round(condition.fraction * len(digits)) :]
+    unknown = unlabeled_images(len(digits), condition.fraction, seed)
     return torch.where(forget, FORGET, RETAIN).index_fill(0, unknown, gr.UNLABELED)

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from common.datasets import Split
 from mnist_unlearning.images import Parts, pixels, take
 from mnist_unlearning.model import DIGITS, OUTPUT
-from mnist_vae.data import Split
 
 #: Of the probe: the penalty on squared weights, as a part of the mean squared feature times the number of images.
 RIDGE = 0.01

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from common.files import replacing, write_text
+from common.readme import write_parts
 from mnist_unlearning.table import legend, markdown
-from mnist_vae.files import replacing
-from mnist_vae.tables import with_part
 
 README = Path(__file__).parent / "README.md"
 ASSETS = Path(__file__).parents[2] / "docs" / "assets" / "mnist_unlearning"
@@ -34,16 +34,11 @@ def made(results: dict[str, Any]) -> str:
 
 def publish(results: dict[str, Any], folder: Path) -> None:
     """Write the README's parts, and copy the figures and the numbers into the documentation."""
-    text = README.read_text(encoding="utf-8")
-    for name, content in sections(results).items():
-        text = with_part(text, name, content)
-    with replacing(README) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_parts(README, sections(results))
     for name in ("fractions.png", "relearning.png"):
         with replacing(ASSETS / name) as temporary:
             temporary.write_bytes((folder / name).read_bytes())
-    with replacing(ASSETS / "results.json") as temporary:
-        temporary.write_text(json.dumps(_rounded(results)) + "\n", encoding="utf-8")
+    write_text(ASSETS / "results.json", json.dumps(_rounded(results)) + "\n")
 
 
 def _rounded(value: Any) -> Any:

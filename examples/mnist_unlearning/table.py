@@ -1,13 +1,12 @@
 """The results as one table: means over seeds, and the range where there is one."""
 
 from collections.abc import Iterable, Sequence
-from statistics import mean
 from typing import Any
 
+from common import tables
 from mnist_unlearning.conditions import TWIN
 from mnist_unlearning.config import Condition
 from mnist_unlearning.relearn import steps_to
-from mnist_vae import tables
 
 #: Of each value: its heading, by what it is multiplied, and how it is printed.
 COLUMNS = {
@@ -41,7 +40,10 @@ def markdown(summary: Sequence[dict[str, Any]]) -> str:
     lines = [
         [
             f"`{row['name']}`",
-            *(cell([factor * x for x in row[key]], form) for key, (_, factor, form) in COLUMNS.items()),
+            *(
+                tables.mean_and_range([factor * x for x in row[key]], form)
+                for key, (_, factor, form) in COLUMNS.items()
+            ),
         ]
         for row in summary
     ]
@@ -52,16 +54,6 @@ def legend(summary: Sequence[dict[str, Any]]) -> str:
     """What each row is, once for all fractions."""
     texts = {row["name"].removesuffix(f"-{row['fraction']:g}"): row["what"] for row in summary}
     return tables.markdown(["run", "what"], [[f"`{name}`", text] for name, text in texts.items()])
-
-
-def cell(values: Sequence[float], form: str) -> str:
-    """The mean and the range; of values that were never reached, only the least is known."""
-    if any(value == float("inf") for value in values):
-        reached = [value for value in values if value != float("inf")]
-        return f"from {form.format(min(reached))} to never" if reached else "never"
-    # Adding 0.0 turns a rounded -0.0 into 0.0.
-    average, least, most = (form.format(float(form.format(x)) + 0.0) for x in (mean(values), min(values), max(values)))
-    return average if least == most else f"{average} ({least} to {most})"
 
 
 def uses_labels(row: dict[str, Any]) -> bool:

@@ -8,11 +8,11 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 import gradroute as gr
+from common.datasets import Split
 from gradroute.optim import Isolation
 from mnist_unlearning.config import Condition, Settings
 from mnist_unlearning.images import pixels
 from mnist_unlearning.labels import FORGET, RETAIN
-from mnist_vae.data import Split
 
 
 class Trainer:

@@ -10,16 +10,19 @@ import torch
 import tyro
 from tyro.conf import Positional, arg, subcommand
 
-from mnist_vae import curves, data, figures
-from mnist_vae.compare import chosen, compare, controls, markdown, summaries, write
-from mnist_vae.config import RECIPES, Config, DatasetName, RecipeName, Unlabeled
-from mnist_vae.errors import ExampleError, told
+from common import datasets
+from common.datasets import DatasetName
+from common.errors import ExampleError, told
+from common.figures import save
+from common.sources import default_root
+from mnist_vae.config import RECIPES, Config, RecipeName, Unlabeled
 from mnist_vae.evaluate import evaluate
-from mnist_vae.publish import publish
-from mnist_vae.report import report, table
 from mnist_vae.run import Run
-from mnist_vae.sources import default_root
-from mnist_vae.tradeoff import tradeoff
+from mnist_vae.study import curves
+from mnist_vae.study.compare import chosen, compare, controls, markdown, summaries, write
+from mnist_vae.study.publish import publish
+from mnist_vae.study.report import report, table
+from mnist_vae.study.tradeoff import tradeoff
 from mnist_vae.train import train
 
 DESCRIPTION = """A variational autoencoder with one latent dimension per digit, made so by gradient routing alone.
@@ -75,7 +78,7 @@ class Train:
 
     def run(self) -> None:
         config, run = self.config(), Run(self.out)
-        train(config, data.load(config.dataset, self.data).train, run, fresh=self.fresh)
+        train(config, datasets.load(config.dataset, self.data).train, run, fresh=self.fresh)
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Evaluate:
 
     def run(self) -> None:
         run = Run(self.out)
-        evaluate(run, data.load(run.load_config().dataset, self.data))
+        evaluate(run, datasets.load(run.load_config().dataset, self.data))
 
 
 @dataclass(frozen=True)
@@ -131,11 +134,11 @@ class Compare:
         rows = controls(self.dataset, self.recipe, self.epochs, self.original_epochs)
         suffix = "" if self.dataset == "mnist" else f"-{self.dataset}"
         folder = Path(f"runs/compare{suffix}") if self.out is None else self.out
-        compare(chosen(rows, self.only), self.seeds, data.load(self.dataset, self.data), folder)
+        compare(chosen(rows, self.only), self.seeds, datasets.load(self.dataset, self.data), folder)
         summary, title = summaries(rows, folder), f"{self.dataset}, recipe {self.recipe}"
         write(summary, title, folder)
-        figures.save(curves.scatter(summary, title), folder / "compare.png")
-        figures.save(curves.label_fractions(summary, title), folder / "compare_labels.png")
+        save(curves.scatter(summary, title), folder / "compare.png")
+        save(curves.label_fractions(summary, title), folder / "compare_labels.png")
         print(f"\n{markdown(summary)}\n\ncompare: wrote compare.json, .md and two figures to {folder}")
 
 
@@ -153,10 +156,10 @@ class Tradeoff:
 
     def run(self) -> None:
         rows = tradeoff(self.dataset, self.epochs)
-        compare(chosen(rows, self.only), self.seeds, data.load(self.dataset, self.data), self.out)
+        compare(chosen(rows, self.only), self.seeds, datasets.load(self.dataset, self.data), self.out)
         summary, title = summaries(rows, self.out), f"{self.dataset}, epochs: {self.epochs}"
         write(summary, title, self.out)
-        figures.save(curves.lines(summary, title), self.out / "tradeoff.png")
+        save(curves.lines(summary, title), self.out / "tradeoff.png")
         print(f"\n{markdown(summary)}\n\ntradeoff: wrote compare.json, .md and a figure to {self.out}")
 
 
@@ -181,10 +184,10 @@ class Export:
 
     def run(self) -> None:
         # Imported here, since the exporter takes seconds to load.
-        from mnist_vae.export import export  # noqa: PLC0415
+        from mnist_vae.page.export import export  # noqa: PLC0415
 
         run = Run(self.out)
-        dataset = data.load(run.load_config().dataset, self.data)
+        dataset = datasets.load(run.load_config().dataset, self.data)
         export(run, dataset, run.folder / "export" if self.to is None else self.to)
 
 
@@ -198,10 +201,10 @@ class Pretrained:
     threads: Threads = 2
 
     def run(self) -> None:
-        from mnist_vae.demo import write_pretrained  # noqa: PLC0415
+        from mnist_vae.page.demo import write_pretrained  # noqa: PLC0415
 
         config, run = Config(), Run(self.out)
-        dataset = data.load(config.dataset, self.data)
+        dataset = datasets.load(config.dataset, self.data)
         train(config, dataset.train, run, fresh=self.fresh)
         write_pretrained(run, dataset)
 
@@ -222,7 +225,7 @@ class Demo:
     threads: Threads = 2
 
     def run(self) -> None:
-        from mnist_vae.demo import make_page, show  # noqa: PLC0415
+        from mnist_vae.page.demo import make_page, show  # noqa: PLC0415
 
         folder = make_page(Run(self.out), self.data, pretrained=self.pretrained)
         show(folder, self.port, serving=self.serve, browser=self.browser)
@@ -234,7 +237,7 @@ class All(Train):
 
     def run(self) -> None:
         config, run = self.config(), Run(self.out)
-        dataset = data.load(config.dataset, self.data)
+        dataset = datasets.load(config.dataset, self.data)
         train(config, dataset.train, run, fresh=self.fresh)
         evaluate(run, dataset)
         print(report(run))

@@ -3,9 +3,9 @@
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from mnist_vae.errors import ExampleError
+from common.datasets import DatasetName
+from common.errors import ExampleError
 
-DatasetName = Literal["mnist", "fashion-mnist", "kmnist"]
 RecipeName = Literal["default", "quick", "wide", "original", "original-our-decoder", "routed-kl"]
 Labels = Literal["true", "random"]
 Unlabeled = Literal["all", "none", "loudest"]

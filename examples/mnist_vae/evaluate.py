@@ -8,15 +8,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mnist_vae import classifier, figures
-from mnist_vae.config import DatasetName
-from mnist_vae.data import Dataset, Split
-from mnist_vae.files import read_json, write_json
-from mnist_vae.leaks import audit, leaks
+from common.datasets import Dataset, DatasetName, Split
+from common.figures import save
+from common.files import read_json, write_json
+from gradroute.diagnostics import AuditReport
+from mnist_vae.config import Config
 from mnist_vae.model import DIGITS, VAE
-from mnist_vae.probe import best_permutation_accuracy, probe_accuracy
 from mnist_vae.run import Run
-from mnist_vae.slider import STRENGTHS, recognised, slider_accuracy
+from mnist_vae.study import classifier, figures
+from mnist_vae.study.leaks import audit, leaks
+from mnist_vae.study.linear_probe import best_permutation_accuracy, probe_accuracy
+from mnist_vae.study.sliders import STRENGTHS, recognised, slider_accuracy
 
 BATCH = 1000
 
@@ -65,10 +67,45 @@ def judge(model: VAE, data: Dataset, dataset: DatasetName) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """All that is said of a run: the content of ``metrics.json``, and what its figures show."""
+
+    metrics: dict[str, Any]
+    activations: Tensor
+    audit: AuditReport | None
+
+
 def evaluate(run: Run, data: Dataset) -> dict[str, Any]:
     """Write ``metrics.json`` and the figures into the run's folder."""
-    config, model = run.load_config(), run.load_model()
-    history = read_json(run.history)
+    config, model, history = run.load_config(), run.load_model(), read_json(run.history)
+    found = examine(model, config, history, data)
+    routing = "" if config.routing else " without routing"
+    title = f"{config.dataset}, recipe {config.recipe}{routing}, seed {config.seed}"
+    pictures = {
+        "reconstructions": figures.reconstructions(model, data.test, title),
+        "sweeps": figures.sweeps(model, title),
+        "activations": figures.activation_matrix(found.activations, title),
+        "losses": figures.loss_curves(history, title),
+    }
+    if found.audit is not None:
+        pictures["audit"] = figures.audit_heatmaps(found.audit, title)
+    for name, picture in pictures.items():
+        save(picture, run.figures / f"{name}.png")
+    write_json(run.metrics, found.metrics)
+    print(f"evaluate: wrote {run.metrics} and {len(pictures)} figures to {run.figures}")
+    return found.metrics
+
+
+def examine(model: VAE, config: Config, history: dict[str, Any], data: Dataset) -> Evaluation:
+    """Measure a trained model, without writing anything.
+
+    Args:
+        model: In evaluation mode.
+        config: What it was trained with.
+        history: Of its training, as `mnist_vae.train.train` writes it.
+        data: What it is measured on.
+    """
     results = measure(model, data)
     settings = config.settings()
     # Without routing, or with the KL routed too, a route at the latent is not what the model was trained with.
@@ -97,21 +134,7 @@ def evaluate(run: Run, data: Dataset) -> dict[str, Any]:
         "threads": history["threads"],
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
-    routing = "" if config.routing else " without routing"
-    title = f"{config.dataset}, recipe {config.recipe}{routing}, seed {config.seed}"
-    pictures = {
-        "reconstructions": figures.reconstructions(model, data.test, title),
-        "sweeps": figures.sweeps(model, title),
-        "activations": figures.activation_matrix(results.activations, title),
-        "losses": figures.loss_curves(history, title),
-    }
-    if report is not None:
-        pictures["audit"] = figures.audit_heatmaps(report, title)
-    for name, picture in pictures.items():
-        figures.save(picture, run.figures / f"{name}.png")
-    write_json(run.metrics, metrics)
-    print(f"evaluate: wrote {run.metrics} and {len(pictures)} figures to {run.figures}")
-    return metrics
+    return Evaluation(metrics, results.activations, report)
 
 
 @torch.no_grad()

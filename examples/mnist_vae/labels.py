@@ -4,10 +4,8 @@ import torch
 from torch import Tensor
 
 import gradroute as gr
+from common.label_fraction import PLACEBO, unlabeled_images
 from mnist_vae.config import Config
-
-#: Added to the run's seed, so that these draws are not those of weights and batches.
-KEPT, PLACEBO = 1_000_000_007, 2_000_000_011
 
 
 def routing_labels(labels: Tensor, config: Config) -> Tensor:
@@ -20,6 +18,4 @@ def routing_labels(labels: Tensor, config: Config) -> Tensor:
     if config.labels == "random":
         generator = torch.Generator().manual_seed(PLACEBO + config.seed)
         labels = torch.randint(10, (count,), generator=generator)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(KEPT + config.seed))
-    unlabeled = order[round(config.label_fraction * count) :]
-    return labels.index_fill(0, unlabeled, gr.UNLABELED)
+    return labels.index_fill(0, unlabeled_images(count, config.label_fraction, config.seed), gr.UNLABELED)

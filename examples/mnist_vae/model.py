@@ -174,7 +174,7 @@ class TwoHeads(nn.Module):
 def build_model(config: Config) -> VAE:
     """The recipe's model, initialised from the config's seed."""
     # Imported here, since its models build on this one.
-    from mnist_vae.wide import PresenceVAE, SliceVAE  # noqa: PLC0415
+    from mnist_vae.study.wide import PresenceVAE, SliceVAE  # noqa: PLC0415
 
     recipe, routing = config.settings(), config.routing
     loudest = config.unlabeled == "loudest"

@@ -7,9 +7,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 
+from common.errors import ExampleError
+from common.files import read_json, replacing
 from mnist_vae.config import Config
-from mnist_vae.errors import ExampleError
-from mnist_vae.files import read_json, replacing
 from mnist_vae.model import VAE, build_model
 
 

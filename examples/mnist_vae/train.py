@@ -10,11 +10,11 @@ from torch import Generator
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 import gradroute as gr
-from mnist_vae.augment import random_affine
+from common.augment import random_affine
+from common.datasets import Split
+from common.errors import ExampleError
+from common.files import read_json, replacing, write_json
 from mnist_vae.config import Config, Recipe
-from mnist_vae.data import Split
-from mnist_vae.errors import ExampleError
-from mnist_vae.files import read_json, replacing, write_json
 from mnist_vae.labels import routing_labels
 from mnist_vae.model import build_model
 from mnist_vae.run import Run

@@ -34,7 +34,7 @@ def test_a_replica_in_another_thread_refuses_the_labels_of_this_one() -> None:
 def test_two_threads_in_one_routed_module_never_exchange_their_labels() -> None:
     """At the same time in both threads, one of them is refused; whatever is not refused is routed rightly."""
     routed = Routed("routed_module")
-    meet = Barrier(2, timeout=10)
+    meet = Barrier(2, timeout=120)
 
     def wait(module: nn.Module, args: object) -> None:
         meet.wait()

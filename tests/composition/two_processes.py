@@ -12,13 +12,21 @@ import torch
 def run_in_two_processes(script: Path, saved: Path) -> Any:
     """What the script's first process saves at the path that it is given; a process that fails, fails the test."""
     paths = [str(script.parents[2]), os.environ.get("PYTHONPATH", "")]
-    result = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script), str(saved)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=240,
-        check=False,
     )
-    assert result.returncode == 0, result.stderr[-4000:]
+    try:
+        _, said = process.communicate(timeout=240)
+    finally:
+        # Asked to end, it ends the two processes too; killed, it would leave them running.
+        process.terminate()
+        try:
+            process.communicate(timeout=40)
+        finally:
+            process.kill()
+    assert process.returncode == 0, said[-4000:]
     return torch.load(saved)

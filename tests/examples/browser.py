@@ -16,7 +16,7 @@ import torch
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from torch import Tensor
 
-from mnist_vae.serve import make_server
+from mnist_vae.page.serve import make_server
 
 #: As Debian and others name it. Playwright would download one of its own, which not every network lets through.
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -30,6 +30,39 @@ ARGUMENTS = [
     "--disable-sync",
 ]
 DESKTOP = {"viewport": {"width": 1280, "height": 900}}
+#: All that a test may change of the page, and see again: numbers, choices, words, what can be pressed, pictures.
+STATE = """() => {
+    const all = (name, read) => [...document.querySelectorAll(name)].map(read);
+    return JSON.stringify([
+        all("input, select", (element) => element.value),
+        all("button", (element) => [element.textContent, element.disabled, element.ariaPressed]),
+        all("#caption, #verdict, #runner-up, #rows .value, #rows .mean", (element) => element.textContent),
+        all("canvas[id]", (element) => element.toDataURL()),
+        [innerWidth, innerHeight, scrollX, scrollY, document.activeElement.tagName],
+    ]);
+}"""
+#: The lower part of the page as it was at first.
+MORPH_AT_FIRST = """([from, to]) => {
+    const set = (id, value, event) => {
+        const element = document.getElementById(id);
+        element.value = value;
+        element.dispatchEvent(new Event(event, { bubbles: true }));
+    };
+    set("from", from, "change");
+    set("to", to, "change");
+    set("blend", "0", "input");
+}"""
+#: The upper part: clearing ends all motion and forgets what was drawn, and then chance is made to choose the first image.
+SAMPLE_AT_FIRST = """async () => {
+    const { test_index: listed } = await (await fetch("model/digits.json")).json();
+    document.getElementById("clear").click();
+    const { random } = Math;
+    Math.random = () => (listed.indexOf(32) + 0.5) / listed.length;
+    document.getElementById("random").click();
+    Math.random = random;
+    document.activeElement.blur();
+    scrollTo(0, 0);
+}"""
 PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "has_touch": True, "is_mobile": True}
 
 
@@ -45,8 +78,10 @@ def chromium() -> Iterator[Browser]:
         miss("there is no Chromium here: apt-get install chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
+        try:
+            yield browser
+        finally:
+            browser.close()
 
 
 @contextmanager
@@ -55,9 +90,11 @@ def served(folder: Path) -> Iterator[str]:
     with make_server(folder) as server:
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
-        yield f"http://localhost:{server.server_address[1]}/"
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://localhost:{server.server_address[1]}/"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @dataclass
@@ -68,6 +105,7 @@ class Watched:
     context: BrowserContext
     home: str
     complaints: list[str] = field(default_factory=list)
+    first: str = ""
 
     def watch(self) -> None:
         self.page.on("pageerror", lambda error: self.complaints.append(f"page error: {error}"))
@@ -87,6 +125,20 @@ class Watched:
         self.page.wait_for_selector("html[data-state]", state="attached")
         assert self.page.evaluate("document.documentElement.dataset.state") == state
         return self.page
+
+    def start_over(self) -> None:
+        """Bring the open page back to what it showed at first: faster than to load it again, and checked."""
+        self.page.emulate_media(color_scheme="null", reduced_motion="null")
+        self.page.set_viewport_size(DESKTOP["viewport"])
+        if not self.first:
+            self.settle()
+            self.first = self.page.evaluate(STATE)
+            return
+        self.page.evaluate(MORPH_AT_FIRST, ["3", "8"])
+        self.settle()
+        self.page.evaluate(SAMPLE_AT_FIRST)
+        self.settle()
+        assert self.page.evaluate(STATE) == self.first
 
     def settle(self) -> None:
         """Wait until the picture shows the last of what was asked for."""
@@ -110,7 +162,7 @@ class Watched:
         """With the mouse; points in parts of the pad's width, each line drawn in small steps."""
         mouse = self.page.mouse
         for stroke in strokes:
-            at = [self.on_pad(*point) for point in stroke]
+            at = self.all_on_pad(stroke)
             mouse.move(*at[0])
             mouse.down()
             for point in at[1:]:
@@ -150,9 +202,12 @@ class Watched:
 
     def on_pad(self, x: float, y: float) -> tuple[float, float]:
         """Where on the screen a place on the pad is, given in parts of the pad's width."""
+        return self.all_on_pad([(x, y)])[0]
+
+    def all_on_pad(self, points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
         box = self.page.locator("#pad").bounding_box()
         assert box is not None
-        return box["x"] + x * box["width"], box["y"] + y * box["height"]
+        return [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
 
     def _read_drawing(self) -> None:
         # What is drawn is read with the next frame.

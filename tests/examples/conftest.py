@@ -7,22 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from fake_mnist import idx_bytes, synthetic
+from quick import quick_evaluation
 
-from mnist_vae import classifier, data, leaks
-from mnist_vae.sources import DatasetSpec
-
-
-@pytest.fixture(autouse=True)
-def quick_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the synthetic dataset, a few steps are enough, and what is asked of the real one is too much."""
-    monkeypatch.setattr(classifier, "TRAINING", classifier.Training(steps=3, batch_size=40))
-    monkeypatch.setattr(classifier, "REQUIRED", {})
+from common import datasets
+from common.sources import DatasetSpec
 
 
 @pytest.fixture(autouse=True)
-def quick_audit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An audit costs some passes for each label that it finds."""
-    monkeypatch.setattr(leaks, "IMAGES", 3)
+def quick() -> Iterator[None]:
+    with quick_evaluation():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +48,7 @@ def root(tmp_path: Path, files: dict[str, bytes], spec: DatasetSpec) -> Path:
 @pytest.fixture
 def command_line(root: Path, spec: DatasetSpec, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[str]]]:
     """Arguments that make the command line use the synthetic dataset, one thread and a given run folder."""
-    monkeypatch.setitem(data.DATASETS, "mnist", spec)
+    monkeypatch.setitem(datasets.DATASETS, "mnist", spec)
     threads = torch.get_num_threads()
     yield lambda *arguments: [*arguments, "--data", str(root), "--threads", "1"]
     torch.set_num_threads(threads)

@@ -5,7 +5,7 @@ import struct
 import torch
 from torch import Tensor
 
-from mnist_vae.data import Split
+from common.datasets import Split
 
 
 def idx_bytes(tensor: Tensor) -> bytes:

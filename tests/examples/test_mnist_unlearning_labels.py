@@ -3,14 +3,14 @@ import torch
 from fake_mnist import synthetic
 
 import gradroute as gr
+from common.datasets import Dataset
+from common.errors import ExampleError
 from mnist_unlearning import detect
 from mnist_unlearning.conditions import FRACTIONS, at_fraction, base_name, chosen, conditions
 from mnist_unlearning.config import Condition, Settings
 from mnist_unlearning.detect import detected
 from mnist_unlearning.images import parts
 from mnist_unlearning.labels import FORGET, RETAIN, known_labels
-from mnist_vae.data import Dataset
-from mnist_vae.errors import ExampleError
 
 DIGITS = torch.randint(10, (5000,), generator=torch.Generator().manual_seed(0))
 PLACEBO = Condition("p", "", labels="random")

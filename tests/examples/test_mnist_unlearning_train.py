@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gradroute as gr
+from common.datasets import Split
 from gradroute.optim import Isolation
 from gradroute.surgery import contract
 from mnist_unlearning import run as running
@@ -23,7 +24,6 @@ from mnist_unlearning.model import attach, build, remove_block, split_of
 from mnist_unlearning.relearn import relearning_curve, steps_to
 from mnist_unlearning.run import forget, run
 from mnist_unlearning.train import Trainer
-from mnist_vae.data import Split
 
 SETTINGS = Settings(
     hidden=12,

@@ -9,10 +9,10 @@ import torch
 from fake_mnist import synthetic
 from torch import Generator, Tensor
 
+from common.datasets import Dataset
 from mnist_vae import evaluate as evaluate_module
 from mnist_vae.cli import main
 from mnist_vae.config import Config
-from mnist_vae.data import Dataset
 from mnist_vae.evaluate import elbo, mean_by_label, measure, squared_error
 from mnist_vae.model import VAE, build_model
 from mnist_vae.train import Trainer

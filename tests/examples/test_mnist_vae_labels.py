@@ -5,9 +5,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 import gradroute as gr
+from common.datasets import Split
+from common.errors import ExampleError
 from mnist_vae.config import RECIPES, Config, Recipe
-from mnist_vae.data import Split
-from mnist_vae.errors import ExampleError
 from mnist_vae.labels import routing_labels
 from mnist_vae.model import build_model
 from mnist_vae.train import Trainer

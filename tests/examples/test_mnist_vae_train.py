@@ -7,11 +7,11 @@ import torch
 from fake_mnist import synthetic
 from torch import Generator
 
+from common.augment import random_affine
+from common.datasets import Split
+from common.errors import ExampleError
 from mnist_vae import train as train_module
-from mnist_vae.augment import random_affine
 from mnist_vae.config import RECIPES, Config, Recipe
-from mnist_vae.data import Split
-from mnist_vae.errors import ExampleError
 from mnist_vae.run import Run
 from mnist_vae.train import Trainer, learning_rate, train
 

@@ -1,0 +1,1 @@
+"""What the examples share: data, files, pictures, tables, and errors that a reader can mend."""

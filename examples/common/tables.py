@@ -1,0 +1,49 @@
+"""Tables in Markdown, and the text of a cell."""
+
+import re
+from collections.abc import Iterable, Sequence
+from statistics import mean
+
+from common.errors import ExampleError
+
+
+def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose columns are aligned in the text, too."""
+    widths = [max(len(cells[column]) for cells in [headings, *rows]) for column in range(len(headings))]
+    table = [headings, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        f"| {' | '.join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))} |" for cells in table
+    )
+
+
+def check_rows(names: Iterable[str], rows: Sequence[str], also: Iterable[str] = ()) -> None:
+    """Raise an ExampleError that lists the rows where one of the names is none of them.
+
+    Args:
+        names: What somebody asked for.
+        rows: The names of all rows.
+        also: Other names that are allowed.
+    """
+    known = {*rows, *also}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ExampleError(f"there is no row {', '.join(unknown)}; choose from {', '.join(rows)}.")
+
+
+def mean_and_range(values: Sequence[float], form: str) -> str:
+    """The mean and, where the values do not all print alike, their range.
+
+    Args:
+        values: One or more; infinity stands for a value that was never reached, of which only the least is known.
+        form: How a value is printed, such as ``{:.1f}``.
+    """
+    if any(value == float("inf") for value in values):
+        reached = [value for value in values if value != float("inf")]
+        return f"from {form.format(min(reached))} to never" if reached else "never"
+    average, least, most = (_unsigned_zero(form.format(value)) for value in (mean(values), min(values), max(values)))
+    return average if least == most else f"{average} ({least} to {most})"
+
+
+def _unsigned_zero(text: str) -> str:
+    """A number's text, without the sign that is left of a negative number rounded to zero."""
+    return text[1:] if re.fullmatch(r"-[0.]+\D*", text) else text

@@ -1,0 +1,118 @@
+"""The pictures of a run. Each function returns a figure; `common.figures.save` writes it."""
+
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.nn import functional as F
+
+from common.datasets import Split
+from common.figures import ACCENT, INK, MUTED, WARM, plain
+from gradroute.diagnostics import AuditReport
+from mnist_vae.model import DIGITS, SIDE, VAE
+
+
+@torch.no_grad()
+def reconstructions(model: VAE, split: Split, title: str, per_digit: int = 2) -> Figure:
+    """Images of each digit in a column: input above its reconstruction, `per_digit` times."""
+    sheet = torch.zeros(2 * per_digit, DIGITS.width, SIDE, SIDE)
+    for digit in range(DIGITS.width):
+        images = split.images[(split.labels == digit).nonzero().flatten()[:per_digit]].float() / 255
+        sheet[0 : 2 * len(images) : 2, digit] = images[:, 0]
+        sheet[1 : 2 * len(images) : 2, digit] = model.decode(model.encode_mean(images))[:, 0]
+    heading = "Input, and below it what its latent means decode to"
+    columns = [str(digit) for digit in range(DIGITS.width)]
+    return _contact_sheet(sheet, f"{heading}\n{title}", rows=["input", "decoded"] * per_digit, columns=columns)
+
+
+@torch.no_grad()
+def sweeps(model: VAE, title: str, steps: int = 9, highest: float = 4.0) -> Figure:
+    """One row per digit: its dimension from 0 to `highest`, all others at zero."""
+    values = torch.linspace(0, highest, steps)
+    sheet = model.decode(model.pure(values).flatten(0, 1)).view(DIGITS.width, steps, SIDE, SIDE)
+    heading = f"One latent dimension at a time, from 0 to {highest:g}, all others at zero"
+    columns = [f"{value:g}" for value in values.tolist()]
+    return _contact_sheet(sheet, f"{heading}\n{title}", rows=_dimension_names(), columns=columns)
+
+
+def activation_matrix(activations: Tensor, title: str) -> Figure:
+    """The mean of each latent mean by digit, [digit, dimension]."""
+    figure = Figure(figsize=(6.4, 6.2), layout="constrained")
+    figure.suptitle(f"Mean activation of each dimension by digit (training set)\n{title}", fontsize=10, color=INK)
+    axes = figure.subplots()
+    largest = max(activations.abs().max().item(), 1e-6)
+    image = axes.imshow(activations.numpy(), cmap="RdBu", vmin=-largest, vmax=largest)
+    for digit, row in enumerate(activations.tolist()):
+        for dimension, value in enumerate(row):
+            colour = "white" if abs(value) > 0.6 * largest else INK if abs(value) > 0.05 * largest else MUTED
+            # Adding 0.0 turns a rounded -0.0 into 0.0.
+            text = f"{round(value, 1) + 0.0:.1f}"
+            axes.text(dimension, digit, text, ha="center", va="center", fontsize=8, color=colour)
+    axes.set_xticks(range(DIGITS.width), _dimension_names())
+    axes.set_yticks(range(DIGITS.width))
+    axes.set_xlabel("latent dimension", color=INK)
+    axes.set_ylabel("digit", color=INK)
+    plain(axes)
+    bar = figure.colorbar(image, ax=axes, shrink=0.8)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=0, colors=INK)
+    return figure
+
+
+def audit_heatmaps(report: AuditReport, title: str) -> Figure:
+    """Of each digit: which dimensions its gradient reaches, which parameters, and which of these around the route."""
+    figure = report.plot()
+    figure.suptitle(f"Where the gradient of each digit goes (trained weights)\n{title}", fontsize=10, color=INK)
+    return figure
+
+
+def loss_curves(history: dict[str, Any], title: str) -> Figure:
+    """Reconstruction and KL against the images seen, as they came (pale) and smoothed."""
+    seen, _, reconstruction, kl = torch.tensor(history["points"]).T
+    thousands = (seen / 1000).tolist()
+    figure = Figure(figsize=(8.4, 3.4), layout="constrained")
+    heading = f"Training losses per image: means over {history['window']} batches, and smoothed"
+    figure.suptitle(f"{heading}\n{title}", fontsize=10, color=INK)
+    left, right = figure.subplots(1, 2)
+    for axes, values, name, colour in ((left, reconstruction, "reconstruction", ACCENT), (right, kl, "KL", WARM)):
+        smooth = _smooth(values, len(values) // 20)
+        axes.plot(thousands, values.tolist(), color=colour, linewidth=0.9, alpha=0.3)
+        axes.plot(thousands, smooth.tolist(), color=colour, linewidth=1.8)
+        axes.set_title(name, fontsize=10, color=INK, loc="left")
+        axes.set_xlabel("images seen (thousands)", color=INK)
+        axes.set_xlim(left=0)
+        # The first few points would squeeze all the rest into a corner of the picture.
+        settled = values[len(values) // 20 :]
+        margin = 0.1 * (settled.max() - settled.min()).item() or 1.0
+        axes.set_ylim(settled.min().item() - margin, settled.max().item() + margin)
+        plain(axes, grid="y")
+    return figure
+
+
+def _smooth(values: Tensor, reach: int) -> Tensor:
+    """The mean of each value and its neighbours, up to `reach` on either side."""
+    weight = torch.ones(1, 1, 2 * reach + 1)
+    total = F.conv1d(values.view(1, 1, -1), weight, padding=reach)
+    count = F.conv1d(torch.ones(1, 1, len(values)), weight, padding=reach)
+    return (total / count).flatten()
+
+
+def _contact_sheet(images: Tensor, title: str, *, rows: list[str], columns: list[str]) -> Figure:
+    """Images [rows, columns, height, width] side by side, with a thin line around each."""
+    framed = F.pad(images, (1, 1, 1, 1), value=0.1)
+    height, width = framed.shape[-2:]
+    figure = Figure(figsize=(0.72 * len(columns) + 1.0, 0.72 * len(rows) + 1.0), layout="constrained")
+    figure.suptitle(title, fontsize=10, color=INK)
+    axes = figure.subplots()
+    sheet = framed.transpose(1, 2).flatten(2, 3).flatten(0, 1)
+    axes.imshow(sheet.numpy(), cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_xticks([width * (i + 0.5) - 0.5 for i in range(len(columns))], columns)
+    axes.set_yticks([height * (i + 0.5) - 0.5 for i in range(len(rows))], rows)
+    axes.xaxis.tick_top()
+    plain(axes)
+    return figure
+
+
+def _dimension_names() -> list[str]:
+    return [f"z{dimension}" for dimension in range(DIGITS.width)]

@@ -1,0 +1,203 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from common import datasets
+from common.datasets import Dataset
+from common.errors import ExampleError
+from common.sources import default_root
+from mnist_vae.cli import main
+from mnist_vae.config import Config
+from mnist_vae.model import build_model
+from mnist_vae.page import export
+from mnist_vae.page.build import PRETRAINED
+from mnist_vae.page.export import FILES, SAMPLE_FILES, TOLERANCE, largest_difference, round_matrices
+from mnist_vae.run import Run
+from mnist_vae.study import animation
+
+Arguments = Callable[..., list[str]]
+MEGABYTE = 1e6
+#: Nothing of the machine that made a file belongs in it.
+TRACES = (b"/home", b"/root", b"/usr", b"/tmp", b".py", b"site-packages", b"Traceback")
+
+
+def run_onnx(path: Path, **inputs: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, inputs)[0])
+
+
+def test_export_from_the_command_line(
+    tmp_path: Path, command_line: Arguments, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    main(["train", *command_line("--out", str(out), "--epochs", "2")])
+    main(["export", *command_line("--out", str(out))])
+    folder = out / "export"
+    assert sorted(path.name for path in folder.iterdir()) == sorted((*FILES, *SAMPLE_FILES))
+    assert "of PyTorch on 40 test images" in capsys.readouterr().out
+
+    # The weights beside the ONNX files are those in them, and the metrics are theirs.
+    model = Run(folder).load_model()
+    images = torch.rand(5, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    assert largest_difference(folder, model, images) < TOLERANCE
+    assert json.loads((folder / "metrics.json").read_text())["epochs"] == 2
+    assert not (out / "metrics.json").exists(), "those of the run itself are another command's"
+
+    # Again, elsewhere: the same bytes.
+    main(["export", *command_line("--out", str(out), "--to", str(tmp_path / "again"))])
+    for name in (*FILES, *SAMPLE_FILES):
+        content = (folder / name).read_bytes()
+        assert (tmp_path / "again" / name).read_bytes() == content, name
+        assert not [trace for trace in TRACES if trace in content], name
+
+
+def test_interface_of_the_onnx_files(tmp_path: Path) -> None:
+    model = build_model(Config()).eval()
+    round_matrices(model)
+    images = torch.rand(3, 1, 28, 28)
+    export.write_onnx(export.Encoder(model), tmp_path / "encoder.onnx", image=images, output="mean")
+    proto = onnx.load(tmp_path / "encoder.onnx")
+    assert [(value.name, _shape(value)) for value in proto.graph.input] == [("image", ["N", 1, 28, 28])]
+    assert [(value.name, _shape(value)) for value in proto.graph.output] == [("mean", ["N", 10])]
+    assert {node.op_type for node in proto.graph.node} >= {"Cast", "Conv", "BatchNormalization", "Gemm"}
+    for count in (1, 3, 7):
+        batch = torch.rand(count, 1, 28, 28)
+        with torch.no_grad():
+            expected = model.encode_mean(batch).numpy()
+        np.testing.assert_allclose(
+            run_onnx(tmp_path / "encoder.onnx", image=batch.numpy()), expected, atol=TOLERANCE, rtol=0
+        )
+
+
+def _shape(value: onnx.ValueInfoProto) -> list[str | int]:
+    return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+
+
+def test_rounding_is_to_half_precision_and_of_matrices_only() -> None:
+    model, before = build_model(Config()), build_model(Config())
+    round_matrices(model)
+    for (name, rounded), original in zip(model.named_parameters(), before.parameters(), strict=True):
+        expected = original.half().float() if original.ndim >= 2 else original
+        assert torch.equal(rounded, expected), name
+    with torch.no_grad():
+        model.decoder[0].weight[0, 0] = 1e6
+    with pytest.raises(ExampleError, match="too large for half precision"):
+        round_matrices(model)
+
+
+def test_a_difference_from_pytorch_is_an_error(
+    tmp_path: Path, command_line: Arguments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    main(["train", *command_line("--out", str(out), "--epochs", "1")])
+    monkeypatch.setattr(export, "write_model", lambda *_: None)  # takes seconds, and what it writes is not looked at
+    monkeypatch.setattr(export, "largest_difference", lambda *_: float("nan"))
+    with pytest.raises(SystemExit, match=r"^error: the ONNX files in .* differ from PyTorch by nan"):
+        main(["export", *command_line("--out", str(out))])
+
+
+@pytest.mark.parametrize(("recipe", "two_sided"), [("default", False), ("original", False)])
+def test_a_decoder_that_clips_has_no_negative_side(recipe: str, two_sided: bool) -> None:
+    found = export.describe(build_model(Config(recipe=recipe)).eval(), 10)
+    assert (found["two_sided"], found["lowest"], found["highest"]) == (two_sided, 0.0, 4.0)
+
+
+def test_a_decoder_that_does_not_clip_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_model(Config()).eval()
+    monkeypatch.setattr(model, "decode_logits", lambda z: model.decoder(z).view(-1, 1, 28, 28))
+    assert export.describe(model, 10)["lowest"] == -4.0
+
+
+def test_the_sweep_is_a_small_loop(tmp_path: Path) -> None:
+    heights = animation.heights()
+    assert heights.shape == (animation.FRAMES, 10)
+    assert 0 <= heights.min() < 1e-6
+    assert heights.max() == pytest.approx(1, abs=1e-3)
+    animation.save_sweep(build_model(Config()).eval(), tmp_path / "sweep.gif")
+    with Image.open(tmp_path / "sweep.gif") as picture:
+        assert picture.n_frames == animation.FRAMES
+        assert picture.info["loop"] == 0
+
+
+@pytest.fixture(scope="module")
+def mnist() -> Dataset:
+    return datasets.load("mnist", default_root())
+
+
+class TestPretrained:
+    """What is committed in ``examples/mnist_vae/pretrained``."""
+
+    def test_files_and_sizes(self) -> None:
+        sizes = {path.name: path.stat().st_size for path in PRETRAINED.iterdir()}
+        assert sorted(sizes) == sorted((*FILES, *SAMPLE_FILES))
+        assert sizes["encoder.onnx"] + sizes["decoder.onnx"] <= 4 * MEGABYTE
+        assert sum(sizes.values()) <= 8 * MEGABYTE
+
+    @pytest.mark.parametrize("name", [*FILES, *SAMPLE_FILES])
+    def test_nothing_of_the_machine_is_in_them(self, name: str) -> None:
+        content = (PRETRAINED / name).read_bytes()
+        assert not [trace for trace in TRACES if trace in content]
+
+    def test_is_the_default_recipe(self) -> None:
+        assert Run(PRETRAINED).load_config() == Config()
+        metrics = json.loads((PRETRAINED / "metrics.json").read_text())
+        assert (metrics["recipe"], metrics["seed"], metrics["epochs"]) == ("default", 0, Config().epochs)
+
+    def test_is_what_its_weights_export_to(self, tmp_path: Path, mnist: Dataset) -> None:
+        export.write_model(Run(PRETRAINED).load_model(), tmp_path)
+        names = ("model.safetensors", "encoder.onnx", "decoder.onnx", "model.json")
+        description, anew = (json.loads((folder / "model.json").read_text()) for folder in (PRETRAINED, tmp_path))
+        if description == anew:
+            assert [name for name in names if (tmp_path / name).read_bytes() != (PRETRAINED / name).read_bytes()] == []
+        # Of other versions of the exporter, only what the models say can be expected to be the same.
+        assert {**anew, "exported_with": 0} == {**description, "exported_with": 0}
+        images = mnist.test.images[:256].numpy().astype(np.float32) / 255
+        codes = run_onnx(PRETRAINED / "encoder.onnx", image=images)
+        np.testing.assert_allclose(run_onnx(tmp_path / "encoder.onnx", image=images), codes, atol=1e-5, rtol=0)
+        np.testing.assert_allclose(
+            run_onnx(tmp_path / "decoder.onnx", z=codes),
+            run_onnx(PRETRAINED / "decoder.onnx", z=codes),
+            atol=1e-5,
+            rtol=0,
+        )
+
+    def test_matrices_are_stored_in_half_precision(self) -> None:
+        for name, tensor in load_file(PRETRAINED / "model.safetensors").items():
+            if tensor.is_floating_point():
+                assert tensor.dtype == (torch.float16 if tensor.ndim >= 2 else torch.float32), name
+
+    def test_agrees_with_pytorch(self, mnist: Dataset) -> None:
+        images = mnist.test.images[:256].float() / 255
+        assert largest_difference(PRETRAINED, Run(PRETRAINED).load_model(), images) < TOLERANCE
+
+    def test_onnx_has_the_accuracy_that_the_metrics_say(self, mnist: Dataset) -> None:
+        batches = mnist.test.images.numpy().astype(np.float32).reshape(10, 1000, 1, 28, 28) / 255
+        predicted = np.concatenate(
+            [run_onnx(PRETRAINED / "encoder.onnx", image=batch).argmax(axis=1) for batch in batches]
+        )
+        accuracy = (predicted == mnist.test.labels.numpy()).mean()
+        metrics = json.loads((PRETRAINED / "metrics.json").read_text())
+        # One image in ten thousand may fall to the other side of a tie.
+        assert accuracy == pytest.approx(metrics["argmax_accuracy"], abs=1.5e-4)
+        assert accuracy > 0.985
+
+    def test_samples_are_the_first_test_images_of_each_digit(self, mnist: Dataset) -> None:
+        listed = json.loads((PRETRAINED / "digits.json").read_text())
+        pixels = np.frombuffer((PRETRAINED / "digits.bin").read_bytes(), np.uint8).reshape(-1, 1, 28, 28)
+        assert np.bincount(listed["labels"]).tolist() == [10] * 10
+        assert torch.equal(torch.from_numpy(pixels.copy()), mnist.test.images[listed["test_index"]])
+        assert mnist.test.labels[listed["test_index"]].tolist() == listed["labels"]
+
+    def test_every_dimension_draws_its_digit(self) -> None:
+        metrics = json.loads((PRETRAINED / "metrics.json").read_text())
+        assert metrics["owned_digits"] == 10
+        loudest = [row[-1] for row in metrics["slider_seen_as"]]
+        assert loudest == list(range(10))
