@@ -4,7 +4,7 @@ import torch
 from torch import Generator, nn
 
 import gradroute as gr
-from gradroute.surgery import ablate_, expand_
+from gradroute.surgery import ablate_, add_units_
 from mnist_unlearning.config import Condition, Settings
 
 PIXELS, DIGITS = 28 * 28, 10
@@ -21,7 +21,7 @@ def build(settings: Settings, seed: int) -> nn.Sequential:
         model = nn.Sequential(
             nn.Linear(PIXELS, settings.hidden), nn.ReLU(), nn.Linear(settings.hidden, DIGITS, bias=False)
         )
-    expand_(model[0], model[2], settings.reserved, between=[model[1]], generator=Generator().manual_seed(seed))
+    add_units_(model[0], model[2], settings.reserved, between=[model[1]], generator=Generator().manual_seed(seed))
     return model
 
 

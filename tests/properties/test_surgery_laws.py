@@ -10,7 +10,7 @@ from torch import nn
 
 import gradroute as gr
 from gradroute.errors import SiteError
-from gradroute.surgery import ablate_, contract, contract_, expand_
+from gradroute.surgery import ablate_, add_units_, contract, remove_units_
 from gradroute.surgery.graph._axis_rules import regroup
 from gradroute.testing import specs
 
@@ -137,20 +137,20 @@ def pairs(draw):
 
 
 @given(pairs(), SOME)
-def test_expanding_changes_no_output_and_contracting_undoes_it(pair, extra):
+def test_adding_units_changes_no_output_and_removing_them_undoes_it(pair, extra):
     (producer, consumer), between, model, x = pair
     width = producer.weight.shape[0]
     expected, before = output(model, x), copy.deepcopy(model.state_dict())
-    new = expand_(producer, consumer, extra, between=between)
+    new = add_units_(producer, consumer, extra, between=between)
     assert list(range(width + extra))[new] == list(range(width, width + extra))
     assert producer.weight.shape[0] == width + extra
     close(output(model, x), expected)
-    contract_(producer, consumer, new, between=between)
+    remove_units_(producer, consumer, new, between=between)
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
 
 @given(pairs(), st.data())
-def test_contracting_by_hand_is_what_zero_columns_compute(pair, data):
+def test_removing_units_is_what_zero_columns_compute(pair, data):
     (producer, consumer), between, model, x = pair
     width = producer.weight.shape[0]
     assume(width > 1)
@@ -158,7 +158,7 @@ def test_contracting_by_hand_is_what_zero_columns_compute(pair, data):
     zeroed = copy.deepcopy(model)
     with torch.no_grad():
         zeroed[-1].weight.unflatten(1, (width, -1))[:, gone] = 0
-    contract_(producer, consumer, gone, between=between)
+    remove_units_(producer, consumer, gone, between=between)
     close(output(model, x), output(zeroed, x))
 
 

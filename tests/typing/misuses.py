@@ -11,7 +11,7 @@ from torch import nn
 import gradroute as gr
 from gradroute.blocks import block_sites
 from gradroute.optim import Isolation, clip_grad_norm_per_route_
-from gradroute.surgery import contract, contract_, expand_
+from gradroute.surgery import add_units_, contract, remove_units_
 
 
 def arguments(spec: gr.RoutingSpec, router: gr.Router, model: nn.Module) -> None:
@@ -27,7 +27,7 @@ def arguments(spec: gr.RoutingSpec, router: gr.Router, model: nn.Module) -> None
     gr.Router(model, spec)  # E: arg-type
     router([0, 1])  # E: arg-type
     Isolation(router, model)  # E: arg-type
-    expand_(model, model, "2")  # E: arg-type
+    add_units_(model, model, "2")  # E: arg-type
     contract(router, "forget")  # E: call-arg
     spec.width = 3  # E
     router.labels = torch.tensor([0])  # E
@@ -43,4 +43,4 @@ def results(spec: gr.RoutingSpec, router: gr.Router, model: nn.Module) -> None:
     assert_type(clip_grad_norm_per_route_(router, 1.0), str)  # E: assert-type
     assert_type(block_sites(model, mlp=spec), str)  # E: assert-type
     assert_type(contract(router, example=torch.ones(1)), str)  # E: assert-type
-    contract_(model, model, 3)  # E: arg-type
+    remove_units_(model, model, 3)  # E: arg-type

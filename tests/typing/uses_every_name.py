@@ -40,7 +40,7 @@ from gradroute.errors import (
     UsageError,
 )
 from gradroute.optim import Isolation, clip_grad_norm_per_route_
-from gradroute.surgery import Contracted, ablate_, contract, contract_, expand_
+from gradroute.surgery import Contracted, ablate_, add_units_, contract, remove_units_
 from gradroute.testing import assert_routed, indices, label_tensors, oracle, oracle_mask, routes, specs, tensors
 
 
@@ -135,9 +135,9 @@ def optimizers(spec: gr.RoutingSpec) -> None:
 def surgery(spec: gr.RoutingSpec) -> None:
     plain = model()
     optimizer = torch.optim.AdamW(plain.parameters())
-    added = expand_(plain[0], plain[2], 2, between=[plain[1]], optimizer=optimizer)
+    added = add_units_(plain[0], plain[2], 2, between=[plain[1]], optimizer=optimizer)
     assert_type(added, slice)
-    contract_(plain[0], plain[2], added, between=[plain[1]], optimizer=optimizer)
+    remove_units_(plain[0], plain[2], added, between=[plain[1]], optimizer=optimizer)
     router = gr.Router(plain, {"0": spec})
     ablate_(router, "forget", example=torch.randn(1, 3), reinit=nn.init.zeros_, generator=torch.Generator())
     smaller = contract(router, "forget", example=(torch.randn(1, 3),), optimizer=optimizer)

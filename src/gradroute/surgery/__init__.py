@@ -1,15 +1,17 @@
-"""Ablate, expand, contract: what rewrites the weights of a model.
+"""Rewrites the weights of a model: switches units off for good, takes them out, puts new ones in.
 
-`expand_` and `contract_` are told the layers between which units come or go. `ablate_` and `contract` are told the
-labels alone, and find the layers. They run the model's exported program while the router has the units off (`graph`),
-follow the units through its operations to the weights that make and read them, and look what they are worth on the way,
-since f(0) need not be 0. The result is a plan of cuts and folds (`_plan`), carried out by zeros or by smaller tensors
-(`_resize`), and then compared on the example with what the ablated model computes (`_verify`). An operation that is not
-known ends in an error, never in a guess.
+`add_units_` and `remove_units_` are told between which layers units come or go.
+
+`ablate_` and `contract` are told labels alone, and find the layers themselves. They export the model while the router
+has the units off (`graph`), and follow the units through its operations to the weights that make them and to those that
+read them. On the way they compute what the units are worth there, since a function f may turn 0 into another f(0). The
+result is a plan of cuts and folds (`_plan`). It is carried out by zeros or by smaller tensors (`_resize`), and the
+outputs on the example are then compared with those of the ablated model (`_verify`). An operation that is not known
+ends in an error, never in a guess.
 """
 
 from ._ablate import ablate_
+from ._add_remove_units import add_units_, remove_units_
 from ._contract import Contracted, contract
-from ._expand import contract_, expand_
 
-__all__ = ["Contracted", "ablate_", "contract", "contract_", "expand_"]
+__all__ = ["Contracted", "ablate_", "add_units_", "contract", "remove_units_"]

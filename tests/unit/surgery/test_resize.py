@@ -8,7 +8,7 @@ from torch import nn
 
 import gradroute as gr
 from gradroute.errors import UsageError
-from gradroute.surgery import contract, expand_
+from gradroute.surgery import add_units_, contract
 from surgery_cases import ROWS, agree, mlp, spec
 
 OPTIMIZERS = {
@@ -31,7 +31,7 @@ class TestOptimizer:
         optimizer = OPTIMIZERS[kind](model.parameters())
         train(model, optimizer)
         plain, plain_optimizer = copy.deepcopy((model, optimizer))
-        new = expand_(model[0], model[4], 3, between=model[1:4], optimizer=optimizer)
+        new = add_units_(model[0], model[4], 3, between=model[1:4], optimizer=optimizer)
         kept = [value for value in optimizer.state[model[0].weight].values() if torch.is_tensor(value) and value.ndim]
         assert kept
         assert all(value[: new.start].any() and not value[new].any() for value in kept)
@@ -68,7 +68,7 @@ class TestOptimizer:
         model = mlp()
         optimizer = torch.optim.Rprop(model.parameters(), lr=0.3)
         train(model, optimizer)
-        new = expand_(model[0], model[4], 3, between=model[1:4], optimizer=optimizer)
+        new = add_units_(model[0], model[4], 3, between=model[1:4], optimizer=optimizer)
         steps = optimizer.state[model[4].weight]["step_size"]
         assert torch.equal(steps[:, new], torch.full((8, 3), 0.3)), "zeros would never move"
 
@@ -76,7 +76,7 @@ class TestOptimizer:
         model = mlp()
         optimizer = torch.optim.AdamW(model.parameters())
         train(model, optimizer)
-        expand_(model[0], model[4], 3, between=model[1:4])
+        add_units_(model[0], model[4], 3, between=model[1:4])
         with pytest.raises(RuntimeError, match="size of tensor"):
             train(model, optimizer)
 
@@ -86,10 +86,10 @@ class TestOptimizer:
         train(model, optimizer)
         before = repr(model)
         with pytest.raises(UsageError, match="Adafactor keeps state in another shape"):
-            expand_(model[0], model[4], 1, optimizer=optimizer)
+            add_units_(model[0], model[4], 1, optimizer=optimizer)
         assert repr(model) == before
         with pytest.raises(UsageError, match="LBFGS keeps state in another shape"):
-            expand_(model[0], model[4], 1, optimizer=torch.optim.LBFGS(model.parameters()))
+            add_units_(model[0], model[4], 1, optimizer=torch.optim.LBFGS(model.parameters()))
         both = torch.optim.SGD([*model.parameters(), nn.Parameter(torch.ones(1))], lr=0.1)
         with pytest.raises(UsageError, match="parameters that are not the model's"):
             contract(gr.Router(model, {"2": spec(8)}), "forget", example=ROWS, optimizer=both)

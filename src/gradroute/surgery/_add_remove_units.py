@@ -1,4 +1,4 @@
-"""`expand_` and `contract_`: more units, or fewer, between two layers of a model."""
+"""`add_units_` and `remove_units_`: more units, or fewer, between two layers of a model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NO_LAYERS: Final = (*_MIXING, *_NORMS, nn.Embedding)
 _Edit: TypeAlias = "tuple[Tensor, resize.Change, int]"
 
 
-def expand_(
+def add_units_(
     producer: Layers,
     consumer: Layers,
     extra: int,
@@ -77,7 +77,7 @@ def expand_(
         >>> model = nn.Sequential(nn.Linear(3, 2), nn.GELU(), nn.Linear(2, 1))
         >>> x = torch.randn(5, 3)
         >>> before = model(x)
-        >>> expand_(model[0], model[2], 4, between=[model[1]])
+        >>> add_units_(model[0], model[2], 4, between=[model[1]])
         slice(2, 6, None)
         >>> model[0], torch.allclose(model(x), before)
         (Linear(in_features=3, out_features=6, bias=True), True)
@@ -113,7 +113,7 @@ def expand_(
     return slice(chain.width, chain.width + extra)
 
 
-def contract_(
+def remove_units_(
     producer: Layers,
     consumer: Layers,
     which: slice | Sequence[int],
@@ -121,24 +121,24 @@ def contract_(
     between: Sequence[nn.Module] = (),
     optimizer: Optimizer | None = None,
 ) -> None:
-    """Take units out from between two layers of a model, in place: `expand_` backwards.
+    """Take units out from between two layers of a model, in place: `add_units_` backwards.
 
     The model computes afterwards what it computed before with zeros for what the consumer read from these units.
 
     Args:
-        producer: As for `expand_`.
-        consumer: As for `expand_`.
-        which: The units to take out: indices, or a slice such as `expand_` returns.
-        between: As for `expand_`.
+        producer: As for `add_units_`.
+        consumer: As for `add_units_`.
+        which: The units to take out: indices, or a slice such as `add_units_` returns.
+        between: As for `add_units_`.
         optimizer: Its state for these parameters then is what belongs to the units that stay.
 
     Raises:
-        SiteError: As for `expand_`; or all units would go, or one does not exist.
+        SiteError: As for `add_units_`; or all units would go, or one does not exist.
         UsageError: The optimizer's state cannot be carried along.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
-        >>> contract_(model[0], model[2], [1, 3], between=[model[1]])
+        >>> remove_units_(model[0], model[2], [1, 3], between=[model[1]])
         >>> model
         Sequential(
           (0): Linear(in_features=3, out_features=2, bias=True)

@@ -1,4 +1,4 @@
-"""`expand_` and `contract_`: other sizes between two layers, and what an optimizer keeps of them."""
+"""`add_units_` and `remove_units_`: other sizes between two layers, and what an optimizer keeps of them."""
 
 import copy
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gradroute.errors import SiteError
-from gradroute.surgery import contract_, expand_
+from gradroute.surgery import add_units_, remove_units_
 from surgery_cases import IDS, IMAGES, ROWS, Gated, Shared, agree, gpt2, mlp, output, resnet
 
 PAIRS = {
@@ -26,20 +26,20 @@ PAIRS = {
 }  # fmt: skip
 
 
-class TestExpand:
+class TestAddUnits:
     @pytest.mark.parametrize("pair", PAIRS)
-    def test_the_output_stays_and_contracting_is_its_inverse(self, pair):
+    def test_the_output_stays_and_removing_is_its_inverse(self, pair):
         build, layers, x = PAIRS[pair]
         model = build().eval()
         producer, consumer, between = layers(model)
         expected = output(model, x)
         before = copy.deepcopy(model.state_dict())
         sizes = repr(model)
-        new = expand_(producer, consumer, 3, between=between)
+        new = add_units_(producer, consumer, 3, between=between)
         assert new.stop - new.start == 3
         agree(output(model, x), expected)
         assert repr(model) != sizes
-        contract_(producer, consumer, new, between=between)
+        remove_units_(producer, consumer, new, between=between)
         assert repr(model) == sizes
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
@@ -47,7 +47,7 @@ class TestExpand:
         model = mlp().train()
         model[0].bias.requires_grad_(False)
         model.double()
-        new = expand_(model[0], model[4], 2, between=model[1:4], generator=torch.Generator().manual_seed(1))
+        new = add_units_(model[0], model[4], 2, between=model[1:4], generator=torch.Generator().manual_seed(1))
         assert (model[0].weight.dtype, model[0].bias.requires_grad) == (torch.float64, False)
         assert isinstance(model[0].weight, nn.Parameter)
         with torch.no_grad():
@@ -69,7 +69,7 @@ class TestExpand:
         loss = model(ROWS).square().sum()
         loss.backward()
         gradient = model[0].weight.grad.clone()
-        new = expand_(model[0], model[4], 2, between=model[1:4])  # and nobody tells the optimizer
+        new = add_units_(model[0], model[4], 2, between=model[1:4])  # and nobody tells the optimizer
         assert all(one is other for one, other in zip(model.parameters(), parameters, strict=True))
         assert torch.equal(model[0].weight.grad[:8], gradient)
         assert not model[0].weight.grad[new].any()
@@ -86,40 +86,40 @@ class TestExpand:
         model.up.weight = model.gate.weight
         x = torch.randn(2, 3, 6)
         expected = output(model, x)
-        expand_([model.gate, model.up], model.down, 2)
+        add_units_([model.gate, model.up], model.down, 2)
         assert model.up.weight is model.gate.weight
         agree(output(model, x), expected)
         square = nn.Linear(4, 4)
         with pytest.raises(SiteError, match="both makes the units and reads them"):
-            expand_(square, square, 1)
+            add_units_(square, square, 1)
 
     def test_rows_by_an_init_of_ones_own(self):
         model = mlp()
-        new = expand_(model[0], model[4], 2, between=model[1:4], init=nn.init.ones_)
+        new = add_units_(model[0], model[4], 2, between=model[1:4], init=nn.init.ones_)
         assert torch.equal(model[0].weight[new], torch.ones(2, 5))
         assert torch.equal(model[0].bias[new], torch.zeros(2))
 
     @pytest.mark.parametrize(
         ("operate", "reason"),
         [
-            (lambda m: expand_(m[0], m[6], 0), "extra must be an integer of at least 1; got 0"),
-            (lambda m: expand_(m[0], m[4], 2, between=[nn.LayerNorm(8)]), "LayerNorm lies between, which mixes"),
-            (lambda m: expand_(m[0], m[4], 2, between=[nn.PReLU(8)]), "a PReLU with parameters lies between"),
-            (lambda m: expand_(m[0], m[4], 2, between=[nn.BatchNorm1d(4)]), "a norm between is over 4 units"),
-            (lambda m: expand_(m[0], nn.Linear(9, 2), 2), "makes 8 units, but a consumer reads 9"),
-            (lambda m: expand_(m[0], nn.Linear(16, 2), 2, between=[nn.Flatten()]), r"2 for each: in which order"),
-            (lambda m: expand_(nn.Conv1d(5, 8, 1), nn.Linear(16, 2), 2), r"give nn\.Flatten\(\) for a call"),
+            (lambda m: add_units_(m[0], m[6], 0), "extra must be an integer of at least 1; got 0"),
+            (lambda m: add_units_(m[0], m[4], 2, between=[nn.LayerNorm(8)]), "LayerNorm lies between, which mixes"),
+            (lambda m: add_units_(m[0], m[4], 2, between=[nn.PReLU(8)]), "a PReLU with parameters lies between"),
+            (lambda m: add_units_(m[0], m[4], 2, between=[nn.BatchNorm1d(4)]), "a norm between is over 4 units"),
+            (lambda m: add_units_(m[0], nn.Linear(9, 2), 2), "makes 8 units, but a consumer reads 9"),
+            (lambda m: add_units_(m[0], nn.Linear(16, 2), 2, between=[nn.Flatten()]), r"2 for each: in which order"),
+            (lambda m: add_units_(nn.Conv1d(5, 8, 1), nn.Linear(16, 2), 2), r"give nn\.Flatten\(\) for a call"),
             (
-                lambda m: expand_(m[0], m[4], 2, between=[nn.Sequential(nn.LayerNorm(8, elementwise_affine=False))]),
+                lambda m: add_units_(m[0], m[4], 2, between=[nn.Sequential(nn.LayerNorm(8, elementwise_affine=False))]),
                 "LayerNorm lies between",
             ),
-            (lambda m: expand_(m[0], m[4], 2, between=[nn.ChannelShuffle(2)]), "ChannelShuffle lies between"),
-            (lambda m: expand_(nn.LSTM(5, 8), m[4], 2), "of a LSTM it is not known"),
-            (lambda m: expand_(nn.LayerNorm(8), m[4], 2), "LayerNorm is no layer between whose output"),
-            (lambda m: expand_([m[0], nn.Linear(5, 4)], m[4], 2), "different numbers of units: 4, 8"),
-            (lambda m: expand_([], m[4], 2), "expected a module or several; got none"),
-            (lambda m: contract_(m[0], m[4], [8]), "no unit 8: they are numbered 0 to 7"),
-            (lambda m: contract_(m[0], m[4], slice(None)), "all 8 units would go"),
+            (lambda m: add_units_(m[0], m[4], 2, between=[nn.ChannelShuffle(2)]), "ChannelShuffle lies between"),
+            (lambda m: add_units_(nn.LSTM(5, 8), m[4], 2), "of a LSTM it is not known"),
+            (lambda m: add_units_(nn.LayerNorm(8), m[4], 2), "LayerNorm is no layer between whose output"),
+            (lambda m: add_units_([m[0], nn.Linear(5, 4)], m[4], 2), "different numbers of units: 4, 8"),
+            (lambda m: add_units_([], m[4], 2), "expected a module or several; got none"),
+            (lambda m: remove_units_(m[0], m[4], [8]), "no unit 8: they are numbered 0 to 7"),
+            (lambda m: remove_units_(m[0], m[4], slice(None)), "all 8 units would go"),
         ],
     )
     def test_refuses_with_the_reason_and_changes_nothing(self, operate, reason):
