@@ -129,6 +129,11 @@ def written(gradient: Tensor | None) -> tuple[int, int] | None:
     return None if gradient is None else (id(gradient), gradient._version)
 
 
+def is_distributed(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor, of which this process may hold a part only."""
+    return type(tensor).__name__ == "DTensor"
+
+
 def child(module: nn.Module, name: str) -> nn.Module | None:
     """A module's own child of this name, past any ``__getattr__`` of its class."""
     return module._modules.get(name)
@@ -173,4 +178,7 @@ def make_compiled_code_look_at_hooks() -> None:
 
 def before_compiling(function: Any) -> Any:
     """What `torch.compile` was given, of what it returned; None for anything else."""
-    return getattr(function, "_torchdynamo_orig_callable", None)
+    original = getattr(function, "_torchdynamo_orig_callable", None)
+    if getattr(original, "__qualname__", "").startswith("wrap_inline"):  # of what is callable and no function
+        return _closed_over(original, "fn")
+    return original

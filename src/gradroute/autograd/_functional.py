@@ -96,6 +96,11 @@ def route_mask(x: Tensor, mask: Mask, dim: int, *, replacing: bool) -> Tensor:
         raise RoutingError(f"only floating tensors carry gradients to route; got {x.dtype}.")
     if x.is_nested:
         raise RoutingError("nested tensors cannot be routed: route their values(), with one label for each of them.")
+    if private.is_distributed(x):
+        raise RoutingError(
+            "a DTensor cannot be routed: of a sharded activation this process holds a part only. Put the site on a "
+            "module whose output is gathered (tensor parallelism: output_layouts=Replicate(), use_local_output=True)."
+        )
     dim = mask.check_fits(x.shape, dim)
     if torch.compiler.is_compiling():
         if torch.compiler.is_exporting():

@@ -10,6 +10,7 @@ from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle, unserializable_hook
 
 from .. import _torch_private as private
 from ..errors import SiteError, UsageError, preview
@@ -18,7 +19,7 @@ from ._any_module import has_learning_tensors
 from ._attachment import AttachedSite, Attachment, State
 from ._checkpointing import Pass, current_pass
 from ._nested import any_requires_grad, map_tensors
-from ._parameter_level import stands_in
+from ._parameter_level import stand_in
 from ._site import Site
 
 
@@ -191,7 +192,14 @@ def refuse_replaced_forward(hook: Hook, module: nn.Module) -> None:
     if not hook.routes_parameters or torch.compiler.is_compiling():
         return
     reached, hook.reached = hook.reached, False
-    if hook.state.masks and not reached and not stands_in(module):
+    standing = stand_in(module)
+    if standing is not None and standing.module is not module:
+        raise UsageError(
+            f"site {hook.name!r}: this {type(module).__name__} is a shallow copy, and its forward is that of the "
+            "module it was copied from, on that one's parameters: copy.copy and nn.DataParallel make such copies. Use "
+            "copy.deepcopy((model, router)), DistributedDataParallel, or level='activations'."
+        )
+    if hook.state.masks and not reached and standing is None:
         raise UsageError(
             f"site {hook.name!r}: the forward method of this {type(module).__name__} was replaced after the router "
             "was attached, and level='parameters' routes inside of it. Replace it first, then make the router; or "
@@ -373,20 +381,17 @@ class Silence:
         self._attachment = attachment
         self._parameters = [[p for p in site.module.parameters() if p.requires_grad] for site in attachment.sites]
         self._outer: list[tuple[set[int], bool, bool, list[Any]]] = []
-        self._left: dict[int, Any] = {}  # silent in the last block, and what their gradients were when it ended
+        self._handles: list[RemovableHandle] = []  # on the parameters of sites that were silent in the last block
         self._earlier: list[ReferenceType[Mask]] = []  # the masks of blocks whose backward pass may be still to come
 
     def begin(self) -> None:
         """A block begins."""
         state = self._attachment.state
-        waiting = self._waiting()
-        if not waiting:
-            bypassed = [position for position, before in self._left.items() if self._learned(position, before)]
-            if bypassed:
-                self._warn_bypassed(bypassed)
-        self._left = {}
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
         stamps = [self._stamp(position) for position in range(len(self._parameters))]
-        self._outer.append((state.ran, state.model_ran, waiting, stamps))
+        self._outer.append((state.ran, state.model_ran, self._waiting(), stamps))
         state.ran, state.model_ran = set(), False
 
     def end(self, masks: tuple[Mask, ...], *, failed: bool) -> None:
@@ -414,7 +419,19 @@ class Silence:
                 "directly.",
                 stacklevel=3,
             )
-        self._left = {} if waiting else {n: self._stamp(n) for n in silent if n not in bypassed}
+        if not waiting:
+            for n in silent:
+                if n not in bypassed:
+                    self._watch(n)
+
+    def _watch(self, position: int) -> None:
+        """Until the next block begins, say when the site's parameters learn: backward may come after its block."""
+
+        @unserializable_hook  # type: ignore[untyped-decorator]
+        def learns(_: Tensor) -> None:
+            self._warn_bypassed([position])
+
+        self._handles += [p.register_hook(learns) for p in self._parameters[position]]  # type: ignore[no-untyped-call]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Silence, (self._attachment,)  # a copy's router is in no block

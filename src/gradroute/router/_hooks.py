@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..autograd._functional import route_mask
-from ..errors import RoutingError
+from ..errors import RoutingError, UsageError
 from ..spec._masks import Mask
 from ..unit_dims import spread
 from . import _guards as guards
@@ -100,15 +100,30 @@ class SiteHook:
                     )
                 except RoutingError as error:
                     raise type(error)(f"site {self.name!r}: {error}") from None
-            return x if kept is None else torch.where(spread(kept.to(x.device), x, self.site.dim), x, 0)
+            return x if kept is None else _switched_off(x, kept, self.site.dim)
 
         return edit
+
+
+def _switched_off(x: Tensor, kept: Tensor, dim: int) -> Tensor:
+    if x.is_nested:  # which the fast path of nn.TransformerEncoder makes of padded batches
+        inner = dim if dim < 0 else dim - 1
+        return torch.nested.as_nested_tensor([_switched_off(part, kept, inner) for part in x.unbind()], layout=x.layout)
+    return torch.where(spread(kept.to(x.device), x, dim), x, 0)
 
 
 class MarkRun:
     """Notes that the model ran, so that sites that did not run can be told from a model that was not called."""
 
-    __name__ = "MarkRun"  # `torch.jit.script` asks every hook for one
+    __name__ = "MarkRun"
+
+    @property
+    def __globals__(self) -> Any:
+        # `torch.jit.script` asks every hook for them, in order to compile it.
+        raise UsageError(
+            "torch.jit.script cannot compile the hooks of a router: script the model before one is attached, or after "
+            "router.remove(); torch.compile takes a routed model as it is."
+        )
 
     def __init__(self, state: State) -> None:
         self.state = state

@@ -110,12 +110,13 @@ def _masks_of(hooks: list[MaskSource]) -> list[SiteMask]:
     return masks
 
 
-def stands_in(module: nn.Module) -> bool:
-    """Whether the module's forward is still an `OwnForward`: itself, or compiled."""
+def stand_in(module: nn.Module) -> OwnForward | None:
+    """What stands in for the module's forward: itself, or compiled. None where something else does."""
     forward = module.__dict__.get("forward")
     while forward is not None and not isinstance(forward, OwnForward):
-        forward = private.before_compiling(forward)
-    return forward is not None
+        owner = getattr(forward, "__self__", None)  # of a bound `__call__`
+        forward = owner if isinstance(owner, OwnForward) else private.before_compiling(forward)
+    return forward
 
 
 # ------------------------------------------------------------------ layers that are known
@@ -171,7 +172,8 @@ class _OwnParameters(Function):
                 if ctx.readers and not layer.reads_what_it_writes:
                     for mask in ctx.readers:
                         seen = mask.on(seen)
-                own = layer.grad_own(masked, seen, narrow_weight, bias)
+                narrow_bias = None if bias is None else bias.to(grad.dtype)
+                own = layer.grad_own(masked, seen, narrow_weight, narrow_bias)
                 if ctx.readers and layer.reads_what_it_writes:
                     for mask in ctx.readers:
                         masked = mask.on(masked)

@@ -261,6 +261,11 @@ def _found(model: nn.Module, sites: Sites) -> tuple[list[AttachedSite], list[Gro
     groups: list[Group] = []
     names = dict(model.named_modules(remove_duplicate=False))
     for pattern, value in sites.items():
+        if not isinstance(pattern, str):
+            raise SiteError(
+                f"sites are named by patterns over the names of named_modules(); got a {type(pattern).__name__}. Its "
+                f"name: {next((repr(name) for name, module in names.items() if module is pattern), 'none')}."
+            )
         for site in _as_sites(pattern, value):
             if (pattern, site.spec) not in groups:
                 groups.append(Group(pattern, site.spec))

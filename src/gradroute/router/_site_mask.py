@@ -43,10 +43,12 @@ class SiteMask:
     def check_order(self, x: Tensor) -> None:
         """Refuse labels per example where the first dimension is not the batch."""
         if self.time_first and x.ndim == 3 and len(self.mask.shape) == 1:
+            shape = tuple(self.mask.labels.shape)
+            expanded = ", ".join(map(str, (x.shape[0], *[-1] * len(shape))))
             raise LabelError(
-                f"site {self.site!r}: labels of shape {tuple(self.mask.shape)} are per example, but the first "
-                f"dimension of this tensor of shape {tuple(x.shape)} is time or layers, not the batch. Give labels "
-                f"for both, labels.expand({x.shape[0]}, -1), or build the module with batch_first=True."
+                f"site {self.site!r}: labels of shape {shape} are per example, but the first dimension of this tensor "
+                f"of shape {tuple(x.shape)} is time or layers, not the batch. Give labels for both, "
+                f"labels.expand({expanded}), or build the module with batch_first=True."
             )
 
     def on(self, x: Tensor) -> Tensor:
