@@ -75,9 +75,8 @@ class _Labeled(_Block):
         return "<with router(labels)>"
 
     def _put(self, state: State) -> Any:
-        if torch.is_grad_enabled():  # before anything is set: it may refuse the labels
-            for record in state.records:
-                record.note(self._masks)
+        for record in state.records:  # before anything is set: it may refuse the labels
+            record.begin(self._masks)
         outer = state.labels, state.masks
         state.labels, state.masks = self._labels, self._masks
         return outer
@@ -87,6 +86,8 @@ class _Labeled(_Block):
 
     def _put_back(self, state: State, outer: Any) -> None:
         state.labels, state.masks = (None, ()) if outer is None else outer
+        for record in state.records:
+            record.end(state.masks)
 
 
 class _Ablated(_Block):
