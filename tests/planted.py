@@ -323,6 +323,117 @@ def functional_reader() -> Planted:
     return Planted(model, {"writer": SPEC}, _square(model), _inputs(), {("w", "reader")})
 
 
+def gradient_hook_on_a_writer() -> Planted:
+    model = nn.Sequential(nn.Linear(5, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 3, bias=False))
+    model[0].weight.register_hook(lambda gradient: gradient + 0.01)
+    return Planted(model, {"0": SPEC, "2": READS}, _square(model), _inputs(), {("0.weight", "gradient hook")})
+
+
+def gradient_hook_on_a_reader() -> Planted:
+    model = nn.Sequential(nn.Linear(5, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 3, bias=False))
+    model[2].weight.register_hook(lambda gradient: gradient + 0.01)
+    return Planted(model, {"0": SPEC, "2": READS}, _square(model), _inputs(), {("2.weight", "gradient hook")})
+
+
+def backward_pre_hook_before_the_site() -> Planted:
+    model = nn.Sequential(nn.Linear(5, WIDTH), nn.Identity(), nn.Linear(WIDTH, 3, bias=False))
+    model[0].register_full_backward_pre_hook(lambda module, gradients: (gradients[0] + 0.01,))
+    bypasses = {(name, "gradient hook") for name in ("0.weight", "0.bias")}
+    return Planted(model, {"1": SPEC, "2": READS}, _square(model), _inputs(), bypasses)
+
+
+def gradient_hook_on_an_activation() -> Planted:
+    class Hooked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.writer = nn.Linear(5, WIDTH)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.writer(x)
+            if h.requires_grad:
+                h.register_hook(lambda gradient: gradient + 0.01)
+            return torch.tanh(h)
+
+    model = nn.Sequential(Hooked(), nn.Linear(WIDTH, 3, bias=False))
+    bypasses = {(name, "gradient hook") for name in ("0.writer.weight", "0.writer.bias")}
+    return Planted(model, {"0": SPEC, "1": READS}, _square(model), _inputs(), bypasses)
+
+
+class PerUnit(nn.Module):
+    """A parameter with an entry for each unit, or several rows of them, that meets what a layer writes."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor], *shape: int) -> None:
+        super().__init__()
+        self.writer = nn.Linear(5, WIDTH)
+        self.own = nn.Parameter(torch.randn(*shape, WIDTH))
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.writer(x), self.own)
+
+
+def per_unit(function: Callable[[Tensor, Tensor], Tensor], *shape: int) -> Planted:
+    model = PerUnit(function, *shape)
+    return Planted(model, {"writer": SPEC}, _square(model), _inputs(), {("own", "per-unit parameter")})
+
+
+def _nearest_code(x: Tensor, codebook: Tensor) -> Tensor:
+    nearest = torch.cdist(x.detach(), codebook.detach()).argmin(-1)
+    return x - F.embedding(nearest, codebook)
+
+
+# Units that lie in both directions of a network with two.
+ALTERNATING = gr.RoutingSpec({0: [0, 2], 1: [1, 3]}, WIDTH)
+
+
+class States(nn.Module):
+    """Hands on what a recurrent network returns first: its states, one for each step."""
+
+    def __init__(self, kind: type[nn.Module], **options: Any) -> None:
+        super().__init__()
+        width = WIDTH // (2 if options.get("bidirectional") else 1)
+        self.rnn = kind(5, width, batch_first=True, **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rnn(x)[0]
+
+
+def states(kind: type[nn.Module], *, inside: bool, **options: Any) -> Planted:
+    model = States(kind, **options)
+    last = options.get("num_layers", 1) - 1
+    bypasses = {(name, "recurrence") for name, _ in model.named_parameters() if f"_l{last}" in name}
+    sites = {"rnn": gr.Site(ALTERNATING, index=0)} if inside else {"": ALTERNATING}
+    return Planted(model, sites, _square(model), torch.randn(N, 3, 5), bypasses)
+
+
+def states_at_level_parameters() -> Planted:
+    planted = states(nn.GRU, inside=True)
+    planted.sites = {"rnn": gr.Site(ALTERNATING, index=0, level="parameters")}
+    return planted
+
+
+class CellLoop(nn.Module):
+    """A loop over a cell, which returns all of its states or the last."""
+
+    def __init__(self, *, last: bool) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(5, WIDTH)
+        self.last = last
+
+    def forward(self, x: Tensor) -> Tensor:
+        state, found = x.new_zeros(len(x), WIDTH), []
+        for step in x.unbind(1):
+            state = self.cell(step, state)
+            found.append(state)
+        return state if self.last else torch.stack(found, 1)
+
+
+def cell_loop(*, last: bool) -> Planted:
+    model = CellLoop(last=last)
+    bypasses = {(f"cell.{name}", "recurrence") for name, _ in model.cell.named_parameters()}
+    return Planted(model, {"": SPEC}, _square(model), torch.randn(N, 3, 5), bypasses)
+
+
 PLANTED: dict[str, Callable[[], Planted]] = {
     "readers of a bottleneck": readers_of_a_bottleneck,
     "KL of the original VAE": kl_of_the_original_vae,
@@ -343,4 +454,22 @@ PLANTED: dict[str, Callable[[], Planted]] = {
     "silent site": silent_site,
     "experts": experts,
     "functional reader": functional_reader,
+    "gradient hook on a writer": gradient_hook_on_a_writer,
+    "gradient hook on a reader": gradient_hook_on_a_reader,
+    "backward pre-hook before the site": backward_pre_hook_before_the_site,
+    "gradient hook on an activation": gradient_hook_on_an_activation,
+    "codebook read by subtraction": lambda: per_unit(lambda x, c: (x[:, None] - c).square().sum(-1), 3),
+    "codebook read by distance": lambda: per_unit(torch.cdist, 3),
+    "nearest code of a codebook": lambda: per_unit(_nearest_code, 3),
+    "bias of each unit": lambda: per_unit(torch.add),
+    "bias of each unit, in place": lambda: per_unit(lambda x, bias: (2 * x).add_(bias)),
+    "states of a GRU": lambda: states(nn.GRU, inside=True),
+    "states of an LSTM": lambda: states(nn.LSTM, inside=True),
+    "states of an RNN": lambda: states(nn.RNN, inside=True),
+    "states of a GRU, from outside": lambda: states(nn.GRU, inside=False),
+    "states of a GRU of two layers": lambda: states(nn.GRU, inside=True, num_layers=2),
+    "states of an LSTM in both directions": lambda: states(nn.LSTM, inside=True, bidirectional=True),
+    "states of a GRU at level parameters": states_at_level_parameters,
+    "loop over a cell": lambda: cell_loop(last=False),
+    "loop over a cell, its last state": lambda: cell_loop(last=True),
 }

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -193,3 +194,53 @@ def before_compiling(function: Any) -> Any:
     if getattr(original, "__qualname__", "").startswith("wrap_inline"):  # of what is callable and no function
         return _closed_over(original, "fn")
     return original
+
+
+# ---------------------------------------------------------------------- hooks of modules and tensors
+
+
+def forward_hooks(module: nn.Module, end: Literal["input", "output"]) -> list[Any]:
+    """The hooks that see what a module is given ("input") or returns ("output"), in the order in which they run."""
+    return list((module._forward_pre_hooks if end == "input" else module._forward_hooks).values())
+
+
+def gradient_hook_tables(model: nn.Module) -> list[dict[Any, Any]]:
+    """The tables, not copied, of the hooks that may change gradients: of parameters, of modules, and of all modules."""
+    tables = [torch.nn.modules.module._global_backward_hooks, torch.nn.modules.module._global_backward_pre_hooks]
+    for module in model.modules():
+        tables += [module._backward_hooks, module._backward_pre_hooks]
+    tables += [p._backward_hooks for p in model.parameters() if p._backward_hooks is not None]
+    return tables
+
+
+def has_hooks_after_accumulation(parameter: Tensor) -> bool:
+    """Whether hooks run after a gradient was added to ``parameter.grad``, which `torch.autograd.grad` never does."""
+    return bool(parameter._post_accumulate_grad_hooks)
+
+
+def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
+    """The table, not copied, of a module's own buffers: a forward pass may put another tensor in the place of one."""
+    return module._buffers
+
+
+def is_batch_norm(module: nn.Module) -> bool:
+    """Whether a module normalizes by the statistics of its batch, in any number of dimensions."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+
+# ---------------------------------------------------------------------- the graph of a loss
+
+
+def gradients_under_modes(outputs: Sequence[Any], inputs: Sequence[Any], gradients: Sequence[Tensor]) -> Any:
+    """`torch.autograd.grad`, with modes still on where checkpoints run modules again: that function suspends them.
+
+    Keeps the graph, and gives None for inputs that nothing reaches.
+    """
+    run = torch.autograd.graph._engine_run_backward
+    return run(tuple(outputs), tuple(gradients), True, False, tuple(inputs), True, accumulate_grad=False)
+
+
+def shape_of_node(node: Any) -> tuple[int, ...] | None:
+    """The shape of the first tensor that an operation in the graph returned; None where the graph does not say."""
+    metadata = getattr(node, "_input_metadata", None)
+    return tuple(metadata[0].shape) if metadata else None

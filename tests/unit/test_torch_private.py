@@ -228,3 +228,85 @@ def test_before_compiling():
 
     assert private.before_compiling(torch.compile(function, backend="eager")) is function
     assert private.before_compiling(function) is None
+
+
+def test_forward_hooks():
+    module = nn.Linear(2, 2)
+    first, second = (lambda *_: None), (lambda *_: None)
+    module.register_forward_hook(first)
+    module.register_forward_hook(second, prepend=True)
+    module.register_forward_pre_hook(first)
+    assert private.forward_hooks(module, "output") == [second, first]
+    assert private.forward_hooks(module, "input") == [first]
+
+
+def test_gradient_hook_tables():
+    model = nn.Sequential(nn.Linear(2, 2))
+    assert not any(private.gradient_hook_tables(model))
+    everywhere = nn.modules.module.register_module_full_backward_hook
+    registers = [
+        model[0].weight.register_hook,
+        model[0].register_full_backward_hook,
+        model[0].register_full_backward_pre_hook,
+        everywhere,
+    ]
+    for register in registers:
+        calls = []
+        handle = register(lambda *_, calls=calls: calls.append(1))
+        [table] = [table for table in private.gradient_hook_tables(model) if table]
+        kept = dict(table)
+        table.clear()  # the very table that torch reads
+        model(torch.ones(1, 2, requires_grad=True)).sum().backward()
+        assert calls == []
+        table.update(kept)
+        model(torch.ones(1, 2, requires_grad=True)).sum().backward()
+        assert calls, "as often as modules have it"
+        handle.remove()
+        assert not any(private.gradient_hook_tables(model))
+
+
+def test_has_hooks_after_accumulation():
+    parameter = nn.Parameter(torch.ones(2))
+    assert not private.has_hooks_after_accumulation(parameter)
+    handle = parameter.register_post_accumulate_grad_hook(lambda _: None)
+    assert private.has_hooks_after_accumulation(parameter)
+    handle.remove()
+    assert not private.has_hooks_after_accumulation(parameter)
+
+
+def test_buffers_of():
+    module = nn.BatchNorm1d(2)
+    another = torch.ones(2)
+    private.buffers_of(module)["running_mean"] = another
+    assert module.running_mean is another
+
+
+def test_is_batch_norm():
+    norms = [nn.BatchNorm1d(2), nn.BatchNorm2d(2), nn.BatchNorm3d(2), nn.SyncBatchNorm(2), nn.LazyBatchNorm1d()]
+    assert all(map(private.is_batch_norm, norms))
+    assert not any(map(private.is_batch_norm, [nn.LayerNorm(2), nn.GroupNorm(1, 2), nn.InstanceNorm1d(2)]))
+
+
+def test_gradients_under_modes():
+    seen = []
+
+    class Mode(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            seen.append(getattr(function, "__name__", ""))
+            return function(*args, **(kwargs or {}))
+
+    x, unused = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    with Mode():
+        y = checkpoint(torch.sin, x, use_reentrant=False) * 2
+        assert seen.count("sin") == 1
+        found, nothing = private.gradients_under_modes([y], [x, unused], [torch.ones(2)])
+        assert seen.count("sin") == 2, "the checkpoint ran it again, and the mode saw it"
+    assert torch.equal(found, 2 * torch.cos(x))
+    assert nothing is None
+    assert x.grad is None
+
+
+def test_shape_of_node():
+    x = torch.ones(2, 3, requires_grad=True)
+    assert private.shape_of_node((x * 2).sum(0).grad_fn) == (3,)
+    assert private.shape_of_node(object()) is None

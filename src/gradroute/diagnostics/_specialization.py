@@ -222,7 +222,7 @@ def specialization(
         control for probes: Hewitt and Liang, 2019 (arXiv:1909.03368).
     """
     sklearn("linear_model")
-    hook = _site(router, site)
+    attached = _site(router, site)
     if (
         not isinstance(labels, Tensor)
         or labels.ndim != 1
@@ -237,14 +237,14 @@ def specialization(
             f"folds); got { ({label_name(group.label): len(group) for group in groups}) }."
         )
     with Untouched(router) as untouched, torch.no_grad():
-        activations = _activations(hook, lambda: step(batch), router, len(labels))
+        activations = _activations(attached, lambda: step(batch), router, len(labels))
         loss, ablated = _losses(router, step, batch, groups, untouched)
     known = np.concatenate([group.examples.numpy() for group in groups if group.examples is not None])
     own = np.concatenate([np.full(len(group), number) for number, group in enumerate(groups)])
     x = activations[known]
     y = None if targets is None else targets.detach().cpu().double().flatten(1).numpy()[known]
     how = Procedure(folds, draws, np.random.default_rng(seed))
-    spec = hook.site.spec
+    spec = attached.site.spec
     units = [tuple(spec.mask(group.labels[:1])[0].nonzero().flatten().tolist()) for group in groups]  # type: ignore[index]
     alone = [np.array([u for u in mine if u not in spec.shared], dtype=int) for mine in units]
     shuffled = how.generator.permutation(own)
@@ -270,7 +270,7 @@ def specialization(
     scores = np.stack([x[:, c].mean(1) if len(c) else np.full(len(x), -np.inf) for c in alone], axis=1)
     guess = scores.argmax(1)
     return SpecializationReport(
-        hook.name,
+        attached.name,
         tuple(group.label for group in groups),
         tuple(len(group) for group in groups),
         tuple(tuple(np.abs(x[own == number]).mean(0).tolist()) for number in range(len(groups))),
@@ -284,30 +284,30 @@ def specialization(
 
 def _site(router: Router, site: str | None) -> AttachedSite:
     attachment_of(router).check_usable()
-    hooks = [hook for hook in attachment_of(router).sites if site is None or hook.name == site]
-    if not hooks:
+    sites = [attached for attached in attachment_of(router).sites if site is None or attached.name == site]
+    if not sites:
         raise SiteError(f"{site!r} is no site of this router. {did_you_mean(site, router.sites)}")
     if site is None and len(router.sites) > 1:
-        raise SiteError(f"the router has {len(router.sites)} sites: say which, site={hooks[0].name!r}.")
-    return hooks[0]
+        raise SiteError(f"the router has {len(router.sites)} sites: say which, site={sites[0].name!r}.")
+    return sites[0]
 
 
-def _activations(hook: AttachedSite, run: Callable[[], Any], router: Router, size: int) -> Array:
+def _activations(attached: AttachedSite, run: Callable[[], Any], router: Router, size: int) -> Array:
     """The units of each example, [n_examples, width]."""
     found: list[Tensor] = []
 
     def keep(other: AttachedSite, x: Tensor) -> Tensor:
-        if other is hook:
+        if other is attached:
             found.append(x.detach())
         return x
 
     with Probes(router, keep):
         run()
     if not found:
-        raise SiteError(f"site {hook.name!r} did not run in this step.")
-    x = found[0].movedim(hook.site.dim, -1).double()
+        raise SiteError(f"site {attached.name!r} did not run in this step.")
+    x = found[0].movedim(attached.site.dim, -1).double()
     if len(x) != size:
-        raise SiteError(f"site {hook.name!r} has {len(x)} examples first, and there are {size} labels.")
+        raise SiteError(f"site {attached.name!r} has {len(x)} examples first, and there are {size} labels.")
     return x.reshape(size, -1, x.shape[-1]).mean(1).cpu().numpy()
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .. import _torch_private as private
 from ..errors import SiteError, UsageError
 from ..optim._parameter_units import Place, places_of
 from ..optim._state import Arguments, after_closure
@@ -109,12 +110,11 @@ class Watch:
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
-        modules = attachment_of(router).modules_by_every_name()
-        for hook in attachment_of(router).sites:
-            if hook.site.on == "output":
-                self._handles.append(modules[hook.name].register_forward_hook(self._note_output(hook)))
-        for name, module in modules.items():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+        for attached in self._attachment.sites:
+            if attached.site.on == "output":
+                self._handles.append(attached.module.register_forward_hook(self._note_output(attached)))
+        for name, module in self._attachment.modules_by_every_name().items():
+            if private.is_batch_norm(module) and module.running_mean is not None:
                 self._handles.append(module.register_forward_pre_hook(self._note_statistics(name)))
 
     def __enter__(self) -> Watch:
@@ -147,15 +147,15 @@ class Watch:
 
     # ------------------------------------------------------------------ buffers
 
-    def _note_output(self, hook: AttachedSite) -> Any:
+    def _note_output(self, attached: AttachedSite) -> Any:
         def note(module: nn.Module, args: Any, output: Any) -> None:
             if isinstance(output, Tensor):
-                self._site_outputs[output.data_ptr()] = hook.group
+                self._site_outputs[output.data_ptr()] = attached.group
 
         return note
 
     def _note_statistics(self, name: str) -> Any:
-        own = next((hook.group for hook in self._attachment.sites if hook.name == name), None)
+        own = next((site.group for site in self._attachment.sites if site.name == name), None)
 
         def note(module: Any, args: Any) -> None:
             group = own if own is not None else self._site_outputs.get(args[0].data_ptr()) if args else None

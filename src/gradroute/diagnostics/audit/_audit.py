@@ -6,9 +6,10 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import parametrize
 
+from ... import _torch_private as private
 from ...errors import UsageError, preview
 from ...router._attachment import AttachedSite, Labels, attachment_of
 from ...router._router import Router
@@ -95,7 +96,7 @@ def audit_knowing(
         size = batch_size(labels)
         size = length(batch) if size is None else size
         runs = Runs(router, step, batch, size, untouched)
-        leaks = Leaks(router, Ownership(runs, labels, known))
+        leaks = Leaks(runs, Ownership(runs, labels, known))
         routed, unrouted, found = [], [], list[Bypass]()
         for group in groups:
             run = _explained(runs, group, routed=True)
@@ -106,14 +107,14 @@ def audit_knowing(
     taught = [[mask.taught().cpu() for mask in attachment_of(router).masks(group.labels)] for group in groups]
     sites = tuple(
         SiteGradients(
-            hook.name,
-            hook.site.on,
-            hook.site.level,
-            tuple(tuple(row[hook.group].tolist()) for row in taught),
+            attached.name,
+            attached.site.on,
+            attached.site.level,
+            tuple(tuple(row[attached.group].tolist()) for row in taught),
             tuple(measured.sites[position] for measured in routed),
             tuple(measured.sites[position] for measured in unrouted),
         )
-        for position, hook in enumerate(attachment_of(router).sites)
+        for position, attached in enumerate(attachment_of(router).sites)
     )
     parameters = {
         name: ParameterGradients(
@@ -140,35 +141,34 @@ class _Measured:
     def __init__(self, router: Router, run: Run) -> None:
         self.norm = run.norm
         self.parameters = {name: norm([gradient]) for name, gradient in run.gradients.items()}
-        modules = attachment_of(router).modules_by_every_name()
         self.sites = [
-            _of_parameters(hook, modules[hook.name], run) if hook.routes_parameters else _of_tensor(hook, tensors)
-            for hook, tensors in zip(attachment_of(router).sites, run.at_sites, strict=True)
+            _of_parameters(attached, run) if attached.routes_parameters else _of_tensor(attached, tensors)
+            for attached, tensors in zip(attachment_of(router).sites, run.at_sites, strict=True)
         ]
 
 
-def _of_tensor(hook: AttachedSite, gradients: list[Tensor | None]) -> tuple[float, ...]:
-    squares = torch.zeros(hook.site.spec.width, dtype=torch.float64)
+def _of_tensor(attached: AttachedSite, gradients: list[Tensor | None]) -> tuple[float, ...]:
+    squares = torch.zeros(attached.site.spec.width, dtype=torch.float64)
     for gradient in gradients:
         if gradient is not None:
-            squares += gradient.detach().double().square().movedim(hook.site.dim, 0).flatten(1).sum(1).cpu()
+            squares += gradient.detach().double().square().movedim(attached.site.dim, 0).flatten(1).sum(1).cpu()
     return tuple(squares.sqrt().tolist())
 
 
-def _of_parameters(hook: AttachedSite, module: nn.Module, run: Run) -> tuple[float, ...]:
+def _of_parameters(attached: AttachedSite, run: Run) -> tuple[float, ...]:
     """What each unit's own parameters learn; NaN where it is not known which they are."""
-    prefix = f"{hook.name}." if hook.name else ""
-    if hook.site.spec.width == 1:
+    prefix, width = f"{attached.name}." if attached.name else "", attached.site.spec.width
+    if width == 1:
         return (norm(gradient for name, gradient in run.gradients.items() if name.startswith(prefix)),)
-    squares = torch.zeros(hook.site.spec.width, dtype=torch.float64)
-    dims = unit_dims(module, hook.site.on)
+    squares = torch.zeros(width, dtype=torch.float64)
+    dims = unit_dims(attached.module, attached.site.on)
     if not dims:
-        return (float("nan"),) * hook.site.spec.width
+        return (float("nan"),) * width
     for name, dim in dims.items():
         gradient = run.gradients.get(f"{prefix}{name}")
-        if gradient is not None and gradient.shape[dim] == len(squares):
+        if gradient is not None and gradient.shape[dim] == width:
             dense = gradient.to_dense() if gradient.is_sparse else gradient
-            squares += dense.detach().double().square().movedim(dim, 0).reshape(len(squares), -1).sum(1).cpu()
+            squares += dense.detach().double().square().movedim(dim, 0).reshape(width, -1).sum(1).cpu()
     return tuple(squares.sqrt().tolist())
 
 
@@ -190,8 +190,7 @@ def _notes(router: Router, known: Known, silent: list[str], size: int | None, *,
             "labels are per token: each label was tried on all tokens of the examples in which it occurs, since the "
             "loss of a token depends on those around it."
         )
-    norms = (nn.modules.batchnorm._BatchNorm,)
-    if any(isinstance(module, norms) and module.training for module in router.model.modules()):
+    if any(private.is_batch_norm(module) and module.training for module in router.model.modules()):
         notes.append("BatchNorm is in training mode: the statistics of each label's examples were their own.")
     if not known.repeatable:
         notes.append(
@@ -204,5 +203,11 @@ def _notes(router: Router, known: Known, silent: list[str], size: int | None, *,
     parametrized = [name for name, module in router.model.named_modules() if parametrize.is_parametrized(module)]
     if parametrized:
         notes.append(f"weights are computed from others here, so readers cannot be told: {preview(parametrized, 4)}.")
+    late = [name for name, p in trainable(router.model).items() if private.has_hooks_after_accumulation(p)]
+    if late:
+        notes.append(
+            "hooks that run after a gradient is accumulated were left out, since they may step an optimizer; what they "
+            f"change is not in these numbers: {preview(late, 4)}."
+        )
     notes += [f"site {name!r} never ran." for name in silent]
     return notes

@@ -3,59 +3,74 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...router._attachment import attachment_of
-from ...router._router import Router
 from ...spec._masks import Mask
 from ..harness._batches import Group
-from ..harness._runs import Run
+from ..harness._runs import Run, Runs
 from ..harness._untouched import norm, trainable
+from ._experiments import module_of
 from ._graph_paths import Kind, Paths
-from ._ownership import Ownership, module_of
+from ._ownership import Ownership
 from ._report import Bypass
+
+
+class _Leak(NamedTuple):
+    """What a label trains off its route: of a parameter or a site, by which path, and how much."""
+
+    target: str
+    kind: Kind
+    share: float
 
 
 class Leaks:
     """Compares what a label trains with what its route leaves out.
 
     Args:
-        router: The router.
+        runs: The user's step.
         ownership: What belongs to which units.
 
     Attributes:
         silent: The names of the sites that never ran.
     """
 
-    def __init__(self, router: Router, ownership: Ownership) -> None:
-        self._router = router
-        self._attachment = attachment_of(router)
+    def __init__(self, runs: Runs, ownership: Ownership) -> None:
+        self._runs = runs
+        self._attachment = attachment_of(runs.router)
         self._ownership = ownership
-        self._parameters = trainable(router.model)
+        self._parameters = trainable(runs.router.model)
         self.silent: list[str] = []
 
     def of(self, group: Group, run: Run) -> list[Bypass]:
         """The bypasses of one label."""
         masks = self._attachment.masks(group.labels)
-        total = run.norm
         found: dict[tuple[str, Kind], Bypass] = {}
-        for position, hook in enumerate(self._attachment.sites):
-            taught = masks[hook.group].taught().cpu()
-            if bool(taught.all()):
+        without_hooks: Run | None = None
+        for position, attached in enumerate(self._attachment.sites):
+            if bool(masks[attached.group].taught().all()):
                 continue
-            for target, kind, share in self._at(position, masks, run, total):
-                if share > 0 and share > getattr(found.get((target, kind)), "share", 0.0):
-                    advice = _ADVICE[kind].format(target=target, module=module_of(target), site=hook.name)
-                    found[target, kind] = Bypass(group.label, target, kind, share, advice, hook.name)
+            here = [leak for leak in self._at(position, masks, run) if leak.share > 0]
+            if here and run.hooked:
+                without_hooks = without_hooks or self._runs.label(group, routed=True, without_hooks=True)
+                anyway = {leak.target for leak in self._at(position, masks, without_hooks) if leak.share > 0}
+                here = [leak if leak.target in anyway else leak._replace(kind="gradient hook") for leak in here]
+            for target, kind, share in here:
+                if share > getattr(found.get((target, kind)), "share", 0.0):
+                    advice = _ADVICE[kind].format(target=target, module=module_of(target), site=attached.name)
+                    found[target, kind] = Bypass(group.label, target, kind, share, advice, attached.name)
         return list(found.values())
 
-    def _at(self, position: int, masks: tuple[Mask, ...], run: Run, total: float) -> Iterator[tuple[str, Kind, float]]:
-        hook = self._attachment.sites[position]
-        taught = masks[hook.group].taught().cpu()
+    def _at(self, position: int, masks: tuple[Mask, ...], run: Run) -> Iterator[_Leak]:
+        """What a run trains off the route of one site; a share may be 0."""
+        attached = self._attachment.sites[position]
+        taught = masks[attached.group].taught().cpu()
+        total = run.norm
         if run.calls[position] == 0:
-            yield from self._silent(hook.name, run, total)
+            yield self._silent(attached.name, run, total)
             return
         paths: Paths | None = None
 
@@ -65,48 +80,54 @@ class Leaks:
             paths = paths or Paths(run.loss, edges, [edge for edges in run.forks.values() for edge in edges])
             return paths
 
-        if not hook.routes_parameters:
+        if not attached.routes_parameters:
             for seen, gradient in zip(run.seen[position], run.at_sites[position], strict=True):
-                leaked = 0.0 if gradient is None else norm([gradient.movedim(hook.site.dim, 0)[~taught]])
+                leaked = 0.0 if gradient is None else norm([gradient.movedim(attached.site.dim, 0)[~taught]])
                 if leaked > 0 and seen.edge is not None:
                     for kind in around().kinds(seen.edge):
-                        yield hook.name, kind, leaked / norm([gradient])
-        for name, entries in self._ownership.writers(position, ~taught).items():
+                        yield _Leak(attached.name, kind, leaked / norm([gradient]))
+        writers = self._ownership.writers(position, ~taught)
+        for name, entries in writers.entries.items():
             share = _share(run.gradients[name], entries, total)
             if share > 0:
                 tied: list[Kind] = ["tied weight"]
-                for kind in tied if hook.routes_parameters else around().kinds(self._parameters[name]):
-                    yield name, kind, share
+                for kind in tied if attached.routes_parameters else around().kinds(self._parameters[name]):
+                    yield _Leak(name, kind, share)
+        for name, entries in writers.recurrent.items():
+            yield _Leak(name, "recurrence", _share(run.gradients[name], entries, total))
         readers = self._ownership.readers(position, ~taught)
         for name, entries in readers.weights.items():
-            kind = "tied weight" if self._is_protected(name) else "reader"
-            yield name, kind, _share(run.gradients[name], entries, total)
+            read: Kind = "tied weight" if self._is_protected(name) else "reader"
+            yield _Leak(name, read, _share(run.gradients[name], entries, total))
+        for name, entries in readers.per_unit.items():
+            yield _Leak(name, "per-unit parameter", _share(run.gradients[name], entries, total))
         for name in readers.biases:
-            yield name, "shared bias", _share(run.gradients[name], ~self._written(name, position, masks), total)
+            entries = ~self._written(name, position, masks)
+            yield _Leak(name, "shared bias", _share(run.gradients[name], entries, total))
 
-    def _silent(self, name: str, run: Run, total: float) -> Iterator[tuple[str, Kind, float]]:
+    def _silent(self, name: str, run: Run, total: float) -> _Leak:
         """A site that did not run: if its module has parameters that learn, they learn unrouted."""
         if name not in self.silent:
             self.silent.append(name)
         prefix = f"{name}." if name else ""
         own = [gradient for parameter, gradient in run.gradients.items() if parameter.startswith(prefix)]
-        yield name, "silent site", norm(own) / total if own and total > 0 else float(not own)
+        return _Leak(name, "silent site", norm(own) / total if own and total > 0 else float(not own))
 
     def _is_protected(self, parameter: str) -> bool:
         """Whether a site of level "parameters" is on the input of the parameter's module: then it is used elsewhere."""
         return any(
-            hook.site.on == "input" and hook.routes_parameters and hook.name == module_of(parameter)
-            for hook in self._attachment.sites
+            attached.site.on == "input" and attached.routes_parameters and attached.name == module_of(parameter)
+            for attached in self._attachment.sites
         )
 
     def _written(self, parameter: str, site: int, masks: tuple[Mask, ...]) -> Tensor:
         """Which entries of a parameter write units of another site, and are routed there."""
         entries = torch.zeros_like(self._parameters[parameter], dtype=torch.bool)
-        for other, hook in enumerate(self._attachment.sites):
-            if other != site and hook.site.spec.width > 1:
-                taught = masks[hook.group].taught()
+        for other, attached in enumerate(self._attachment.sites):
+            if other != site and attached.site.spec.width > 1:
+                taught = masks[attached.group].taught()
                 for units in (taught, ~taught):
-                    entries |= self._ownership.writers(other, units).get(parameter, entries)
+                    entries |= self._ownership.writers(other, units).entries.get(parameter, entries)
         return entries
 
 
@@ -123,9 +144,15 @@ _ADVICE: dict[Kind, str] = {
     "skip connection": "A connection goes around site {site!r}: put the site behind where it joins, or detach it.",
     "auxiliary hook": "A hook of yours sees the tensor before site {site!r} routes it: register it after the router, "
     "on the site's own module, or on a module behind it.",
+    "gradient hook": "A hook of yours changes gradients that site {site!r} has masked already: take it off, or let it "
+    "leave a gradient of 0 as it is.",
     "tied weight": "{target!r} is used outside of its site, too, as a tied weight or a penalty: untie it, detach it "
     "there, or put a site on that use.",
+    "recurrence": "Site {site!r} routes what comes out, and not the states that go from step to step, through which "
+    "every unit's loss teaches all units: write a loop over a cell, such as nn.GRUCell, and put the site on the cell.",
     "reader": 'It reads units of site {site!r}: add {module!r}: Site(spec, on="input", level="parameters").',
+    "per-unit parameter": "It has entries for each unit, and meets the units of site {site!r} after the site: put the "
+    "site behind it, on what the two make, freeze it, or allow it.",
     "shared bias": "It is added to what reads site {site!r}, and belongs to no unit: build {module!r} with bias=False, "
     "freeze it, or allow it.",
     "silent site": "Module {site!r} was never called: call it, and not its forward method or its weights, or put the "

@@ -8,12 +8,17 @@ from typing import Literal, TypeAlias
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 
+from ... import _torch_private as private
+
 Kind: TypeAlias = Literal[
     "side loss",
     "skip connection",
     "auxiliary hook",
+    "gradient hook",
     "tied weight",
+    "recurrence",
     "reader",
+    "per-unit parameter",
     "shared bias",
     "silent site",
     "unknown path",
@@ -108,7 +113,7 @@ class Paths:
 
     def _is_loss(self, node: Node) -> bool:
         """Whether a node makes a loss, or a loss for each example, and no activation."""
-        shape = _shape(node)
+        shape = private.shape_of_node(node)
         if shape is None or len(shape) == 0 or all(size == 1 for size in shape):
             return True
         return len(shape) == 1 and node in self._of_loss
@@ -162,8 +167,3 @@ def _is_bare_weight(node: Node) -> bool:
         if len(inner) != 1 or name.removesuffix(name[name.find("Backward") :]) not in _OF_WEIGHTS:
             return False
         node = inner[0]
-
-
-def _shape(node: Node) -> tuple[int, ...] | None:
-    metadata = getattr(node, "_input_metadata", None)
-    return tuple(metadata[0].shape) if metadata else None

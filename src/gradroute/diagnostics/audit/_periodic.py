@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Collection
-from typing import Any, TypeAlias
+from collections.abc import Callable, Collection, Hashable, Sequence
+from typing import Any, TypeAlias, get_args
 
 from ...errors import UsageError
-from ...router._attachment import Labels
+from ...router._attachment import Labels, attachment_of
 from ...router._router import Router
+from ...spec._masks import UNLABELED
 from .._reports import label_name
 from ..harness._batches import few_of_each
 from ..harness._runs import Step
 from ._audit import audit_knowing
+from ._graph_paths import Kind
 from ._ownership import Known
 from ._report import AuditReport, describe
 
@@ -33,23 +35,30 @@ class PeriodicAudit:
     """Audits a model while it trains: call it once a step.
 
     Each audit runs on a few examples only, whatever the batch size. The first one finds out what belongs to which
-    units, which takes about as long as `gradroute.audit`; later ones need not. One that is due while those after the
-    first have taken more than `overhead` of all time since is skipped.
+    units, which takes about as long as `gradroute.audit`; later ones need not. They have a time budget: one that is due
+    while those after the first have taken more than `overhead` of all time since then is skipped, so that with a small
+    `every` audits come more rarely than that.
 
     Args:
         router: The router.
         step: As for `gradroute.audit`.
         every: Audit in each step whose number is a multiple of this; the first step is number 0.
         examples: The most examples of each label in an audit.
-        overhead: The most of all time that audits after the first may take, as a part; 1.0 skips none.
+        overhead: The most of all time that audits after the first may take, as a part, before the next is skipped; 1.0
+            skips none.
         tolerance: A bypass with a larger share is warned of.
-        log: Called as ``log({"audit/leak": share, ...}, step_number)`` after each audit, such as
-            ``lambda values, step: fabric.log_dict(values, step)``. Or a TensorBoard `SummaryWriter`.
+        log: Called as ``log(values, step_number)`` after each audit, such as
+            ``lambda values, step: fabric.log_dict(values, step)``. Or a TensorBoard `SummaryWriter`. The keys are the
+            same at every audit; see `values`.
         allow: As for `gradroute.audit`.
         clock: Seconds; for tests.
 
     Attributes:
         report: The last report; None before the first audit.
+        values: The largest shares in it, 0.0 where there is no bypass: ``"audit/leak"`` of all, ``"audit/reader"``
+            and so on of each kind, ``"audit/label_cats"`` and so on of each label of the router's specs and of
+            unlabeled data. Of examples with several labels a bypass counts for each of them. Beyond 100 labels
+            there are no keys for them.
 
     Raises:
         UsageError: A number is out of range.
@@ -86,6 +95,7 @@ class PeriodicAudit:
                 f"every and examples must be at least 1, and overhead above 0; got {every}, {examples}, {overhead}."
             )
         self.report: AuditReport | None = None
+        self.values: dict[str, float] = {}
         self._router = router
         self._step = step
         self._every = every
@@ -95,6 +105,8 @@ class PeriodicAudit:
         self._log = _as_log(log)
         self._allow = tuple(allow)
         self._clock = clock
+        specs = (group.spec for group in attachment_of(router).groups)
+        self._labels = [*dict.fromkeys(label for spec in specs for label in spec.labels), UNLABELED]
         self._known = Known()
         self._started = 0.0
         self._spent = 0.0
@@ -121,8 +133,9 @@ class PeriodicAudit:
             self._started = self._clock()
         else:
             self._spent += self._clock() - began
+        self.values = _values_of(self.report, self._labels)
         if self._log is not None:
-            self._log(values_of(self.report), number)
+            self._log(self.values, number)
         self._warn(number)
         return self.report
 
@@ -138,12 +151,20 @@ class PeriodicAudit:
             warnings.warn(f"step {number}: {describe(new)}", BypassWarning, stacklevel=3)
 
 
-def values_of(report: AuditReport) -> dict[str, float]:
-    """The numbers of a report that are worth a curve: the largest share of all, and of each kind and label."""
-    values = {"audit/leak": max((bypass.share for bypass in report.bypasses), default=0.0)}
+_MOST_LABELS = 100
+
+
+def _values_of(report: AuditReport, labels: Sequence[Hashable]) -> dict[str, float]:
+    """See `PeriodicAudit.values`."""
+    named = labels if len(labels) <= _MOST_LABELS + 1 else ()
+    kinds = {kind: f"audit/{kind.replace(' ', '_')}" for kind in get_args(Kind)}
+    of_label = {label: f"audit/label_{label_name(label)}" for label in named}
+    values = dict.fromkeys(("audit/leak", *kinds.values(), *of_label.values()), 0.0)
     for bypass in report.bypasses:
-        for key in (f"audit/{bypass.kind.replace(' ', '_')}", f"audit/label_{label_name(bypass.label)}"):
-            values[key] = max(values.get(key, 0.0), bypass.share)
+        members = [bypass.label] if bypass.label in of_label or not isinstance(bypass.label, tuple) else bypass.label
+        keys = [of_label[label] for label in members if label in of_label]
+        for key in ("audit/leak", kinds[bypass.kind], *keys):
+            values[key] = max(values[key], bypass.share)
     return values
 
 
@@ -193,7 +214,7 @@ def lightning_callback(periodic: PeriodicAudit, split: LabelsOf) -> Any:
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
             report = periodic(*split(batch))
             if report is not None:
-                module.log_dict(values_of(report))
+                module.log_dict(periodic.values)
 
     return AuditCallback()
 
@@ -229,6 +250,6 @@ def transformers_callback(periodic: PeriodicAudit, batch: Any, labels: Labels) -
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             report = periodic(batch, labels)
             if report is not None:
-                state.log_history.append({**values_of(report), "step": state.global_step})
+                state.log_history.append({**periodic.values, "step": state.global_step})
 
     return AuditCallback()

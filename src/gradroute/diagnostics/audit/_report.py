@@ -35,8 +35,13 @@ class Bypass:
             - ``"side loss"``: a term of the loss reads a tensor before it is routed.
             - ``"skip connection"``: an unrouted tensor goes around the site, and meets the routed one after it.
             - ``"auxiliary hook"``: a hook of the user sees the tensor before it is routed.
+            - ``"gradient hook"``: a hook of the user changes the gradient after it was masked.
             - ``"tied weight"``: the parameter is used at another place, too.
+            - ``"recurrence"``: what writes the units is used step after step, and each step makes every unit of all
+              units of the step before.
             - ``"reader"``: weights that read the units learn from examples of other labels.
+            - ``"per-unit parameter"``: a parameter with entries for each unit meets them after the site, such as a
+              bias or a codebook.
             - ``"shared bias"``: what is added to what the readers read belongs to no unit, and learns from all.
             - ``"silent site"``: the site's module was never called, so nothing was routed there.
             - ``"unknown path"``: the graph does not say.

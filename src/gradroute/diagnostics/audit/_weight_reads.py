@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,19 +16,23 @@ from torch.overrides import TorchFunctionMode
 
 @dataclass(frozen=True)
 class Reading:
-    """One use of a weight: each of its columns reads one column of a tensor.
+    """One use of a weight: each of its columns meets one column of a tensor.
 
     Attributes:
         weight: The name of the parameter.
         dim: The dimension of the parameter that counts its columns.
         bias: The name of the parameter that is added to what it reads; None where there is none.
         columns: The columns of the tensor, [n_columns, anything].
+        multiplies: Whether the two are multiplied, so that the column's gradient is a multiple of what it reads.
+        entry_by_entry: Whether they meet as a sum or a scale of entries does.
     """
 
     weight: str
     dim: int
     bias: str | None
     columns: Tensor
+    multiplies: bool = True
+    entry_by_entry: bool = False
 
 
 class _Use(NamedTuple):
@@ -38,6 +43,8 @@ class _Use(NamedTuple):
     weight: Any
     dim: int
     bias: Any = None
+    multiplies: bool = True
+    entry_by_entry: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,12 +75,23 @@ def _matmul(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[_Use]:
         yield _Use(x, -1, weight, 0)
 
 
-def _product(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[_Use]:
-    """A scale for each unit, on either side."""
-    one, other = (_argument(args, kwargs, where) for where in ((0, "input"), (1, "other")))
-    for x, weight in ((one, other), (other, one)):
-        if isinstance(x, Tensor) and isinstance(weight, Tensor) and weight.ndim == 1:
-            yield _Use(x, -1, weight, 0)
+def _entry_by_entry(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[_Use]:
+    """Each argument as a weight that meets each other one, along every dimension in which they have the same size."""
+    tensors = [item for item in (*args, *kwargs.values()) if isinstance(item, Tensor)]
+    multiplies = _name(function) in _PRODUCTS
+    for weight, x in itertools.permutations(tensors, 2):
+        for dim in range(-min(weight.ndim, x.ndim), 0):
+            if weight.shape[dim] == x.shape[dim] > 1:
+                yield _Use(x, dim, weight, dim, multiplies=multiplies, entry_by_entry=True)
+
+
+def _by_features(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[_Use]:
+    """A distance or similarity of rows, in which the last dimensions meet."""
+    for x, weight in itertools.permutations(
+        [item for item in (*args, *kwargs.values()) if isinstance(item, Tensor)], 2
+    ):
+        if x.ndim and weight.ndim and x.shape[-1] == weight.shape[-1]:
+            yield _Use(x, -1, weight, -1, multiplies=False)
 
 
 def _recurrent(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[_Use]:
@@ -103,7 +121,7 @@ _RULES: dict[Any, Callable[[tuple[Any, ...], dict[str, Any]], Iterator[_Use]]] =
         _matmul,
     ),
     torch.prelu: _Rule((0, "input"), 1, (1, "weight"), 0),
-    **dict.fromkeys((torch.mul, torch.Tensor.mul, torch.Tensor.__mul__, torch.Tensor.__rmul__), _product),
+    **dict.fromkeys((torch.cdist, F.pairwise_distance, F.cosine_similarity), _by_features),
     **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), _CONVOLUTION),
     **dict.fromkeys((torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d), _TRANSPOSED),
     F.layer_norm: _OF_LAST,
@@ -116,18 +134,32 @@ _RULES: dict[Any, Callable[[tuple[Any, ...], dict[str, Any]], Iterator[_Use]]] =
 }
 
 
-# What is added to a tensor, or put next to it, reads nothing of it.
-_SUMS = {
-    *("add", "__add__", "__radd__", "__iadd__", "add_", "sub", "__sub__", "__rsub__", "__isub__", "sub_"),
-    *("cat", "concat", "stack"),
+# Functions by their names, without the underscores of methods that write in place and of operators.
+_PRODUCTS = {"mul", "multiply", "imul", "rmul"}
+_ENTRY_BY_ENTRY = {
+    *_PRODUCTS,
+    *("add", "iadd", "radd", "sub", "subtract", "isub", "rsub", "div", "divide", "true_divide", "truediv", "rtruediv"),
+    *("itruediv", "pow", "rpow", "float_power", "maximum", "minimum", "fmax", "fmin", "max", "min", "where", "lerp"),
+    *("addcmul", "addcdiv", "atan2", "hypot", "xlogy", "logaddexp", "logaddexp2", "fmod", "remainder", "copysign"),
+    *("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "gaussian_nll_loss", "kl_div"),
+    *("gt", "ge", "lt", "le", "dist"),
 }
+# Rows of a weight: what comes out has its columns.
+_LOOKUPS = {"embedding", "getitem", "index_select", "take_along_dim", "gather"}
+# What is added to a tensor, or put next to it, is known to read nothing of it.
+_READ_NOTHING = {"add", "iadd", "radd", "sub", "subtract", "isub", "rsub", "cat", "concat", "stack"}
+
+
+def _name(function: Any) -> str:
+    return str(getattr(function, "__name__", "")).strip("_")
 
 
 class Reads(TorchFunctionMode):
     """Hands every reading of the model's parameters to a function, in the order of the calls.
 
-    Known are linear maps and matrix products, ungrouped convolutions, scales, norms, the first layer of recurrent
-    networks, and self-attention, by whatever module or function they are run.
+    Known are linear maps and matrix products, ungrouped convolutions, norms, the first layer of recurrent networks,
+    self-attention, and all that meets entry by entry (sums, scales, distances), by whatever module or function they are
+    run. Rows that are looked up in a weight, as in an embedding or a codebook, are known as its own.
 
     Attributes:
         unknown: The names of parameters that meet a tensor in any other operation: what they read is not known.
@@ -137,34 +169,67 @@ class Reads(TorchFunctionMode):
         super().__init__()
         self._see = see
         self._names = {_memory(p): (name, p) for name, p in model.named_parameters() if p.numel() and _has_memory(p)}
+        self._rows: dict[tuple[int, int], tuple[str, int, Tensor]] = {}
         self.unknown: set[str] = set()
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        rule = _RULES.get(function)
-        noted = [self._note(use) for use in rule(args, kwargs)] if rule is not None else []
-        if not any(noted) and getattr(function, "__name__", "") not in _SUMS:
+        rule, name = _RULES.get(function), _name(function)
+        if rule is not None:
+            uses = list(rule(args, kwargs))
+        else:
+            uses = list(_entry_by_entry(function, args, kwargs)) if name in _ENTRY_BY_ENTRY else []
+        noted = [self._note(use) for use in uses]
+        if not any(noted) and name not in _READ_NOTHING:
             self._note_unknown([*args, *kwargs.values()])
-        return function(*args, **kwargs)
+        result = function(*args, **kwargs)
+        if name in _LOOKUPS:
+            self._note_rows([*args, *kwargs.values()], result)
+        return result
 
     def _note(self, use: _Use) -> bool:
-        """Hand on a reading; whether it is one, of a parameter as a whole."""
+        """Hand on a reading; whether it is one, of a parameter as a whole or of rows of one."""
+        if not isinstance(use.x, Tensor) or not isinstance(use.weight, Tensor) or use.x.ndim <= max(use.x_dim, 0):
+            return False
+        if use.x.shape[use.x_dim] != use.weight.shape[use.dim]:
+            return False
+        if use.entry_by_entry and self._parameter(use.x) is not None:
+            return False
+        found = self._dim_of_parameter(use)
+        if found is None:
+            return False
+        name, dim = found
+        bias = self._parameter(use.bias)
+        columns = use.x.detach().movedim(use.x_dim, 0).flatten(1)
+        self._see(Reading(name, dim, bias[0] if bias else None, columns, use.multiplies, use.entry_by_entry))
+        return True
+
+    def _dim_of_parameter(self, use: _Use) -> tuple[str, int] | None:
+        """The parameter that a use is of, and its dimension of columns."""
+        rows = self._rows.get(_memory(use.weight)) if _has_memory(use.weight) else None
+        if rows is not None and use.dim in (-1, use.weight.ndim - 1):
+            return rows[:2]
         known = self._parameter(use.weight)
-        if known is None or not isinstance(use.x, Tensor) or use.x.ndim <= max(use.x_dim, 0):
-            return False
+        if known is None or use.weight.numel() != known[1].numel():
+            return None
         name, parameter = known
-        if use.weight.numel() != parameter.numel() or use.x.shape[use.x_dim] != use.weight.shape[use.dim]:
-            return False
         # The weight may be a transposed view: the dimension of the parameter is the one with the same stride.
         step = use.weight.stride(use.dim), use.weight.shape[use.dim]
         same = [dim for dim in range(parameter.ndim) if (parameter.stride(dim), parameter.shape[dim]) == step]
-        if not same:
-            return False
-        bias = self._parameter(use.bias)
-        self._see(Reading(name, same[0], bias[0] if bias else None, use.x.detach().movedim(use.x_dim, 0).flatten(1)))
-        return True
+        return (name, same[0]) if same else None
+
+    def _note_rows(self, operands: list[Any], result: Any) -> None:
+        known = next((found for found in map(self._parameter, operands) if found is not None), None)
+        if known is None or not isinstance(result, Tensor) or not _has_memory(result) or known[1].ndim < 2:
+            return
+        if result.ndim and result.shape[-1] == known[1].shape[-1] and _memory(result) not in self._names:
+            self._rows[_memory(result)] = (
+                known[0],
+                known[1].ndim - 1,
+                result,
+            )  # held, so that nothing else comes to lie there
 
     def _note_unknown(self, operands: list[Any]) -> None:
         tensors = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from ...router._attachment import Labels, attachment_of
 from ...router._router import Router
 from ..audit._graph_paths import nodes
 from ._batches import Group, take
+from ._gradient_hooks import GradientHooks
 from ._site_probes import Edit, Probes, Seen
 from ._untouched import Untouched, norm, trainable
 
@@ -33,6 +35,7 @@ class Run:
         calls: How often each site's module was called.
         at_sites: The gradient that arrives at each of them.
         forks: The tensors that the user's own hooks saw before a router did, by the name of their module.
+        hooked: Whether the user has hooks that may change gradients.
     """
 
     loss: Tensor
@@ -41,6 +44,7 @@ class Run:
     calls: list[int]
     at_sites: list[list[Tensor | None]]
     forks: dict[str, list[GradientEdge]] = field(default_factory=dict)
+    hooked: bool = False
 
     @property
     def norm(self) -> float:
@@ -72,18 +76,19 @@ class Runs:
         """Whether the batch holds examples that could trade places."""
         return self._size is not None and self._size > 1
 
-    def label(self, group: Group, *, routed: bool) -> Run:
-        """Forward and backward of one label's examples, routed or not.
+    def label(self, group: Group, *, routed: bool, without_hooks: bool = False) -> Run:
+        """Forward and backward of one label's examples, routed or not, with the user's gradient hooks or without.
 
         Raises:
             UsageError: The step returns no scalar loss, or gradients are not finite.
         """
         self._untouched.rewind()
         batch = take(self._batch, group.examples, self._size)
-        if routed:
-            return self._run(batch, group.labels)
-        with attachment_of(self.router).suspended():
-            return self._run(batch, group.labels)
+        hooks = GradientHooks(self.router.model, leave_out=without_hooks)
+        with contextlib.nullcontext() if routed else attachment_of(self.router).suspended(), hooks:
+            run = self._run(batch, group.labels)
+        run.hooked = hooks.found
+        return run
 
     def _run(self, batch: Any, labels: Labels) -> Run:
         with Probes(self.router) as probes, torch.enable_grad(), self.router(labels):

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from ... import _torch_private as private
 from ...router._attachment import AttachedSite, attachment_of
 from ...router._hooks import is_of_a_router
 from ...router._nested import edit_arguments, edit_output
 from ...router._router import Router
+from ...unit_dims import End
 
 Edit: TypeAlias = Callable[[AttachedSite, Tensor], Tensor]
 
@@ -44,23 +46,22 @@ class Probes:
         self._attachment = attachment_of(router)
         self._edit = edit
         self._open = True
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self.seen: list[list[Seen]] = [[] for _ in attachment_of(router).sites]
         self.forks: dict[str, list[GradientEdge]] = {}
 
     def __enter__(self) -> Probes:
-        modules = self._attachment.modules_by_every_name()
-        self._handles = []
-        for name, module in modules.items():
+        for name, module in self._attachment.modules_by_every_name().items():
             for kind in foreign_hooks(module):
                 self._handles.append(self._watch_fork(name, module, kind))
         # Prepended in reverse, so that they run before the router's own hooks and in the order of the sites.
-        for position, hook in reversed(list(enumerate(self._attachment.sites))):
-            module = modules[hook.name]
-            if hook.site.on == "input":
-                pre = self._on_input(position, hook)
+        for position, attached in reversed(list(enumerate(self._attachment.sites))):
+            module = attached.module
+            if attached.site.on == "input":
+                pre = self._on_input(position, attached)
                 self._handles.append(module.register_forward_pre_hook(pre, prepend=True, with_kwargs=True))
             else:
-                self._handles.append(module.register_forward_hook(self._on_output(position, hook), prepend=True))
+                self._handles.append(module.register_forward_hook(self._on_output(position, attached), prepend=True))
         return self
 
     def __exit__(
@@ -73,28 +74,30 @@ class Probes:
         """Look at nothing any more: activation checkpointing runs modules again in backward."""
         self._open = False
 
-    def _on_output(self, position: int, hook: AttachedSite) -> Callable[..., Any]:
+    def _on_output(self, position: int, attached: AttachedSite) -> Callable[..., Any]:
         def probe(module: nn.Module, args: Any, output: Any) -> Any:
-            edited = edit_output(output, hook.site.path, self._looking(position, hook), site=hook.name)
+            edited = edit_output(output, attached.site.path, self._looking(position, attached), site=attached.name)
             return edited if self._edit is not None and self._open else None
 
         return probe
 
-    def _on_input(self, position: int, hook: AttachedSite) -> Callable[..., Any]:
+    def _on_input(self, position: int, attached: AttachedSite) -> Callable[..., Any]:
         def probe(module: nn.Module, args: Any, kwargs: Any) -> Any:
-            look = self._looking(position, hook)
-            edited = edit_arguments(args, kwargs, hook.site.path, list(hook.arguments), look, site=hook.name)
+            look = self._looking(position, attached)
+            edited = edit_arguments(
+                args, kwargs, attached.site.path, list(attached.arguments), look, site=attached.name
+            )
             return edited if self._edit is not None and self._open else None
 
         return probe
 
-    def _looking(self, position: int, hook: AttachedSite) -> Callable[[Tensor], Tensor]:
+    def _looking(self, position: int, attached: AttachedSite) -> Callable[[Tensor], Tensor]:
         def look(x: Tensor) -> Tensor:
             if not self._open:
                 return x
             edge = get_gradient_edge(x) if x.requires_grad else None
             self.seen[position].append(Seen(edge, x.detach().new_empty(1).expand(x.shape)))
-            return x if self._edit is None else self._edit(hook, x)
+            return x if self._edit is None else self._edit(attached, x)
 
         return look
 
@@ -111,11 +114,12 @@ class Probes:
         return module.register_forward_hook(lambda _, __, output: note(output), prepend=True)
 
 
-def foreign_hooks(module: nn.Module) -> list[str]:
+def foreign_hooks(module: nn.Module) -> list[End]:
     """At which ends of a module ("input", "output") hooks of the user see its tensors before a router routes them."""
-    found = []
-    for end, hooks in (("input", module._forward_pre_hooks), ("output", module._forward_hooks)):
-        for hook in hooks.values():
+    found: list[End] = []
+    ends: tuple[End, ...] = ("input", "output")
+    for end in ends:
+        for hook in private.forward_hooks(module, end):
             owner = type(getattr(hook, "__self__", hook)).__module__
             if is_of_a_router(hook):
                 break

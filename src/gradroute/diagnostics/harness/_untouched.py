@@ -77,7 +77,7 @@ class Untouched:
         self._buffers = [
             (module, name, buffer, None if buffer is None else buffer.detach().clone())
             for module in self._modules
-            for name, buffer in module._buffers.items()
+            for name, buffer in private.buffers_of(module).items()
         ]
         self._attributes = [(module, dict(module.__dict__)) for module in self._modules]
         self._random = _RandomState()
@@ -110,7 +110,7 @@ class Untouched:
         """Put buffers and random numbers back to where they were at the start."""
         with torch.no_grad():
             for module, name, buffer, values in self._buffers:
-                module._buffers[name] = buffer
+                private.buffers_of(module)[name] = buffer
                 if buffer is not None and values is not None and not _same(buffer, values):
                     buffer.copy_(values)
         self._random.rewind()

@@ -60,3 +60,10 @@ def test_where_it_is_not_known_what_a_weight_reads_the_report_says_so():
     nn.utils.parametrizations.weight_norm(model[2])
     report = audit(gr.Router(model, {"0": SPEC}), step_of(model), torch.randn(N, 5), labels())
     assert "computed from others here, so readers cannot be told: '2'" in str(report)
+
+
+def test_a_weight_that_was_computed_from_a_parameter_is_said_to_be_unknown():
+    mask = torch.ones(3, WIDTH)
+    model = Functional((3, WIDTH), lambda h, w: F.linear(h, w * mask))
+    report = audit(gr.Router(model, {"writer": SPEC}), step_of(model), torch.randn(N, 5), labels())
+    assert any("not known what these read" in note and "'w'" in note for note in report.notes)
