@@ -91,6 +91,10 @@ class State:
             else:
                 in_flight.pop(self.name, None)
 
+    def unnoticed(self) -> tuple[Mask, ...]:
+        """The masks of the block that is on, if it may run passes that note nothing: those of compiled code."""
+        return self.masks if self.traced else ()
+
     @property
     def active(self) -> bool:
         """Whether a hook has anything to edit."""
@@ -292,7 +296,7 @@ class Attachment:
 
     def clear(self, record: Taught) -> None:
         """After a step: forget what was taught. The block that is on, if there is one, may go on to teach."""
-        record.clear(self.state.masks if self.state.traced else ())
+        record.clear(self.state.unnoticed())
 
     @contextlib.contextmanager
     def quiet(self) -> Iterator[None]:

@@ -94,7 +94,7 @@ class _Labeled(_Block):
     def _put_back(self, state: State, outer: Any) -> None:
         state.labels, state.masks = (None, ()) if outer is None else outer
         for record in state.records:
-            record.end(state.masks if state.traced else ())
+            record.end(() if torch.compiler.is_compiling() else state.unnoticed())
 
 
 class _Ablated(_Block):

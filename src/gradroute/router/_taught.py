@@ -45,7 +45,7 @@ class Taught:
             self.note(block)
 
     def end(self, outer: Masks) -> None:
-        """A block ends. The one around it, if there is one, may run more passes: it is in doubt now."""
+        """A block ends. The one around it, if there is one and passes may go unnoticed, is in doubt now."""
         if not torch.compiler.is_compiling():
             self.settle()
             if outer:
@@ -72,7 +72,7 @@ class Taught:
             units.fill_(True)
 
     def clear(self, block: Masks = ()) -> None:
-        """Forget what was noted. The block that is on, if one is, may run more passes: it is in doubt now."""
+        """Forget what was noted. The block that is on, if one is and passes may go unnoticed, is in doubt now."""
         for units in self.units:
             units.fill_(False)
         self._noted = ()
