@@ -7,7 +7,6 @@ changed fails there, with a message that names the function.
 from __future__ import annotations
 
 import contextlib
-import functools
 import sys
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -118,17 +117,28 @@ def version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def are_aliases(one: Tensor, other: Tensor) -> bool:
-    """Whether an in-place operation on one tensor shows in the other, as far as autograd knows: a view, or the same."""
-    if one is other:
-        return True
-    base = one if one._base is None else one._base
-    return base is (other if other._base is None else other._base)
+def base(tensor: Tensor) -> Tensor | None:
+    """The tensor of which this is a view, as far as autograd knows; None if it is none."""
+    return tensor._base
 
 
-def written(gradient: Tensor | None) -> tuple[int, int] | None:
-    """A stamp of a parameter's ``.grad``, which changes whenever something is added to it."""
-    return None if gradient is None else (id(gradient), gradient._version)
+def is_of(value: Any, base: Tensor) -> bool:
+    """Whether a value is this tensor, or a view of it."""
+    return isinstance(value, Tensor) and (value is base or value._base is base)
+
+
+def mark_gradients(parameters: list[nn.Parameter]) -> None:
+    """Leave on each ``.grad`` how often it was written so far, to see later whether it was written, or is another."""
+    for parameter in parameters:
+        gradient = parameter.grad
+        if gradient is not None:
+            gradient._gradroute_mark = gradient._version  # type: ignore[attr-defined]
+
+
+def has_learned(parameter: nn.Parameter) -> bool:
+    """Whether something was added to a parameter's ``.grad`` since it was marked."""
+    gradient = parameter.grad
+    return gradient is not None and getattr(gradient, "_gradroute_mark", None) != gradient._version
 
 
 def is_distributed(tensor: Tensor) -> bool:
@@ -136,14 +146,9 @@ def is_distributed(tensor: Tensor) -> bool:
     return type(tensor).__name__ == "DTensor"
 
 
-def child(module: nn.Module, name: str) -> nn.Module | None:
-    """A module's own child of this name, past any ``__getattr__`` of its class."""
-    return module._modules.get(name)
-
-
-def n_children(module: nn.Module) -> int:
-    """How many children a module has, at the cost of one look-up."""
-    return len(module._modules)
+def children_of(module: nn.Module) -> dict[str, nn.Module | None]:
+    """The very dict in which a module keeps its children."""
+    return module._modules
 
 
 def is_sharded_by_fsdp(module: nn.Module) -> bool:
@@ -178,14 +183,16 @@ def make_compiled_code_look_at_hooks() -> None:
     torch.compiler.reset()
 
 
-@functools.cache
-def _disabled(function: Any) -> Any:
-    return torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+_UNTRACED: dict[Any, Any] = {}
 
 
 def untraced(function: Any) -> Any:
     """A function that Dynamo runs as it is, where eager code calls it; without Dynamo nothing traces it anyway."""
-    return _disabled(function) if dynamo_is_loaded() else function
+    if not dynamo_is_loaded():
+        return function
+    if function not in _UNTRACED:  # no `functools.cache`, of which Dynamo warns
+        _UNTRACED[function] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+    return _UNTRACED[function]
 
 
 def before_compiling(function: Any) -> Any:

@@ -6,7 +6,6 @@ import inspect
 import subprocess
 import sys
 import weakref
-from functools import partial
 
 import pytest
 import torch
@@ -213,13 +212,21 @@ def test_make_compiled_code_look_at_hooks():
     assert torch.equal(compiled(x), plain)
 
 
-def test_anything_compiled():
-    torch.compiler.reset()
-    assert not private.anything_compiled()
-    torch.compile(partial(torch.add, 1), backend="eager")
-    assert not private.anything_compiled(), "not before it is called"
-    torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1))
-    assert private.anything_compiled()
+def test_untraced():
+    """Where eager code calls it, Dynamo does not trace it; what is compiled around it goes on."""
+    traced = []
+
+    def inner(x):
+        traced.append(torch.compiler.is_compiling())
+        return x + 1
+
+    def outer(x):
+        return private.untraced(inner)(x) * 2
+
+    assert private.untraced(inner) is private.untraced(inner)
+    torch._dynamo.reset()
+    assert torch.compile(outer, backend="eager")(torch.ones(1)) == 4
+    assert traced == [False]
 
 
 def test_before_compiling():
@@ -228,6 +235,14 @@ def test_before_compiling():
 
     assert private.before_compiling(torch.compile(function, backend="eager")) is function
     assert private.before_compiling(function) is None
+
+    class Callable:
+        def __call__(self, x):
+            return x + 1
+
+    callable_object = Callable()
+    before = private.before_compiling(torch.compile(callable_object, backend="eager"))
+    assert callable_object in (before, getattr(before, "__self__", None))
 
 
 def test_forward_hooks():
@@ -310,3 +325,58 @@ def test_shape_of_node():
     x = torch.ones(2, 3, requires_grad=True)
     assert private.shape_of_node((x * 2).sum(0).grad_fn) == (3,)
     assert private.shape_of_node(object()) is None
+
+
+def test_base():
+    x = torch.ones(2, 3)
+    assert private.base(x) is None
+    assert private.base(x.view(3, 2)) is x
+    assert private.base(x[0][1:]) is x
+
+
+def test_is_of():
+    x = torch.ones(2, 3)
+    assert private.is_of(x, x)
+    assert private.is_of(x[0], x)
+    assert not private.is_of(x.clone(), x)
+    assert not private.is_of(None, x)
+
+
+def test_mark_gradients():
+    written, untouched, none = (nn.Parameter(torch.ones(2)) for _ in range(3))
+    for parameter in (written, untouched):
+        parameter.sum().backward()
+    private.mark_gradients([written, untouched, none])
+    written.sum().backward()
+    assert private.has_learned(written)
+    assert not private.has_learned(untouched)
+    assert not private.has_learned(none)
+
+
+def test_has_learned():
+    """Also by a gradient that is another tensor than the one that was marked."""
+    parameter = nn.Parameter(torch.ones(2))
+    parameter.sum().backward()
+    private.mark_gradients([parameter])
+    parameter.grad = None
+    assert not private.has_learned(parameter)
+    parameter.sum().backward()
+    assert private.has_learned(parameter)
+
+
+def test_children_of():
+    model = nn.Sequential(nn.Linear(2, 2))
+    children = private.children_of(model)
+    assert children == {"0": model[0]}
+    model.append(nn.ReLU())
+    assert len(children) == 2, "the very dict"
+
+
+def test_is_distributed():
+    assert not private.is_distributed(torch.ones(1))
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
+        assert private.is_distributed(dist.tensor.distribute_tensor(torch.ones(2), mesh))
+    finally:
+        dist.destroy_process_group()

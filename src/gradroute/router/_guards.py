@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Protocol, TypeAlias
 from weakref import ReferenceType, ref
@@ -206,21 +206,24 @@ def refuse_replaced_forward(hook: Hook, module: nn.Module) -> None:
         )
 
 
-def held_by_the_caller(x: Tensor, given: Any) -> bool:
+def held_by_the_caller(x: Tensor, given: tuple[tuple[Any, ...], dict[str, Any]]) -> bool:
     """Whether a site's tensor is one of its module's arguments, or a view of one.
 
     The caller may use it again. An in-place operation on the routed one would change the caller's values without its
     gradients, so that there the form is used on which such an operation raises.
     """
-    if isinstance(given, Tensor):
-        return x is given if torch.compiler.is_compiling() else private.are_aliases(x, given)
-    if isinstance(given, Mapping):
-        given = tuple(given.values())
-    if isinstance(given, tuple | list):
-        for inner in given:  # a generator would not be traced
-            if held_by_the_caller(x, inner):
-                return True
-    return False
+    args, kwargs = given
+    alias_of = None if torch.compiler.is_compiling() else private.base(x)
+    for arg in args:  # a generator would not be traced
+        if arg is x or (alias_of is not None and private.is_of(arg, alias_of)):
+            return True
+        if isinstance(arg, tuple | list | dict) and held_by_the_caller(x, (_items(arg), {})):
+            return True
+    return len(kwargs) > 0 and held_by_the_caller(x, (tuple(kwargs.values()), {}))
+
+
+def _items(nest: Any) -> tuple[Any, ...]:
+    return tuple(nest.values()) if isinstance(nest, dict) else tuple(nest)
 
 
 def refuse_work_in_place(hook: Hook, module: nn.Module, masks: tuple[Mask, ...]) -> None:
@@ -269,14 +272,14 @@ def refuse_two_names(name: str, module: nn.Module, found: Sequence[AttachedSite]
 
 # ---------------------------------------------------------------------- when a block begins and ends
 
-Link: TypeAlias = tuple[nn.Module, str, nn.Module]
+Link: TypeAlias = tuple[dict[str, "nn.Module | None"], str, nn.Module]
 
 
 class Placed:
     """Where the modules of the sites stand in the model, to notice when another stands there.
 
     Attributes:
-        links: Each step from the model down to them: parent, attribute and child.
+        links: Each step from the model down to them: the children of a module, the name of one, and that one.
     """
 
     def __init__(self, attachment: Attachment) -> None:
@@ -291,8 +294,9 @@ class Placed:
             for step in name.split(".") if name else ():
                 found[parent, step] = parent.get_submodule(step)
                 parent = found[parent, step]
-        self.links: list[Link] = [(parent, step, child) for (parent, step), child in found.items()]
-        self._sizes = [(parent, private.n_children(parent)) for parent in dict.fromkeys(link[0] for link in self.links)]
+        self.links: list[Link] = [(private.children_of(parent), step, child) for (parent, step), child in found.items()]
+        parents = dict.fromkeys(parent for parent, _ in found)
+        self._sizes = [(private.children_of(parent), len(private.children_of(parent))) for parent in parents]
 
     def check(self) -> None:
         """Refuse a model in which a site's module is gone, or to which one was added that a pattern matches.
@@ -300,10 +304,10 @@ class Placed:
         Raises:
             UsageError: It is such a one.
         """
-        unmoved = all(private.child(parent, name) is module for parent, name, module in self.links)
+        unmoved = all(children.get(name) is module for children, name, module in self.links)
         if not unmoved:
             refuse_replaced_modules(self._attachment)
-        if not unmoved or any(private.n_children(parent) != size for parent, size in self._sizes):
+        if not unmoved or any(len(children) != size for children, size in self._sizes):
             refuse_modules_that_came_later(self._attachment)
             names = {module: name for name, module in self._attachment.model.named_modules()}
             self._note([names[module] for module in self._names])  # wrapped, or moved
@@ -379,7 +383,8 @@ class Silence:
     def __init__(self, attachment: Attachment) -> None:
         self._attachment = attachment
         self._parameters = [[p for p in site.module.parameters() if p.requires_grad] for site in attachment.sites]
-        self._outer: list[tuple[set[int], bool, bool, list[Any]]] = []
+        self._all_parameters = list(dict.fromkeys(p for own in self._parameters for p in own))
+        self._outer: list[tuple[set[int], bool, bool]] = []
         self._handles: list[RemovableHandle] = []  # on the parameters of sites that were silent in the last block
         self._earlier: list[ReferenceType[Mask]] = []  # the masks of blocks whose backward pass may be still to come
 
@@ -389,8 +394,8 @@ class Silence:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        stamps = [self._stamp(position) for position in range(len(self._parameters))]
-        self._outer.append((state.ran, state.model_ran, self._waiting(), stamps))
+        private.mark_gradients(self._all_parameters)
+        self._outer.append((state.ran, state.model_ran, self._waiting()))
         state.ran, state.model_ran = set(), False
 
     def end(self, masks: tuple[Mask, ...], *, failed: bool) -> None:
@@ -398,14 +403,14 @@ class Silence:
         state = self._attachment.state
         self._earlier += [ref(mask) for mask in masks]
         ran, model_ran = state.ran, state.model_ran
-        outer_ran, outer_model_ran, waiting, stamps = self._outer.pop()
+        outer_ran, outer_model_ran, waiting = self._outer.pop()
         state.ever_ran |= ran
         state.ran, state.model_ran = outer_ran | ran, outer_model_ran or model_ran
         if failed or state.muted:
             return
         # Compiled code notes nothing, so a site that was compiled may well have run.
         silent = [n for n in range(len(self._parameters)) if n not in ran | state.traced]
-        bypassed = [] if waiting else [n for n in silent if self._learned(n, stamps[n])]
+        bypassed = [] if waiting else [n for n in silent if any(map(private.has_learned, self._parameters[n]))]
         never = [n for n in silent if n not in state.ever_ran and n not in bypassed]
         if bypassed:
             self._warn_bypassed(bypassed)
@@ -449,10 +454,3 @@ class Silence:
         """Whether a graph that was routed in an earlier block is there, and was not yet gone through backward."""
         self._earlier = [held for held in self._earlier if (mask := held()) is not None and not mask.seen_in_backward]
         return bool(self._earlier)
-
-    def _learned(self, position: int, before: Any) -> bool:
-        learned = any(p.grad is not None for p in self._parameters[position])
-        return learned and self._stamp(position) != before
-
-    def _stamp(self, position: int) -> Any:
-        return [private.written(p.grad) for p in self._parameters[position]]
