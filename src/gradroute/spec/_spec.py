@@ -137,9 +137,9 @@ class RoutingSpec:
         return cls(dict(zip(sizes, blocks, strict=False)), start, shared=blocks[-1], unlabeled=unlabeled)
 
     def repeat(self, k: int) -> RoutingSpec:
-        """The spec over width * k units in which each unit has become k consecutive ones.
+        """A spec over width * k units, with k consecutive units for each unit of this one.
 
-        This turns a spec over attention heads into one over the features of the heads, for instance.
+        So a spec over attention heads becomes one over the features of the heads.
 
         Raises:
             SpecError: k is not an integer of at least 1.
@@ -169,9 +169,9 @@ class RoutingSpec:
         return self._route(label).index  # type: ignore[return-value]  # routes are resolved to tuples of units
 
     def exclusive(self, *labels: Hashable) -> tuple[int, ...]:
-        """The units that these labels teach and no other label does: what ablating them switches off.
+        """The units that these labels may teach, and no other label: ablating the labels switches these units off.
 
-        A unit with weight 0 in a route is not taught by it.
+        A route of weight 0 teaches no unit.
 
         Examples:
             >>> RoutingSpec({"a": [0, 1], "b": [1, 2]}, 4, shared=3).exclusive("a")
