@@ -7,6 +7,7 @@ changed fails there, with a message that names the function.
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -175,6 +176,16 @@ def make_compiled_code_look_at_hooks() -> None:
     if entry is not None:
         entry.default = False
     torch.compiler.reset()
+
+
+@functools.cache
+def _disabled(function: Any) -> Any:
+    return torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+
+
+def untraced(function: Any) -> Any:
+    """A function that Dynamo runs as it is, where eager code calls it; without Dynamo nothing traces it anyway."""
+    return _disabled(function) if dynamo_is_loaded() else function
 
 
 def before_compiling(function: Any) -> Any:

@@ -136,6 +136,75 @@ def test_a_whole_compiled_training_step_holds_what_it_leaves_untaught(form: str)
         assert moved(routed, optimizer, lambda labels=labels: step(x, labels)) == expected
 
 
+@pytest.mark.supports("`optim.Isolation`: `torch.compile`")
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+class TestBlocksThatGoOnAfterAStep:
+    """A pass in compiled code notes nothing, so that the isolation must learn of it in another way."""
+
+    @pytest.fixture
+    def run(self, form: str, compiled: bool):
+        """A network in which all units have momentum, its optimizer, and what calls it."""
+        torch.compiler.reset()
+        routed, optimizer, _ = isolated(form)
+        via = torch.compile(routed.module, backend="aot_eager") if compiled else routed.module
+        backward(routed, UNLABELED, via=via)
+        optimizer.step()
+        optimizer.zero_grad()
+        return routed, optimizer, lambda labels: routed.call(via, batch(8)[0], labels).square().sum()
+
+    @pytest.mark.parametrize("where", ["in the block", "after it", "after it, not zeroed"])
+    def test_a_second_pass_counts_for_the_step_after_the_block(self, run, where: str) -> None:
+        routed, optimizer, loss = run
+        with routed.block(FORGET):
+            loss(FORGET).backward()
+            assert moved(routed, optimizer, optimizer.step) == UNITS_OF_FORGET
+            if "not zeroed" not in where:
+                optimizer.zero_grad()
+            second = loss(FORGET)
+            if where == "in the block":
+                second.backward()
+        if where != "in the block":
+            second.backward()
+        assert moved(routed, optimizer, optimizer.step) == UNITS_OF_FORGET
+
+    @pytest.mark.parametrize("set_to_none", [True, False])
+    @pytest.mark.parametrize("zeroed", ["in the block", "after it", "in the next"])
+    def test_a_block_whose_last_pass_was_before_its_step_does_not_count_for_the_next(
+        self, run, zeroed: str, set_to_none: bool
+    ) -> None:
+        """Labels decide, not gradients: the penalty gives all units some."""
+        routed, optimizer, loss = run
+        for labels, expected in ((FORGET, UNITS_OF_FORGET), (RETAIN, UNITS_OF_RETAIN), (FORGET, UNITS_OF_FORGET)):
+            with routed.block(labels):
+                if zeroed == "in the next":
+                    optimizer.zero_grad(set_to_none=set_to_none)
+                penalty = sum(parameter.square().sum() for parameter in routed.net.parameters())
+                (loss(labels) + penalty).backward()
+                assert moved(routed, optimizer, optimizer.step) == expected
+                if zeroed == "in the block":
+                    optimizer.zero_grad(set_to_none=set_to_none)
+            if zeroed == "after it":
+                optimizer.zero_grad(set_to_none=set_to_none)
+
+    def test_a_block_inside_another_counts_for_itself(self, run) -> None:
+        routed, optimizer, loss = run
+        with routed.block(FORGET):
+            loss(FORGET).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            with routed.block(RETAIN):
+                loss(RETAIN).backward()
+        assert moved(routed, optimizer, optimizer.step) == UNITS_OF_RETAIN
+        optimizer.zero_grad()
+        with routed.block(FORGET):
+            with routed.block(RETAIN):
+                loss(RETAIN).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            loss(FORGET).backward()
+        assert moved(routed, optimizer, optimizer.step) == UNITS_OF_FORGET
+
+
 @pytest.mark.supports("`optim.Isolation`: activation checkpointing")
 @pytest.mark.parametrize("use_reentrant", [False, True], ids=["", "reentrant"])
 def test_recomputation_teaches_nothing_new(running, use_reentrant: bool) -> None:

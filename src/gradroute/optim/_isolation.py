@@ -145,10 +145,10 @@ class Isolation:
         self._optimizer = optimizer
         self._process_group = process_group
         recording = contextlib.ExitStack()
-        self._record = recording.enter_context(self._attachment.record_taught())
+        self._record = recording.enter_context(self._attachment.record_taught(learning))
         self._end_of_record = weakref.finalize(self, recording.close)
         if any(parameter.grad is not None for parameter in learning):
-            self._record.clear(True)  # by whom these gradients were made is not known
+            self._record.note_everything()  # by whom these gradients were made is not known
         self._held: list[_Held] = []
         self._hidden: list[tuple[Tensor, Tensor]] = []
         self._has_held = False  # in the step that is on
@@ -180,7 +180,7 @@ class Isolation:
             ...     isolation.discard()
             skipped
         """
-        self._record.clear()
+        self._attachment.clear(self._record)
 
     def remove(self) -> None:
         """Take the isolation's own hooks off the optimizer, and no others. Removing twice is fine."""
@@ -241,9 +241,9 @@ class Isolation:
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         held, hidden = self._held, self._hidden
         self._held, self._hidden = [], []
-        self._record.clear()
         for parameter, gradient in hidden:
             parameter.grad = gradient
+        self._attachment.clear(self._record)
         for parameter, block, values, _ in held:
             put(local(parameter), block, values)
         for parameter, block, values, before in held:

@@ -13,7 +13,6 @@ its own, is refused.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
 from functools import partial
 from typing import Any, Protocol
 
@@ -26,6 +25,7 @@ from ..autograd._functions import Sum
 from ..errors import SiteError
 from ._nested import edit_arguments, edit_output, map_tensors
 from ._second_run import Beginning, Call, chance_of_dropping, random_numbers, refuse_memory
+from ._site import computed_weights
 from ._site_mask import SiteMask, product, scaled, times
 
 
@@ -42,11 +42,6 @@ class Forward(Protocol):
     def __signature__(self) -> inspect.Signature: ...
 
 
-def has_learning_tensors(module: nn.Module) -> bool:
-    """Whether a module has parameters that learn, or weights computed of others that do (plain attributes)."""
-    return any(p.requires_grad for p in module.parameters()) or any(True for _ in _computed(module))
-
-
 def routed_run(forward: Forward, call: Call, writers: list[SiteMask], readers: list[SiteMask]) -> Any:
     """The module's output, with the gradients of its parameters routed."""
     transformed = torch.compiler.is_compiling() or private.transforms_active()
@@ -54,7 +49,8 @@ def routed_run(forward: Forward, call: Call, writers: list[SiteMask], readers: l
         if transformed and (forward.draws or chance_of_dropping(forward.module)):
             raise random_numbers(forward.module)
         return _run_twice(forward, call, writers, readers, transformed=transformed)
-    return _run_once(forward, call, writers)
+    # Dynamo also compiles what eager code calls, in pieces: not this, whose Functions it cannot trace.
+    return private.untraced(_run_once)(forward, call, writers)
 
 
 # ---------------------------------------------------------------------- once
@@ -276,7 +272,9 @@ class _Twin(nn.Module):
         """The output, with some of the module's tensors replaced."""
         named = {f"module.{name}": tensor for name, tensor in tensors.items() if not name.startswith("=")}
         computed = [
-            (owner, key, tensors[f"={name}"]) for name, owner, key, _ in _computed(self.module) if f"={name}" in tensors
+            (owner, key, tensors[f"={name}"])
+            for name, owner, key, _ in computed_weights(self.module)
+            if f"={name}" in tensors
         ]
         before = [getattr(owner, key) for owner, key, _ in computed]
         try:
@@ -291,12 +289,4 @@ class _Twin(nn.Module):
 def _learning(module: nn.Module) -> dict[str, Tensor]:
     """What a module learns by: its parameters, and by names that begin with "=" weights computed of others."""
     found: dict[str, Tensor] = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    return found | {f"={name}": value for name, _, _, value in _computed(module)}
-
-
-def _computed(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
-    """Weights that are computed of others, as pruning, the old weight_norm and MAML do: plain attributes of modules."""
-    for name, inner in module.named_modules():
-        for key, value in list(inner.__dict__.items()):
-            if isinstance(value, Tensor) and value.requires_grad:
-                yield f"{name}.{key}", inner, key, value
+    return found | {f"={name}": value for name, _, _, value in computed_weights(module)}

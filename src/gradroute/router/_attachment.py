@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import threading
 import warnings
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -90,6 +90,10 @@ class State:
                 in_flight[self.name] = masks
             else:
                 in_flight.pop(self.name, None)
+
+    def unnoticed(self) -> tuple[Mask, ...]:
+        """The masks of the block that is on, if it may run passes that note nothing: those of compiled code."""
+        return self.masks if self.traced else ()
 
     @property
     def active(self) -> bool:
@@ -270,9 +274,13 @@ class Attachment:
             raise UsageError("this router is in use in another thread: give each thread its own model and router.")
 
     @contextlib.contextmanager
-    def record_taught(self) -> Iterator[Taught]:
-        """For the length of the block, a record of the units that the model's forward passes may teach."""
-        record = Taught(group.spec.width for group in self.groups)
+    def record_taught(self, parameters: Iterable[Tensor] = ()) -> Iterator[Taught]:
+        """For the length of the block, a record of the units that the model's forward passes may teach.
+
+        Args:
+            parameters: Those whose steps it is asked for: their gradients tell what compiled code does not note.
+        """
+        record = Taught((group.spec.width for group in self.groups), parameters)
         self.note_block(record)
         self.state.records.append(record)
         try:
@@ -281,9 +289,14 @@ class Attachment:
             self.state.records.remove(record)
 
     def note_block(self, record: Taught) -> None:
-        """Note the labels of the block that is on, if there is one: it may hold several steps."""
+        """Before a step: note the labels of the block that is on, if there is one, since it may hold several steps."""
+        record.settle()
         if self.state.masks:
             record.note(self.state.masks)
+
+    def clear(self, record: Taught) -> None:
+        """After a step: forget what was taught. The block that is on, if there is one, may go on to teach."""
+        record.clear(self.state.unnoticed())
 
     @contextlib.contextmanager
     def quiet(self) -> Iterator[None]:

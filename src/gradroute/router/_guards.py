@@ -15,12 +15,11 @@ from torch.utils.hooks import RemovableHandle, unserializable_hook
 from .. import _torch_private as private
 from ..errors import SiteError, UsageError, preview
 from ..spec._masks import Mask
-from ._any_module import has_learning_tensors
 from ._attachment import AttachedSite, Attachment, State
 from ._checkpointing import Pass, current_pass
 from ._nested import any_requires_grad, map_tensors
 from ._parameter_level import stand_in
-from ._site import Site
+from ._site import Site, has_learning_tensors
 
 
 class Hook(Protocol):

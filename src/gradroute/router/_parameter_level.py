@@ -22,9 +22,10 @@ from torch.autograd import Function
 
 from .. import _torch_private as private
 from ..errors import RoutingError
-from ._any_module import has_learning_tensors, routed_run
+from ._any_module import routed_run
 from ._layer_gradients import Layer, known_layer
 from ._second_run import draws_random_numbers
+from ._site import has_learning_tensors
 from ._site_mask import SiteMask
 
 

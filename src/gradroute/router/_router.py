@@ -82,9 +82,8 @@ class _Labeled(_Block):
         if self._entered:  # again: what the labels hold may have changed since
             self._masks = self._router._attachment.masks(self._labels)
         self._entered = True
-        if torch.is_grad_enabled():  # before anything is set: it may refuse the labels
-            for record in state.records:
-                record.note(self._masks)
+        for record in state.records:  # before anything is set: it may refuse the labels
+            record.begin(self._masks)
         outer = state.labels, state.masks
         state.labels, state.masks = self._labels, self._masks
         return outer
@@ -94,6 +93,8 @@ class _Labeled(_Block):
 
     def _put_back(self, state: State, outer: Any) -> None:
         state.labels, state.masks = (None, ()) if outer is None else outer
+        for record in state.records:
+            record.end(() if torch.compiler.is_compiling() else state.unnoticed())
 
 
 class _Ablated(_Block):

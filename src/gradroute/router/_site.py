@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import SiteError, did_you_mean, preview
 from ..spec._spec import RoutingSpec
@@ -130,7 +130,7 @@ def check_level(name: str, module: nn.Module, site: Site) -> None:
     """
     if site.level == "activations":
         return
-    if next(module.parameters(), None) is None:
+    if next(module.parameters(), None) is None and next(computed_weights(module), None) is None:
         raise SiteError(
             f"site {name!r}: level='parameters' routes a module's own parameters, and a {type(module).__name__} has "
             "none. Use level='activations', or the layers that write or read its tensor."
@@ -150,3 +150,16 @@ def leads_with_time(name: str, model: nn.Module, site: Site) -> bool:
         if isinstance(ancestor, _SEQUENCE_MODULES):
             return any(getattr(inner, "batch_first", None) is False for inner in ancestor.modules())
     return False
+
+
+def has_learning_tensors(module: nn.Module) -> bool:
+    """Whether a module has parameters that learn, or weights computed of others that do."""
+    return any(p.requires_grad for p in module.parameters()) or any(True for _ in computed_weights(module))
+
+
+def computed_weights(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
+    """Weights that are computed of others, as pruning, the old weight_norm and MAML do: plain attributes of modules."""
+    for name, inner in module.named_modules():
+        for key, value in list(inner.__dict__.items()):
+            if isinstance(value, Tensor) and value.requires_grad:
+                yield f"{name}.{key}", inner, key, value

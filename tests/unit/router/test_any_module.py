@@ -1,122 +1,214 @@
-"""Level "parameters" on modules of which nothing is known: one run in eager mode, and every output teaches."""
+"""Level "parameters" on modules of which nothing is known: one run in eager mode, whatever the module remembers or draws."""
 
+import random
+from dataclasses import dataclass
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import prune
+from torch.nn import functional as F
 
 import gradroute as gr
-from gradroute.router._any_module import has_learning_tensors
-from gradroute.testing import assert_routed
 
-SPEC = gr.RoutingSpec.one_per_label(4)
-
-
-def own(spec: gr.RoutingSpec = SPEC, **options: object) -> gr.Site:
-    return gr.Site(spec, level="parameters", **options)
+WIDTH = 4
+SPEC = gr.RoutingSpec({"retain": [0, 1, 2], "forget": 3}, WIDTH)
+RETAIN = torch.zeros(5, dtype=torch.long)
+MIXED = torch.tensor([0, 1, 1, 0, 1])
 
 
-class Counts(nn.Module):
-    """An unknown module that counts its runs, draws random numbers, and returns a second output of the same weights."""
+class Projected(nn.Module):
+    """A module that is no layer of torch's: a projection, and what a subclass makes of it."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
-        self.layer = nn.Linear(3, 4)
-        self.runs = 0
+        torch.manual_seed(0)
+        self.projection = nn.Linear(3, WIDTH)
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        self.runs += 1
-        y = torch.tanh(self.layer(x))
-        return nn.functional.dropout(y, 0.5), y.square()
+    def forward(self, x):
+        return self.projection(x).tanh()
 
 
-def test_it_runs_once_and_routes_what_it_drew() -> None:
-    model = Counts()
-    with gr.Router(model, {"": own(index=0)})(torch.tensor([1, 1])):
-        y, _ = model(torch.ones(2, 3))
-        assert model.runs == 1
-        y.sum().backward()
-    assert model.runs == 1
-    learned = model.layer.weight.grad.any(1)
-    assert not learned[[0, 2, 3]].any()
-    assert learned[1] == (y[:, 1] != 0).any(), "what dropout left out teaches nothing"
+class CountsItsCalls(Projected):
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x) * self.calls
 
 
-def test_other_outputs_teach_the_parameters_whole() -> None:
-    model = Counts()
-    model(torch.ones(2, 3))[1].sum().backward()
-    whole = model.layer.weight.grad.clone()
-    model.zero_grad()
-    with gr.Router(model, {"": own(index=0)})(torch.tensor([1, 1])):
-        model(torch.ones(2, 3))[1].sum().backward()
-    torch.testing.assert_close(model.layer.weight.grad, whole)
+class UpdatesABufferBeforeUse(Projected):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x):
+        self.count += 1
+        return super().forward(x) * self.count
 
 
-@pytest.mark.parametrize("ends", [["output"], ["input"], ["output", "input"]], ids=" and ".join)
-def test_it_does_what_the_oracle_says(ends: list[str]) -> None:
-    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 4)), nn.Linear(4, 2))
-    assert_routed(model, {"1": [own(on=end) for end in ends]}, torch.randn(5, 4))
+class DrawsByPython(Projected):
+    def forward(self, x):
+        return super().forward(x) * random.random()
 
 
-def test_second_derivatives_are_those_of_weights_fixed_off_the_route() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4))
-    x, labels = torch.randn(2, 3, requires_grad=True), torch.tensor([0, 2])
-    taught = torch.eye(4)[labels].bool()
-    fixed = {name: parameter.detach() for name, parameter in model.named_parameters()}
-
-    def by_hand() -> torch.Tensor:
-        return torch.where(taught, model(x), torch.func.functional_call(model, fixed, x))
-
-    def second(output: torch.Tensor) -> list[torch.Tensor]:
-        inputs = [x, *model.parameters()]
-        first = torch.autograd.grad(output.pow(3).sum(), inputs, create_graph=True)
-        return list(torch.autograd.grad(sum(gradient.square().sum() for gradient in first), inputs))
-
-    expected = second(by_hand())
-    with gr.Router(model, {"": own()})(labels):
-        found = second(model(x))
-    torch.testing.assert_close(found, expected)
+class DrawsByNumpy(Projected):
+    def forward(self, x):
+        return super().forward(x) * float(np.random.rand())
 
 
-def test_weights_that_are_plain_attributes_learn_too() -> None:
-    layer = nn.Linear(3, 4, bias=False)
-    assert has_learning_tensors(layer)
-    layer.requires_grad_(False)
-    assert not has_learning_tensors(layer)
-    source = torch.randn(4, 3, requires_grad=True)
+class Drops(Projected):
+    def forward(self, x):
+        return F.dropout(super().forward(x), 0.5, training=True)
+
+
+class AppendsToACache(Projected):
+    def forward(self, x, cache):
+        y = super().forward(x)
+        cache.append(y)
+        return torch.stack(list(cache)).sum(0)
+
+
+MODULES = [Projected, CountsItsCalls, UpdatesABufferBeforeUse, DrawsByPython, DrawsByNumpy, Drops, AppendsToACache]
+
+
+def run(module, *, mask=None, weight=None):
+    """Output, gradient of the input and own gradients; by hand with a mask, a run for each example's own gradient."""
+    torch.manual_seed(1)
+    random.seed(1)
+    np.random.seed(1)
+    x = torch.randn(5, 3, requires_grad=True)
+    cache = ([],) if isinstance(module, AppendsToACache) else ()
+    y = module(x, *cache)
+    g = torch.linspace(-1, 1, y.numel()).view_as(y)
+    if mask is None:
+        y.backward(g)
+        return y.detach(), x.grad, {name: p.grad for name, p in module.named_parameters()}
+    (of_input,) = torch.autograd.grad(y, x, g, retain_graph=True)
+    own = torch.autograd.grad(y, list(module.parameters()), g * mask)
+    return y.detach(), of_input, dict(zip(dict(module.named_parameters()), own, strict=True))
+
+
+@pytest.mark.parametrize("kind", MODULES)
+@pytest.mark.parametrize("spec", [SPEC, gr.RoutingSpec({0: gr.Route(0, 0.5), 1: gr.Route([1, 2], -2.0)}, WIDTH)])
+def test_a_module_runs_once(kind, spec):
+    """The output is bitwise that of the plain module; the input learns whole, and its own parameters by route."""
+    module, plain = kind(), kind()
+    expected = run(plain, mask=spec.mask(MIXED))
+    with gr.Router(module, {"": gr.Site(spec, level="parameters")})(MIXED):
+        found = run(module)
+    assert torch.equal(found[0], expected[0])
+    torch.testing.assert_close(found[1:], expected[1:])
+    for one, other in zip(module.buffers(), plain.buffers(), strict=True):
+        assert torch.equal(one, other)
+    assert getattr(module, "calls", 1) == 1
+
+
+@dataclass
+class Pair:
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+class Attributes(dict):
+    """A dict whose items are its attributes, too."""
+
+    def __init__(self, **items):
+        super().__init__(**items)
+        self.__dict__ = self
+
+
+PAIRS = {
+    "tuple": (lambda a, b: (a, b), 0, 1),
+    "dict": (lambda a, b: {"first": a, "second": b}, "first", "second"),
+    "dataclass": (Pair, "first", "second"),
+    "list": (lambda a, b: [a, [b]], 0, (1, 0)),
+    "torch.return_types": (lambda a, b: torch.return_types.max((a, b)), 0, 1),
+    "items that are attributes": (lambda a, b: Attributes(first=a, second=b), "first", "second"),
+}
+
+
+@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
+@pytest.mark.parametrize("level", ["activations", "parameters"])
+def test_outputs_beside_the_sites_teach_whole(pair, level):
+    make, first, second = pair
+
+    class Two(Projected):
+        def forward(self, x):
+            y = super().forward(x)
+            return make(y * 2, y * 3)
+
+    def at(output, step):
+        for one in step if isinstance(step, tuple) else (step,):
+            output = getattr(output, one) if isinstance(output, Pair | Attributes) else output[one]
+        return output
+
+    module = Two()
+    router = gr.Router(module, {"": gr.Site(SPEC, level=level, index=first)})
+    x = torch.randn(5, 3)
+    with router(RETAIN):
+        output = module(x)
+        at(output, first).sum().backward(retain_graph=True)
+        of_first = module.projection.bias.grad.clone()
+        module.zero_grad()
+        at(output, second).sum().backward()
+    assert type(output) is type(make(x, x))
+    assert of_first[3] == 0
+    assert of_first[:3].all()
+    slope = 1 - module.projection(x).tanh() ** 2
+    torch.testing.assert_close(module.projection.bias.grad, 3 * slope.sum(0))
+
+
+def test_the_final_state_of_a_recurrent_layer_teaches_beside_its_output():
+    gru = nn.GRU(3, WIDTH, batch_first=True)
+    x = torch.randn(5, 2, 3)
+    gru(x)[1].sum().backward()
+    whole = gru.bias_ih_l0.grad.clone()
+    gru.zero_grad()
+    with gr.Router(gru, {"": gr.Site(SPEC, index=0, level="parameters")})(RETAIN):
+        gru(x)[1].sum().backward()
+    torch.testing.assert_close(gru.bias_ih_l0.grad, whole)
+
+
+# ---------------------------------------------------------------------- weights that are no parameters
+
+
+@pytest.mark.parametrize("bias", ["frozen", "none", "learns"])
+def test_weights_computed_of_others_learn_by_route(bias):
+    """As in MAML, where a step is taken on weights before they are used."""
+    layer = nn.Linear(3, WIDTH, bias=bias != "none")
+    w = nn.Parameter(layer.weight.detach().clone())
     del layer.weight
-    layer.weight = source * 2
-    assert has_learning_tensors(layer)
+    layer.weight = w - 0.5 * w.detach()
+    if bias == "frozen":
+        layer.bias.requires_grad_(False)
+    with gr.Router(layer, {"": gr.Site(SPEC, level="parameters")})(RETAIN):
+        layer(torch.randn(5, 3)).sum().backward()
+    assert not w.grad[3].any()
+    assert w.grad[:3].all()
 
 
-def test_one_tensor_of_several_outputs() -> None:
-    model = nn.GRU(3, 4, batch_first=True)
-    x = torch.randn(2, 5, 3, requires_grad=True)
-    model(x)[0].sum().backward()
-    whole = x.grad.clone()
-    x.grad = None
-    model.zero_grad()
-    with gr.Router(model, {"": own(index=0)})(torch.tensor([0, 0])):
-        model(x)[0].sum().backward()
-    torch.testing.assert_close(x.grad, whole)
-    assert model.weight_ih_l0.grad.any()
+def test_computed_weights_deep_inside_learn_by_route():
+    class Hyper(Projected):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    module = Hyper()
+    w = nn.Parameter(module.projection.weight.detach().clone())
+    del module.projection.weight
+    module.projection.weight = 2 * w
+    with gr.Router(module, {"": gr.Site(SPEC, level="parameters")})(RETAIN):
+        module(torch.randn(5, 3)).sum().backward()
+    assert not w.grad[3].any()
+    assert w.grad[:3].all()
 
 
-@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
-@pytest.mark.parametrize(
-    "computed",
-    [lambda layer: prune.random_unstructured(layer, "weight", 0.2), lambda layer: nn.utils.weight_norm(layer, dim=1)],
-    ids=["pruned", "weight norm"],
-)
-def test_weights_that_are_computed_before_each_pass_learn_by_route(computed) -> None:
-    spec = gr.RoutingSpec.split({"retain": 3, "forget": 1})
-    layer = nn.ConvTranspose1d(3, 4, 2)
-    computed(layer)
-    router = gr.Router(layer, {"": gr.Site(spec, level="parameters", dim=1)})
-    with router(torch.zeros(2, dtype=torch.int64)):
-        layer(torch.ones(2, 3, 5)).square().sum().backward()
-    for name, parameter in layer.named_parameters():
-        by_unit = parameter.grad.movedim(0 if name == "bias" else 1, 0).reshape(4, -1)
-        assert by_unit[:3].any(1).all(), name
-        assert not by_unit[3].any(), name
+def test_hooks_on_parameters_see_the_routed_gradient_once():
+    module = Projected()
+    seen = []
+    module.projection.bias.register_hook(lambda grad: seen.append(grad.clone()))
+    with gr.Router(module, {"": gr.Site(SPEC, level="parameters")})(RETAIN):
+        module(torch.randn(5, 3)).sum().backward()
+    assert len(seen) == 1
+    assert torch.equal(seen[0], module.projection.bias.grad)
+    assert seen[0][3] == 0

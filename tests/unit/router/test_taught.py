@@ -40,7 +40,7 @@ def test_what_was_cleared_is_noted_again_by_the_same_masks():
         assert same(taught, expected(labels))
         taught.clear()
         assert not any(units.any() for units in taught.units)
-    taught.clear(True)
+    taught.note_everything()
     assert all(units.all() for units in taught.units)
 
 

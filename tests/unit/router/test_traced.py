@@ -1,6 +1,4 @@
-"""What is noted while Dynamo traces a site: it is a router's own, and warns once of what compiled code cannot."""
-
-import warnings
+"""What is noted while Dynamo traces: which sites were compiled, and that no labels were set."""
 
 import pytest
 import torch
@@ -10,38 +8,41 @@ import gradroute as gr
 from gradroute.router._attachment import attachment_of
 
 SPEC = gr.RoutingSpec.one_per_label(3)
+LABELS = torch.tensor([0, 1])
 
 
 @pytest.fixture(autouse=True)
-def _fresh_compiler():
-    torch.compiler.reset()
+def _nothing_compiled_before():
+    torch._dynamo.reset()
 
 
-def compiled():
-    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3))
-    router = gr.Router(model, {"1": SPEC})
-    return router, attachment_of(router).state, torch.compile(model, backend="eager", fullgraph=True)
-
-
-def test_a_site_is_noted_as_traced_and_nobody_says_that_it_did_not_run():
-    router, state, model = compiled()
-    assert not state.traced
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with router(torch.tensor([0, 1])):
-            model(torch.ones(2, 2))
+def test_the_sites_that_were_compiled_are_noted_and_no_others():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    router = gr.Router(model, {"0": SPEC, "1": SPEC})
+    state = attachment_of(router).state
+    torch.compile(nn.Linear(3, 3), backend="eager")(torch.ones(2, 3))
+    assert state.traced == set()
+    with router(LABELS):
+        h = torch.compile(model[0], backend="eager")(torch.ones(2, 3))
+        assert state.traced == {0}
+        model[1](h).sum().backward()
     assert state.traced == {0}
 
 
-def test_a_training_pass_without_labels_warns_as_it_is_traced():
-    _, _, model = compiled()
-    with pytest.warns(gr.UnroutedWarning, match="site '1' ran a training forward pass with no labels set") as caught:
-        model(torch.ones(2, 2))
-        model(torch.ones(2, 2))
-    assert len(caught) == 1
+def test_a_missing_label_is_said_once_for_all_that_is_compiled():
+    model = nn.Linear(3, 3)
+    gr.Router(model, {"": SPEC})
+    compiled = torch.compile(model, backend="eager", dynamic=False)
+    with pytest.warns(gr.UnroutedWarning, match="no labels set") as said:
+        for size in (2, 3, 4):
+            compiled(torch.ones(size, 3)).sum().backward()
+    assert len([one for one in said if issubclass(one.category, gr.UnroutedWarning)]) == 1
 
 
-def test_a_router_that_is_gone_is_no_error():
-    from gradroute.router import _traced
-
-    assert _traced.note("no such router", 0, "1") == 0
+@pytest.mark.filterwarnings("error")
+def test_nothing_is_said_of_evaluation():
+    model = nn.Linear(3, 3)
+    gr.Router(model, {"": SPEC})
+    with torch.no_grad():
+        torch.compile(model, backend="eager")(torch.ones(2, 3))
+    torch.compile(model.eval(), backend="eager")(torch.ones(2, 3))
