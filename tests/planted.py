@@ -329,6 +329,35 @@ def gradient_hook_on_a_writer() -> Planted:
     return Planted(model, {"0": SPEC, "2": READS}, _square(model), _inputs(), {("0.weight", "gradient hook")})
 
 
+def centralized_gradient() -> Planted:
+    """A hook that makes each entry's gradient depend on all others."""
+    model = nn.Sequential(nn.Linear(5, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 3, bias=False))
+    model[0].weight.register_hook(lambda gradient: gradient - gradient.mean())
+    return Planted(model, {"0": SPEC, "2": READS}, _square(model), _inputs(), {("0.weight", "gradient hook")})
+
+
+class AddsToGradients(torch.autograd.Function):
+    """Forward: identity. Backward: adds a constant, where no hook can be left out."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient + 0.01
+
+
+def function_that_adds_to_gradients() -> Planted:
+    class Adding(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return AddsToGradients.apply(x)
+
+    model = nn.Sequential(nn.Linear(5, WIDTH), Adding(), nn.Identity(), nn.Tanh(), nn.Linear(WIDTH, 3, bias=False))
+    bypasses = {(name, "unknown path") for name in ("0.weight", "0.bias")}
+    return Planted(model, {"2": SPEC, "4": READS}, _square(model), _inputs(), bypasses)
+
+
 def gradient_hook_on_a_reader() -> Planted:
     model = nn.Sequential(nn.Linear(5, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 3, bias=False))
     model[2].weight.register_hook(lambda gradient: gradient + 0.01)
@@ -377,9 +406,8 @@ def per_unit(function: Callable[[Tensor, Tensor], Tensor], *shape: int) -> Plant
     return Planted(model, {"writer": SPEC}, _square(model), _inputs(), {("own", "per-unit parameter")})
 
 
-def _nearest_code(x: Tensor, codebook: Tensor) -> Tensor:
-    nearest = torch.cdist(x.detach(), codebook.detach()).argmin(-1)
-    return x - F.embedding(nearest, codebook)
+def _chosen_code(x: Tensor, codebook: Tensor) -> Tensor:
+    return x - F.embedding(torch.arange(len(x)) % len(codebook), codebook)
 
 
 # Units that lie in both directions of a network with two.
@@ -455,12 +483,14 @@ PLANTED: dict[str, Callable[[], Planted]] = {
     "experts": experts,
     "functional reader": functional_reader,
     "gradient hook on a writer": gradient_hook_on_a_writer,
+    "centralized gradient": centralized_gradient,
+    "function that adds to gradients": function_that_adds_to_gradients,
     "gradient hook on a reader": gradient_hook_on_a_reader,
     "backward pre-hook before the site": backward_pre_hook_before_the_site,
     "gradient hook on an activation": gradient_hook_on_an_activation,
     "codebook read by subtraction": lambda: per_unit(lambda x, c: (x[:, None] - c).square().sum(-1), 3),
     "codebook read by distance": lambda: per_unit(torch.cdist, 3),
-    "nearest code of a codebook": lambda: per_unit(_nearest_code, 3),
+    "codes chosen from a codebook": lambda: per_unit(_chosen_code, 3),
     "bias of each unit": lambda: per_unit(torch.add),
     "bias of each unit, in place": lambda: per_unit(lambda x, bias: (2 * x).add_(bias)),
     "states of a GRU": lambda: states(nn.GRU, inside=True),

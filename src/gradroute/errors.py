@@ -34,11 +34,11 @@ class SiteError(RoutingError):
 
 
 class UsageError(RoutingError):
-    """A router is used where its labels cannot be trusted: another thread, a stray copy, a late recomputation."""
+    """Something is used in a way that cannot work, such as a router in two threads at once, or after it was removed."""
 
 
 class LeakError(RoutingError, AssertionError):
-    """A label trains what its route leaves out: an audit found it, or an optimizer step that was watched."""
+    """An audit found a label that trains what its route leaves out, or a watch a step that moved what nobody taught."""
 
 
 class NotRoutedError(RoutingError, AssertionError):
@@ -50,7 +50,7 @@ class UnroutedWarning(UserWarning):
 
 
 def preview(items: Iterable[object], limit: int = 8) -> str:
-    """The first few items, and how many more there are, so that no message prints a whole tensor.
+    """The first few items as text, and how many more there are: no message prints a whole tensor.
 
     >>> preview(range(3)), preview(range(100), limit=3)
     ('0, 1, 2', '0, 1, 2, ... (97 more)')

@@ -102,6 +102,7 @@ def route_mask(x: Tensor, mask: Mask, dim: int, *, replacing: bool) -> Tensor:
             "module whose output is gathered (tensor parallelism: output_layouts=Replicate(), use_local_output=True)."
         )
     dim = mask.check_fits(x.shape, dim)
+    mask.check_device(x.device)
     if torch.compiler.is_compiling():
         if torch.compiler.is_exporting():
             if torch.is_grad_enabled() and x.requires_grad:

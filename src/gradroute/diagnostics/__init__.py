@@ -4,7 +4,7 @@ The three functions are `gradroute.audit`, `gradroute.watch` and `gradroute.spec
 and the audit that repeats itself while training.
 """
 
-from ._specialization import Estimate, Slice, SpecializationReport
+from ._specialization_report import Estimate, Slice, SpecializationReport
 from ._watch import Watch
 from ._watch_report import Move, WatchReport
 from .audit import (

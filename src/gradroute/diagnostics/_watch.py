@@ -25,11 +25,11 @@ __all__ = ["Move", "Watch", "WatchReport", "watch"]
 
 
 def watch(model: nn.Module, optimizer: Optimizer, router: Router) -> Watch:
-    """Compare the model before and after real optimizer steps, until it is closed.
+    """Report what each optimizer step moves of units that no example of the step could teach.
 
-    A unit is frozen in a step if no example of the forward passes since the last one could teach it. What belongs to it
-    are the same entries of parameters that `gradroute.optim.Isolation` holds, and the running statistics of a BatchNorm
-    that is the site, or is the first to read it. Of several processes, each looks at its own examples alone.
+    A step's examples are those of the forward passes since the step before. What belongs to a unit are the entries of
+    parameters that `gradroute.optim.Isolation` holds, and the running statistics of a BatchNorm that is the site itself
+    or reads its output. With several processes, each looks at its own examples alone.
 
     Args:
         model: The model of the router.

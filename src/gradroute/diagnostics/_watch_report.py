@@ -12,8 +12,9 @@ Cause: TypeAlias = Literal["gradient", "momentum", "weight decay", "buffer", "un
 
 ADVICE: dict[Cause, str] = {
     "gradient": "A gradient reached it around its route: gradroute.audit names the path.",
-    "momentum": "The optimizer's state goes on without a gradient: gradroute.optim.Isolation holds it.",
-    "weight decay": "Weight decay needs no gradient: gradroute.optim.Isolation holds it, or set weight_decay=0 for it.",
+    "momentum": "The optimizer's state moves it where the gradient is 0, too: gradroute.optim.Isolation holds it.",
+    "weight decay": "Weight decay moves it where the gradient is 0, too: gradroute.optim.Isolation holds it, or set "
+    "weight_decay=0 for it.",
     "buffer": "Running statistics take in every example: put the module in eval mode, or use a norm without them.",
     "unknown": "Neither gradient, state nor weight decay explains it: something else wrote to it.",
 }
@@ -27,9 +28,10 @@ class Move:
         target: The qualified name of the parameter or buffer.
         units: The units along the dimension that counts them; () where the whole target belongs to one.
         moved: The norm of the change.
-        relative: The same as a part of the norm that the entries had before.
+        relative: `moved`, divided by the norm that these entries had before the step.
         causes: Why: ``"gradient"`` (one reached them around the route), ``"momentum"`` (the optimizer's state was not
-            0), ``"weight decay"``, ``"buffer"``. Each is present; how much is whose is not told apart.
+            0), ``"weight decay"``, ``"buffer"`` (running statistics), or ``"unknown"``. Of several it is not known how
+            much each of them contributed.
         advice: What to do about it.
 
     Examples:
@@ -60,8 +62,8 @@ class WatchReport(tables.Report):
 
     Attributes:
         step: Which step since the watch began, from 1 on.
-        moves: What moved, the furthest first.
-        held: The parameters and buffers that hold such units, and did not move.
+        moves: What moved, the largest change first.
+        held: The parameters and buffers with entries of such units, in which these entries did not move.
         notes: What was not looked at.
 
     Examples:
@@ -78,7 +80,7 @@ class WatchReport(tables.Report):
         >>> watcher.report.assert_clean()  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         gradroute.errors.LeakError: an optimizer step moved units that nobody taught:
-          'weight' by ... (weight decay). Weight decay needs no gradient: ...
+          'weight' by ... (weight decay). Weight decay moves it where the gradient is 0, too: ...
     """
 
     step: int

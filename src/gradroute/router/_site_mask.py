@@ -36,6 +36,7 @@ class SiteMask:
         """Check the mask against the tensor; return `dim` counted from the front."""
         self.check_order(x)
         try:
+            self.mask.check_device(x.device)
             return self.mask.check_fits(x.shape, self.dim, broadcast=True)
         except RoutingError as error:
             raise type(error)(f"site {self.site!r}: {error}") from None

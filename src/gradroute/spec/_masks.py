@@ -82,6 +82,8 @@ class MaskTable:
             return Mask(self, labels, "mixture", given=given)
         if labels.dtype.is_complex:
             raise LabelError(f"labels must have an integer, bool or floating dtype; got {labels.dtype}.")
+        if labels.dtype is torch.uint64:
+            labels = self._signed(labels)
         labels = labels.long()
         if _can_read(labels):
             lowest = self._check_keys(private.unwrapped(labels))
@@ -94,6 +96,22 @@ class MaskTable:
         entry = torch.where(labels == UNLABELED, last, entry)
         looked_up = lookup.index_select(0, entry.reshape(-1)).view(labels.shape)
         return Mask(self, looked_up, "rows", given=looked_up, copy=False)
+
+    def _signed(self, labels: Tensor) -> Tensor:
+        """uint64 labels as int64, without 2**64 - 1 becoming -1, which means unlabeled."""
+        signed = labels.long()
+        if _can_read(labels):
+            wrapped = private.unwrapped(signed)
+            bad = [value + 2**64 for value in torch.unique(wrapped[wrapped < 0]).tolist()]
+            if bad:
+                raise self._unknown(bad)
+        return torch.where(signed < 0, torch.iinfo(torch.int64).max, signed)
+
+    def _unknown(self, values: list[int]) -> LabelError:
+        return LabelError(
+            f"unknown label {preview(values, 5)} in the batch. Label tensors of this spec hold {self._keys()}, "
+            f"and {UNLABELED} for unlabeled data."
+        )
 
     def _check_keys(self, labels: Tensor) -> int:
         """Raise for integers that are neither a key nor -1; return the smallest."""
@@ -108,11 +126,7 @@ class MaskTable:
             values = torch.unique(labels)
             inside = (values >= UNLABELED) & (values < len(self.row_of_key) - 1)
             inside &= self.row_of_key[values.where(inside, UNLABELED)] < len(self.rows)
-            bad = values[~inside].tolist()
-            raise LabelError(
-                f"unknown label {preview(bad, 5)} in the batch. Label tensors of this spec hold {self._keys()}, "
-                f"and {UNLABELED} for unlabeled data."
-            )
+            raise self._unknown(values[~inside].tolist())
         return int(lowest)
 
     def _keys(self) -> str:
@@ -235,6 +249,18 @@ class Mask:
             )
         return dim
 
+    def check_device(self, device: torch.device) -> None:
+        """Refuse labels on the meta device, which hold no values, for a tensor that has some.
+
+        Raises:
+            LabelError: They are there, and the tensor is on another device.
+        """
+        if self.labels.device.type == "meta" and device.type != "meta":
+            raise LabelError(
+                f"labels are on the meta device, which holds no values, and the routed tensor is on {device}: make the "
+                "labels on a real device."
+            )
+
     def tensor(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The weights, ``shape + (width,)``, in a dtype; with bool, whether the weight is not 0."""
         labels = self._labels_on(device)
@@ -245,8 +271,8 @@ class Mask:
         dense = self.table.weights(torch.float32, device)[
             self.table._on(device, "row_of_label", self.table.row_of_label)
         ]
-        # Autocast would round the products to half precision.
-        with torch.autocast(device.type, enabled=False):
+        # Autocast would round the products to half precision. It knows no meta device, where nothing is computed.
+        with torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False):
             weights = _union(labels, dense, self.table.is_hard) if self.kind == "union" else _mixture(labels, dense)
         return weights.to(dtype)
 
@@ -270,6 +296,8 @@ class Mask:
         if labels is not self.labels:
             return Mask(self.table, labels, self.kind, given=labels, copy=False).taught()
         device = labels.device
+        if device.type == "meta":  # nobody can know, so nothing may be taken for untaught
+            return torch.ones(self.width, dtype=torch.bool, device="cpu")
         if self.kind != "rows":
             return self.tensor(torch.bool, device).reshape(-1, self.width).any(0)
         rows = self.table.weights(torch.bool, device)
@@ -305,8 +333,18 @@ def align(weights: Tensor, ndim: int, dim: int) -> Tensor:
 
 
 def _mixture(labels: Tensor, dense: Tensor) -> Tensor:
+    """The weighted sum of the routes.
+
+    A weight that is NaN or inf makes NaN of the units of its own label's route, and of no others: 0 * NaN would open
+    them all.
+    """
     dtype = torch.promote_types(labels.dtype, torch.float32)
-    return labels.to(dtype) @ dense[:-1].to(dtype)
+    weights, rows = labels.to(dtype), dense[:-1].to(dtype)
+    if _can_read(labels):  # checked when the labels came
+        return weights @ rows
+    finite = torch.isfinite(weights)
+    reached = (~finite).to(dtype) @ (rows != 0).to(dtype)
+    return torch.where(reached > 0, float("nan"), torch.where(finite, weights, 0) @ rows)
 
 
 def _union(labels: Tensor, dense: Tensor, is_hard: bool) -> Tensor:

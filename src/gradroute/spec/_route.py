@@ -63,7 +63,7 @@ class Route:
         return units_of(self.index, width)
 
     def resolved(self, width: int) -> Route:
-        """This route with its index written out as a tuple of units, the form in which routes compare equal.
+        """This route with its index as a tuple of units: routes with the same units then compare equal.
 
         Raises:
             SpecError: As `units`.
@@ -71,7 +71,7 @@ class Route:
         return Route(self.units(width), self.weight, self.elsewhere)
 
     def repeat(self, k: int, width: int) -> Route:
-        """This route where each of `width` units has become `k` consecutive ones.
+        """The route over width * k units, with `k` consecutive units for each unit of this one.
 
         Raises:
             SpecError: As `units`.
@@ -153,7 +153,7 @@ def shown(index: Any) -> str:
 
 
 def repeated(units: tuple[int, ...], k: int) -> tuple[int, ...]:
-    """The units that these become when each becomes `k` consecutive ones."""
+    """The units of a spec with `k` consecutive units for each of these."""
     return tuple(unit * k + offset for unit in units for offset in range(k))
 
 

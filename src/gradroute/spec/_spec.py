@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import numbers
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final, Literal, TypeAlias, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from ..errors import SpecError, preview
+from ..errors import SpecError
+from ._checks import Unlabeled, canonical_label, canonical_unlabeled, positive_int
+from ._dict_form import arguments_of, to_dict
 from ._masks import UNLABELED, MaskTable, unknown_label
 from ._route import Index, Route, canonical_index, repeated, shown, units_of
-
-MAX_INTEGER_KEY: Final = 10_000_000
-"""Integer keys index a look-up table of this many entries at most (80 MB)."""
-
-Unlabeled: TypeAlias = "Literal['all', 'none', 'shared'] | Route"
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -70,14 +66,14 @@ class RoutingSpec:
         shared: Index = (),
         unlabeled: Unlabeled = "all",
     ) -> None:
-        width = _positive_int(width, "width")
+        width = positive_int(width, "width")
         if not isinstance(routes, Mapping):
             raise SpecError(f"routes must be a mapping from labels to routes, such as {{0: 0, 1: 1}}; got {routes!r}.")
         if not routes:
             raise SpecError("routes is empty: a spec needs at least one label, such as RoutingSpec({0: 0}, 10).")
         resolved: dict[Hashable, Route] = {}
         for label, value in routes.items():
-            key = _canonical_label(label)
+            key = canonical_label(label)
             try:
                 resolved[key] = (value if isinstance(value, Route) else Route(value)).resolved(width)
             except SpecError as error:
@@ -92,7 +88,7 @@ class RoutingSpec:
         set_field(self, "_routes", resolved)
         set_field(self, "width", width)
         set_field(self, "shared", shared_units)
-        set_field(self, "unlabeled", _canonical_unlabeled(unlabeled, width))
+        set_field(self, "unlabeled", canonical_unlabeled(unlabeled, width))
         # Built now, not at first use, since first use may be inside a function that torch.compile traces.
         set_field(self, "masks", self._build_masks())
 
@@ -112,7 +108,7 @@ class RoutingSpec:
                     [0., 0., 1.],
                     [1., 1., 1.]])
         """
-        n = _positive_int(n, "n")
+        n = positive_int(n, "n")
         return cls({label: label for label in range(n)}, n, unlabeled=unlabeled)
 
     @classmethod
@@ -120,12 +116,17 @@ class RoutingSpec:
         """Consecutive blocks of units, one a label, of the given sizes; a block of `shared` units comes last.
 
         Raises:
-            SpecError: A size is negative or not an integer, or there is no unit at all.
+            SpecError: `sizes` is no mapping, a size is negative or not an integer, or there is no unit at all.
 
         Examples:
             >>> RoutingSpec.split({"retain": 30, "forget": 2}, shared=4)
             RoutingSpec({'retain': slice(0, 30), 'forget': slice(30, 32)}, 36, shared=slice(32, 36))
         """
+        if not isinstance(sizes, Mapping):
+            raise SpecError(
+                "sizes must be a mapping from labels to numbers of units, such as {'retain': 30, 'forget': 2}; "
+                f"got {sizes!r}."
+            )
         blocks: list[slice] = []
         start = 0
         for name, size in [*sizes.items(), ("shared", shared)]:
@@ -136,9 +137,9 @@ class RoutingSpec:
         return cls(dict(zip(sizes, blocks, strict=False)), start, shared=blocks[-1], unlabeled=unlabeled)
 
     def repeat(self, k: int) -> RoutingSpec:
-        """The spec over width * k units in which each unit has become k consecutive ones.
+        """A spec over width * k units, with k consecutive units for each unit of this one.
 
-        This turns a spec over attention heads into one over the features of the heads, for instance.
+        So a spec over attention heads becomes one over the features of the heads.
 
         Raises:
             SpecError: k is not an integer of at least 1.
@@ -147,7 +148,7 @@ class RoutingSpec:
             >>> RoutingSpec({"a": 0, "b": 1}, 2).repeat(3)
             RoutingSpec({'a': slice(0, 3), 'b': slice(3, 6)}, 6)
         """
-        k = _positive_int(k, "k")
+        k = positive_int(k, "k")
         unlabeled = self.unlabeled.repeat(k, self.width) if isinstance(self.unlabeled, Route) else self.unlabeled
         routes = {label: route.repeat(k, self.width) for label, route in self.routes.items()}
         return RoutingSpec(routes, self.width * k, shared=repeated(self.shared, k), unlabeled=unlabeled)
@@ -168,9 +169,9 @@ class RoutingSpec:
         return self._route(label).index  # type: ignore[return-value]  # routes are resolved to tuples of units
 
     def exclusive(self, *labels: Hashable) -> tuple[int, ...]:
-        """The units that these labels teach and no other label does: what ablating them switches off.
+        """The units that these labels may teach, and no other label: ablating the labels switches these units off.
 
-        A unit with weight 0 in a route is not taught by it.
+        A route of weight 0 teaches no unit.
 
         Examples:
             >>> RoutingSpec({"a": [0, 1], "b": [1, 2]}, 4, shared=3).exclusive("a")
@@ -216,6 +217,8 @@ class RoutingSpec:
             raise SpecError(f"names must be a sequence of labels; got the single string {names!r}: write [{names!r}].")
         if hasattr(names, "tolist"):
             names = names.tolist()
+        if not isinstance(names, Iterable):
+            raise SpecError(f"names must be a sequence of labels; got {names!r}: write [{names!r}].")
         ids = {UNLABELED: UNLABELED} | {
             label: cast("int", label) if self.integer_keys else position for position, label in enumerate(self.labels)
         }
@@ -276,39 +279,16 @@ class RoutingSpec:
             >>> RoutingSpec.from_dict(RoutingSpec.one_per_label(2).to_dict()) == RoutingSpec.one_per_label(2)
             True
         """
-        for label in self.labels:
-            if not (label is None or isinstance(label, str | int | float)):
-                raise SpecError(
-                    f"label {label!r} is a {type(label).__name__}, which JSON cannot carry: "
-                    "name labels by strings or integers, or pickle the spec."
-                )
-        return {
-            "routes": [[label, _route_to_dict(route)] for label, route in self.routes.items()],
-            "width": self.width,
-            "shared": list(self.shared),
-            "unlabeled": _route_to_dict(self.unlabeled) if isinstance(self.unlabeled, Route) else self.unlabeled,
-        }
+        return to_dict(self.routes, self.width, self.shared, self.unlabeled)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RoutingSpec:
         """The spec that `to_dict` wrote.
 
         Raises:
-            SpecError: A key is missing, or not one that `to_dict` writes.
+            SpecError: It is not such a dict: a key is missing or unknown, or a route is none.
         """
-        expected = {"routes", "width", "shared", "unlabeled"}
-        if not isinstance(data, Mapping) or set(data) != expected:
-            given = preview(sorted(map(str, data))) if isinstance(data, Mapping) else repr(type(data).__name__)
-            raise SpecError(
-                f"not a dict that RoutingSpec.to_dict wrote: expected the keys {sorted(expected)}; got {given}."
-            )
-        unlabeled = data["unlabeled"]
-        return cls(
-            {label: Route(**route) for label, route in data["routes"]},
-            data["width"],
-            shared=data["shared"],
-            unlabeled=Route(**unlabeled) if isinstance(unlabeled, Mapping) else unlabeled,
-        )
+        return cls(**arguments_of(data))
 
     def __repr__(self) -> str:
         suffix = f", unlabeled={self.unlabeled!r}" if self.unlabeled != "all" else ""
@@ -374,44 +354,5 @@ class RoutingSpec:
         )
 
 
-# ---------------------------------------------------------------------- checking and canonical forms
-
-
-def _canonical_label(label: Hashable) -> Hashable:
-    if isinstance(label, numbers.Integral):
-        label = int(label)
-        if label < 0:
-            raise SpecError(f"integer labels must be at least 0 ({UNLABELED} marks unlabeled data); got {label}.")
-        if label > MAX_INTEGER_KEY:
-            raise SpecError(
-                f"integer label {label} is above {MAX_INTEGER_KEY}, the largest that a label tensor may hold: "
-                "use string labels, and RoutingSpec.encode for their ids."
-            )
-    if isinstance(label, float) and math.isnan(label):
-        raise SpecError("NaN cannot be a label: it equals nothing, not even itself.")
-    return label
-
-
-def _canonical_unlabeled(unlabeled: Any, width: int) -> Unlabeled:
-    if isinstance(unlabeled, Route):
-        try:
-            return unlabeled.resolved(width)
-        except SpecError as error:
-            raise SpecError(f"unlabeled: {error}") from None
-    if unlabeled not in ("all", "none", "shared"):
-        raise SpecError(f"unlabeled must be 'all', 'none', 'shared' or a Route; got {unlabeled!r}.")
-    return cast("Unlabeled", unlabeled)
-
-
-def _positive_int(value: Any, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise SpecError(f"{name} must be an integer of at least 1; got {value!r}.")
-    return int(value)
-
-
 def _rebuild(routes: dict[Any, Route], width: int, shared: tuple[int, ...], unlabeled: Unlabeled) -> RoutingSpec:
     return RoutingSpec(routes, width, shared=shared, unlabeled=unlabeled)
-
-
-def _route_to_dict(route: Route) -> dict[str, Any]:
-    return {"index": list(cast("tuple[int, ...]", route.index)), "weight": route.weight, "elsewhere": route.elsewhere}

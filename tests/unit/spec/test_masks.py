@@ -1,8 +1,13 @@
 """From labels to weights: what labels hold, and how few rows are kept."""
 
+import pytest
 import torch
+from torch import nn
 
 import gradroute as gr
+from gradroute.errors import LabelError
+
+UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
 
 def test_labels_hold_the_keys_where_all_are_integers_and_ids_where_not():
@@ -19,3 +24,51 @@ def test_many_labels_with_few_routes_are_stored_as_few_rows():
     spec = gr.RoutingSpec({token: token % 2 for token in range(50_000)}, 2)
     assert spec.masks.rows.shape == (3, 2)
     assert torch.equal(spec.mask(torch.tensor([49_999, 0, -1])), torch.tensor([[0.0, 1], [1, 0], [1, 1]]))
+
+
+@pytest.mark.parametrize("dtype", UNSIGNED)
+def test_the_largest_unsigned_integer_is_an_unknown_label_and_not_unlabeled(dtype):
+    spec = gr.RoutingSpec.one_per_label(3)
+    largest = torch.iinfo(dtype).max
+    labels = torch.tensor([1, largest], dtype=dtype)
+    with pytest.raises(LabelError, match=f"unknown label {largest} "):
+        spec.mask(labels)
+    assert torch.equal(spec.mask(labels[:1]), spec.mask(torch.tensor([1])))
+    with pytest.raises((IndexError, RuntimeError)):  # from the look-up
+        torch.compile(spec.mask, backend="eager", fullgraph=True)(labels)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_mixture_that_is_not_finite_opens_no_closed_unit(value):
+    spec = gr.RoutingSpec({"a": 0, "b": 1, "c": gr.Route(2, elsewhere=0.5)}, 4)
+    labels = torch.tensor([[value, 0.0, 0.0], [0.25, 0.75, 0.0], [0.0, value, 1.0]])
+    x = torch.randn(3, 4, requires_grad=True)
+    with pytest.raises(LabelError, match="finite"):
+        gr.route(x, labels, spec)
+    torch.compile(lambda x: gr.route(x, labels, spec), backend="eager", fullgraph=True)(x).sum().backward()
+    finite = torch.isfinite(labels)
+    routes = spec.table[:-1]
+    bad = ((~finite)[:, :, None] & (routes != 0)).any(1)
+    assert x.grad[bad].isnan().all(), "it shows"
+    assert torch.equal(x.grad[~bad], spec.mask(torch.where(finite, labels, 0))[~bad])
+    assert (x.grad[~bad] == 0).any()
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(2, dtype=torch.int64), torch.zeros(2, 3), torch.zeros(2, 3).bool()])
+@pytest.mark.parametrize("level", ["activations", "parameters", "functional", "audit"])
+def test_labels_on_the_meta_device_are_refused_for_tensors_with_values(labels, level):
+    spec, x, model = gr.RoutingSpec.one_per_label(3), torch.randn(2, 5), nn.Linear(5, 3)
+    labels = labels.to("meta")
+    assert spec.mask(labels).shape == (2, 3), "shapes go through"
+    router = gr.Router(model, {"": gr.Site(spec, level="parameters" if level == "parameters" else "activations")})
+
+    def use():
+        if level == "functional":
+            return gr.route(torch.randn(2, 3, requires_grad=True), labels, spec)
+        if level == "audit":
+            return gr.audit(router, lambda x: model(x).sum(), x, labels)
+        with router(labels):
+            return model(x)
+
+    with pytest.raises(LabelError, match="meta device, which holds no values"):
+        use()

@@ -27,18 +27,19 @@ __all__ = ["audit"]
 def audit(router: Router, step: Step, batch: Any, labels: Labels, *, allow: Collection[str] = ()) -> AuditReport:
     """Measure where the gradient of each label goes, and name what a label trains although its route leaves it out.
 
-    The step is run again and again, on the examples of one label at a time, routed and not. Nothing is left changed:
-    not the model, its gradients, buffers or mode, nor random numbers.
+    The step is run again and again, on the examples of one label at a time, with routing and without it. Model,
+    gradients, buffers, mode and random numbers are as before when it returns.
 
-    What belongs to units is found by experiment (see `Bypass` for the paths):
+    A *bypass* is a gradient that a label gives to an entry of a parameter which belongs to units off the label's route.
+    (`Bypass` lists the paths that it may take.) Experiments find what belongs to which units:
 
-    - *writers*: the entries of parameters that change a site's off-route units and no others, such as the weight rows
-      and biases behind a latent. Under a route they must get a gradient of exactly 0;
-    - *readers*: the weight columns that read off-route units and nothing else. A site of level "activations" does not
-      protect them; ``Site(spec, on="input", level="parameters")`` on their module does.
+    - *writers*: the entries of parameters that change these units and no others, such as the weight rows and biases of
+      the layer that makes a latent;
+    - *readers*: the weight columns that read these units and nothing else. A site of level "activations" does not
+      protect them; ``Site(spec, on="input", level="parameters")`` on their module does;
+    - what meets each unit after the site by an entry of its own: a bias of each unit, a codebook.
 
-    What comes before the site and changes units of all labels, and what comes after it and reads units of all labels,
-    is shared by all labels and no bypass.
+    What changes or reads units of several labels belongs to all of them, and is no bypass.
 
     Args:
         router: The router.
@@ -50,10 +51,10 @@ def audit(router: Router, step: Step, batch: Any, labels: Labels, *, allow: Coll
             missing are left out. Examples with several labels count by their set of labels.
 
             With one label per token nobody can say which gradient of a parameter is whose, since the loss of a token
-            depends on those around it. So each label is tried on all tokens of the examples in which it occurs: the
-            bypasses are the same, and the numbers are of that.
-        allow: What is meant to be, and no bypass: globs over the names of targets, or kinds, such as
-            ``("reader", "decoder.0.bias")``.
+            depends on those around it. So each label is tried on all tokens of the examples in which it occurs. The
+            bypasses are the same; the numbers are those of such examples.
+        allow: Bypasses that are meant to be: globs over the names of targets, or kinds, such as
+            ``("reader", "decoder.0.bias")``. They are listed apart and do not count.
 
     Returns:
         The report; ``report.clean`` says whether there is no bypass.
@@ -64,8 +65,9 @@ def audit(router: Router, step: Step, batch: Any, labels: Labels, *, allow: Coll
 
     Note:
         The examples of one label are a batch of their own. Where examples meet, as in a BatchNorm in training mode or
-        a contrastive loss, they meet only their like, so numbers are of that batch; bypasses are not affected. Costs
-        two passes for each label, and for each label at each site about eight more.
+        a contrastive loss, examples of one label meet no others, so norms and shares may differ from those of the whole
+        batch; which bypasses there are does not. It costs two forward and backward passes for each label, and about
+        eight more for each label at each site.
 
     Examples:
         >>> import torch, gradroute as gr
@@ -184,7 +186,7 @@ def _explained(runs: Runs, group: Group, *, routed: bool) -> Run:
 def _notes(router: Router, known: Known, silent: list[str], size: int | None, *, per_token: bool) -> list[str]:
     notes = []
     if size is None or size < 2:
-        notes.append("readers are told by what differs between examples: give a batch of two examples or more.")
+        notes.append("readers are told by what differs between examples, so none were looked for: give two or more.")
     if per_token:
         notes.append(
             "labels are per token: each label was tried on all tokens of the examples in which it occurs, since the "

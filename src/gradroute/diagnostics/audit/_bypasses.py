@@ -1,4 +1,4 @@
-"""`Leaks`: what the gradient of a label reaches although its route leaves it out, by which path, and what to do."""
+"""`Leaks`: finds what a label trains although its route leaves it out, by which path, and says what to do about it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class _Leak(NamedTuple):
 
 
 class Leaks:
-    """Compares what a label trains with what its route leaves out.
+    """Finds what a label trains although its route leaves it out.
 
     Args:
         runs: The user's step.

@@ -39,9 +39,10 @@ Edge: TypeAlias = "tuple[Node, int]"
 class Paths:
     """The graph of one loss, routed, and where its paths leave and meet the route of one site.
 
-    Upstream of the site is all that its tensor was made of. A path *around* the site enters upstream by an edge that
-    does not come out of the route. It is told by where it starts (a weight that is used twice; a tensor that a hook
-    of the user saw) and by where it meets what comes after the site: at the loss, or before.
+    *Upstream* of the site is all that its tensor was made of. A gradient that goes *around* the site enters upstream by
+    another edge than the site's route. Two things tell what kind of path that is: the node at which it enters (a weight
+    that is used twice; a tensor that a hook of the user saw), and where it parts from the routed path: at the loss, or
+    after it.
 
     Args:
         loss: The loss.

@@ -1,4 +1,4 @@
-"""`Softened`: runs a model without kinks, so that a unit which is off in all examples of a batch hides nothing."""
+"""`Softened`: lets ReLUs pass a part of everything, so that experiments see units that are off, too."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ _SLOPE = 0.25
 
 
 class Softened(TorchFunctionMode):
-    """``with Softened()``: a ReLU, a clamp and their like let something through on either side of the kink.
+    """``with Softened()``: ReLUs, clamps and their like pass a quarter of what they would cut off.
 
-    The network is another one then, of the same structure: what depends on what stays as it is.
+    The outputs are other ones then, but what depends on what is the same. So an experiment sees a unit that happens to
+    be off in all examples of a batch, too.
     """
 
     def __torch_function__(

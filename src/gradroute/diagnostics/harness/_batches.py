@@ -48,7 +48,8 @@ def group_by_label(router: Router, labels: Labels) -> tuple[list[Group], bool]:
     Raises:
         LabelError: The labels do not fit the router's specs, or are per example in one site and per token in another.
     """
-    attachment_of(router).masks(labels)
+    for mask in attachment_of(router).masks(labels):
+        mask.check_device(torch.device("cpu"))
     patterns = dict(attachment_of(router).groups)
     if not isinstance(labels, Mapping):
         spec = next(iter(patterns.values()))

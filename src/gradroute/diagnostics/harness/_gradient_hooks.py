@@ -1,4 +1,4 @@
-"""`GradientHooks`: the user's hooks that may change gradients, looked for or left out of a run."""
+"""`GradientHooks`: leaves the user's gradient hooks out of a run, or looks whether there are any."""
 
 from __future__ import annotations
 
