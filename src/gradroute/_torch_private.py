@@ -151,11 +151,6 @@ def is_sharded_by_fsdp(module: nn.Module) -> bool:
     return type(module).__bases__[0].__name__ == "FSDPModule"
 
 
-def forward_hooks(module: nn.Module) -> list[Any]:
-    """The hooks that run before and after a module's forward method."""
-    return [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-
-
 def own_tensors(module: nn.Module) -> dict[str, Tensor]:
     """The parameters and buffers that a module holds itself under their names, those that it shares included."""
     held = {**module._parameters, **module._buffers}
@@ -175,10 +170,6 @@ def lets_hooks_see_steps(optimizer: Any) -> bool:
 def schema(operation: Any) -> Any:
     """The schema of an operation in an exported program: its name and its arguments; None for what is no operation."""
     return getattr(operation, "_schema", None)
-
-
-BATCH_NORM = nn.modules.batchnorm._BatchNorm
-"""The base class of all batch norms, which torch hands on under no public name."""
 
 
 # ---------------------------------------------------------------------- Dynamo

@@ -36,7 +36,8 @@ def code_besides_layers(model: nn.Module) -> str | None:
             return f"{where} is a {kind.__name__}, which may read the weights of the layers in it"
         if not isinstance(vars(module).get("forward"), OwnForward | None):
             return f"{where} has another forward method than its class"
-        if not all(is_of_a_router(hook) for hook in private.forward_hooks(module)):
+        hooks = [*private.forward_hooks(module, "input"), *private.forward_hooks(module, "output")]
+        if not all(map(is_of_a_router, hooks)):
             return f"{where} has hooks, which may read any weight"
     return None
 
