@@ -156,6 +156,27 @@ def is_sharded_by_fsdp(module: nn.Module) -> bool:
     return type(module).__bases__[0].__name__ == "FSDPModule"
 
 
+def own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers that a module holds itself under their names, those that it shares included."""
+    held = {**module._parameters, **module._buffers}
+    return {name: tensor for name, tensor in held.items() if tensor is not None}
+
+
+def tensors_in(nested: Any) -> list[Tensor]:
+    """The tensors in nested containers of all kinds that are registered with torch's pytrees, as outputs of models."""
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(nested) if isinstance(leaf, Tensor)]
+
+
+def lets_hooks_see_steps(optimizer: Any) -> bool:
+    """Whether an optimizer calls hooks before and after its steps; a wrapper that skips the base class does not."""
+    return hasattr(optimizer, "_optimizer_step_pre_hooks")
+
+
+def schema(operation: Any) -> Any:
+    """The schema of an operation in an exported program: its name and its arguments; None for what is no operation."""
+    return getattr(operation, "_schema", None)
+
+
 # ---------------------------------------------------------------------- Dynamo
 
 

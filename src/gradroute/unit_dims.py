@@ -1,8 +1,13 @@
-"""Which entries of a module's own parameters belong to which unit: the rows that write it, the columns that read it."""
+"""What is known of each kind of layer: which dimension of which weight counts units, who writes and who reads them.
+
+This is the one table of such facts. Whoever needs to know a layer reads it here.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -12,8 +17,64 @@ from .errors import SiteError
 
 End = Literal["output", "input"]
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_NORMS_OF_CHANNELS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm)
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """What is known of one kind of layer.
+
+    Attributes:
+        writers: The parameters whose entries write the units of its output, and the dimension of each that counts them.
+        readers: The same for those that read the units of its input.
+        sizes: Which attribute repeats the size of which dimension of which parameter or buffer.
+        channels: The dimension of input and output that holds the units, by each number that is right for all shapes.
+    """
+
+    writers: Mapping[str, int] = field(default_factory=dict)
+    readers: Mapping[str, int] = field(default_factory=dict)
+    sizes: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    channels: tuple[int, ...] = (-1,)
+
+
+def _convolution(spatial: int) -> LayerFacts:
+    sizes = {("weight", 0): "out_channels", ("weight", 1): "in_channels"}
+    return LayerFacts({"weight": 0, "bias": 0}, {"weight": 1}, sizes, (1, -1 - spatial))
+
+
+def _batch_norm(*channels: int) -> LayerFacts:
+    sizes = {("weight", 0): "num_features", ("running_mean", 0): "num_features"}
+    return LayerFacts({"weight": 0, "bias": 0}, {"weight": 0}, sizes, channels)
+
+
+CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+BATCH_NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+# Of these, an output unit depends on all input units, so that it matters to the others when one comes or goes.
+MIXING: Final = (
+    *(nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+    *(nn.LocalResponseNorm, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle, nn.GLU),
+    *(nn.Softmax, nn.Softmax2d, nn.Softmin, nn.LogSoftmax),
+)
+
+_LINEAR = LayerFacts(
+    {"weight": 0, "bias": 0}, {"weight": 1}, {("weight", 0): "out_features", ("weight", 1): "in_features"}
+)
+_LINEAR_OF_GPT2 = LayerFacts({"weight": 1, "bias": 0}, {"weight": 0}, {("weight", 0): "nx", ("weight", 1): "nf"})
+_NORM_OF_FEATURES = LayerFacts({"weight": 0, "bias": 0}, {"weight": 0})
+
+_FACTS: Final[dict[type[nn.Module], LayerFacts]] = {
+    nn.Linear: _LINEAR,
+    nn.modules.linear.NonDynamicallyQuantizableLinear: _LINEAR,
+    nn.Conv1d: _convolution(1),
+    nn.Conv2d: _convolution(2),
+    nn.Conv3d: _convolution(3),
+    nn.Embedding: LayerFacts({"weight": 1}, sizes={("weight", 1): "embedding_dim"}),
+    nn.LayerNorm: _NORM_OF_FEATURES,
+    nn.RMSNorm: _NORM_OF_FEATURES,
+    nn.GroupNorm: LayerFacts({"weight": 0, "bias": 0}, {"weight": 0}, channels=(1,)),
+    nn.BatchNorm1d: _batch_norm(1),
+    nn.BatchNorm2d: _batch_norm(1, -3),
+    nn.BatchNorm3d: _batch_norm(1, -4),
+}
+_PRELU = LayerFacts(sizes={("weight", 0): "num_parameters"})
 
 
 def kind_of(module: nn.Module) -> type[nn.Module]:
@@ -62,15 +123,25 @@ def n_units(module: nn.Module, on: End) -> int:
 
 def channel_dims(module: nn.Module) -> tuple[int, ...]:
     """The dimension of input and output that a module's weights count, by each number that is right for all shapes."""
-    for kinds, dims in (
-        ((nn.Conv1d,), (1, -2)),
-        ((nn.Conv2d, nn.BatchNorm2d), (1, -3)),
-        ((nn.Conv3d, nn.BatchNorm3d), (1, -4)),
-        ((nn.BatchNorm1d, nn.GroupNorm), (1,)),
-    ):
-        if isinstance(module, kinds):
-            return dims
-    return (-1,)
+    return next((facts.channels for kind, facts in _FACTS.items() if isinstance(module, kind)), (-1,))
+
+
+def size_attribute(module: nn.Module, name: str, dim: int) -> str | None:
+    """The attribute of a module that repeats the size of one of its parameters or buffers along a dimension.
+
+    Examples:
+        >>> size_attribute(nn.Linear(3, 5), "weight", 0)
+        'out_features'
+    """
+    if is_conv1d_of_transformers(module):
+        facts = _LINEAR_OF_GPT2
+    elif isinstance(module, nn.PReLU):
+        facts = _PRELU
+    elif private.is_batch_norm(module):  # nn.SyncBatchNorm too, of which nothing else is known
+        facts = _FACTS[nn.BatchNorm1d]
+    else:
+        facts = next((known for kind, known in _FACTS.items() if isinstance(module, kind)), LayerFacts())
+    return facts.sizes.get((name, dim))
 
 
 def spread(values: Tensor, like: Tensor, dim: int) -> Tensor:
@@ -80,20 +151,15 @@ def spread(values: Tensor, like: Tensor, dim: int) -> Tensor:
     return values.view(shape)
 
 
-def _known_dims(module: nn.Module, on: End) -> dict[str, int] | None:  # noqa: PLR0911  # a table
+def _known_dims(module: nn.Module, on: End) -> Mapping[str, int] | None:
     kind = kind_of(module)  # the very classes: a subclass may compute something else
-    writes = on == "output"
-    if kind in (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear):
-        return {"weight": 0, "bias": 0} if writes else {"weight": 1}
-    if is_conv1d_of_transformers(module):
-        return {"weight": 1, "bias": 0} if writes else {"weight": 0}
-    if isinstance(module, _CONVOLUTIONS) and kind in _CONVOLUTIONS:
-        if writes:
-            return {"weight": 0, "bias": 0}
-        return {"weight": 1} if module.groups == 1 else None
-    if kind is nn.Embedding:
-        return {"weight": 1} if writes else None
-    of_one_dim = isinstance(module, nn.LayerNorm | nn.RMSNorm) and len(module.normalized_shape) == 1
-    if (kind in (nn.LayerNorm, nn.RMSNorm) and of_one_dim) or kind in _NORMS_OF_CHANNELS:
-        return {"weight": 0, "bias": 0} if writes else {"weight": 0}
-    return None
+    facts = _LINEAR_OF_GPT2 if is_conv1d_of_transformers(module) else _FACTS.get(kind)
+    if facts is None:
+        return None
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm) and len(module.normalized_shape) != 1:
+        return None
+    if on == "output":
+        return facts.writers
+    if isinstance(module, CONVOLUTIONS) and module.groups != 1:
+        return None
+    return facts.readers or None

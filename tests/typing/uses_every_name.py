@@ -140,7 +140,7 @@ def surgery(spec: gr.RoutingSpec) -> None:
     remove_units_(plain[0], plain[2], added, between=[plain[1]], optimizer=optimizer)
     router = gr.Router(plain, {"0": spec})
     ablate_(router, "forget", example=torch.randn(1, 3), reinit=nn.init.zeros_, generator=torch.Generator())
-    smaller = contract(router, "forget", example=(torch.randn(1, 3),), optimizer=optimizer)
+    smaller = contract(router, "forget", example=(torch.randn(64, 3),), optimizer=optimizer)
     assert_type(smaller, Contracted)
     assert_type(smaller.model, nn.Module)
     assert_type(smaller.optimizer, torch.optim.Optimizer | None)

@@ -380,3 +380,34 @@ def test_is_distributed():
         assert private.is_distributed(dist.tensor.distribute_tensor(torch.ones(2), mesh))
     finally:
         dist.destroy_process_group()
+
+
+def test_own_tensors():
+    norm = nn.BatchNorm1d(2)
+    assert set(private.own_tensors(norm)) == {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
+    assert private.own_tensors(norm)["weight"] is norm.weight
+    assert set(private.own_tensors(nn.Linear(1, 1, bias=False))) == {"weight"}
+    assert private.own_tensors(nn.Sequential(norm)) == {}
+
+
+def test_tensors_in():
+    one, other = torch.ones(1), torch.ones(2)
+    found = private.tensors_in({"a": (one, [other, "text"]), "b": None})
+    assert [tensor is wanted for tensor, wanted in zip(found, (one, other), strict=True)] == [True, True]
+
+
+def test_lets_hooks_see_steps():
+    assert private.lets_hooks_see_steps(torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.1))
+
+    class Wrapper(torch.optim.Optimizer):
+        def __init__(self, optimizer):
+            self.optimizer = optimizer  # and nothing of the base class is set up
+
+    assert not private.lets_hooks_see_steps(Wrapper(None))
+
+
+def test_schema():
+    schema = private.schema(torch.ops.aten.linear.default)
+    assert schema.name == "aten::linear"
+    assert [argument.name for argument in schema.arguments] == ["input", "weight", "bias"]
+    assert private.schema("output") is None

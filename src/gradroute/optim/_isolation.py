@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .. import _torch_private as private
 from ..errors import UsageError
 from ..router._attachment import attachment_of
 from ..router._router import Router
@@ -108,7 +109,7 @@ class Isolation:
         sites: Collection[str] | None = None,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
-        if not isinstance(optimizer, Optimizer) or not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        if not isinstance(optimizer, Optimizer) or not private.lets_hooks_see_steps(optimizer):
             raise UsageError(
                 f"optimizer must be a torch.optim.Optimizer; got {type(optimizer).__name__}. Make the isolation with "
                 "the optimizer itself, before a library wraps it."
@@ -123,7 +124,7 @@ class Isolation:
         self._owned = [
             (module, name, parameter)
             for module in router.model.modules()
-            for name, parameter in module._parameters.items()
+            for name, parameter in private.own_tensors(module).items()
             if parameter in self._blocks
         ]
         learning = _parameters(optimizer) & self._blocks.keys()
@@ -256,7 +257,7 @@ class Isolation:
     def _check_in_place(self) -> None:
         """Refuse a step of parameters that now are others, which nothing would hold."""
         for module, name, parameter in self._owned:
-            if module._parameters.get(name) is not parameter:
+            if private.own_tensors(module).get(name) is not parameter:
                 raise UsageError(
                     f"the {name} of this {type(module).__name__} is no longer the parameter that it was when the "
                     "isolation was made: it was replaced, or parametrized. Remove the isolation, and make a new one "

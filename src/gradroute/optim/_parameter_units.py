@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from torch import nn
 
+from .. import _torch_private as private
 from ..errors import SiteError, did_you_mean
 from ..router._attachment import attachment_of
 from ..router._router import Router
@@ -43,8 +44,8 @@ def places_of(router: Router, sites: Collection[str] | None) -> dict[nn.Paramete
     places: dict[nn.Parameter, tuple[Place, ...]] = {}
     for path, module in modules.items():
         around = [(None, group) for name in _ancestors(path) for group in whole.get(modules[name], ())]
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
+        for name, parameter in private.own_tensors(module).items():
+            if isinstance(parameter, nn.Parameter):
                 place = (*around, *((dims[name], group) for dims, group in own.get(module, ()) if name in dims))
                 places[parameter] = tuple(dict.fromkeys((*places.get(parameter, ()), place)))
     return {parameter: used for parameter, used in places.items() if any(used)}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from .. import _torch_private as private
 from .. import unit_dims as units
 from ..errors import SiteError
 from ..router._attachment import AttachedSite
@@ -19,6 +20,7 @@ from ..router._router import Router
 from ._plan import Cut, Plan
 from ._resize import check_writable, drawn_like
 from ._verify import Example, arguments, compare, in_evaluation, model_of, off, outputs
+from ._weight_reads import code_besides_layers, refused_elsewhere
 from .graph import _axis_rules as links
 from .graph._exported import IDENTITIES, Program, argument, is_tensor, name_of
 from .graph._propagation import Flow
@@ -41,15 +43,20 @@ def ablate_(
 
     Where the site's module itself makes or reads the units (``on="output"`` of a linear layer, a convolution, an
     embedding or a norm; ``on="input"`` of a linear layer or a convolution), its rows and biases, or its columns, become
-    zero. For any other site, such as an activation function or a whole block, `example` is needed: the model is
-    exported, and the zeros go into the layer that makes the units where only operations with f(0) = 0 follow on it; or
-    else into all that make and read them, if these can be found.
+    zero, after it was seen that nothing else reads these weights. A model of nothing but layers of torch.nn in
+    `nn.Sequential`s needs no `example` for that. In any other, code of its own could read a weight without calling the
+    layer; a pass on the example shows whether it does.
+
+    For any other site, such as an activation function or a whole block, `example` is needed too. The model is exported,
+    and the zeros go into the layer that makes the units where only operations with f(0) = 0 follow on it; or else into
+    all that make and read them, if these can be found.
 
     Args:
         router: A router on the model. It stays attached.
         *labels: The labels whose units are to be off.
         example: Arguments of the model: a tensor, a tuple of arguments, or a mapping of arguments by name. Given, the
-            outputs on it before and after are compared too.
+            outputs on it before and after are compared too. It must take the path through the model's code that other
+            inputs take.
         reinit: Draws fresh entries in place of zeros, for relearning: at the scale of the rest, which is normal with
             mean and standard deviation of the kept entries of the same parameter; or by a function that fills, in
             place, a tensor of the shape of a weight with the ablated units alone along their dimension, such as
@@ -64,9 +71,8 @@ def ablate_(
 
     Note:
         A site on what makes the units leaves the columns that read them as training made them, multiplied by zeros from
-        now on; sites on both ends clear both. Without `example`, code that uses the same weights without calling the
-        module is not seen. The zeros are weights like others: labels of the same routes, or the momentum and averages
-        of an optimizer that goes on, fill them again.
+        now on; sites on both ends clear both. The zeros are weights like others: labels of the same routes, or the
+        momentum and averages of an optimizer that goes on, fill them again.
 
     Examples:
         >>> from gradroute import RoutingSpec
@@ -83,22 +89,30 @@ def ablate_(
     model = model_of(router)
     names = {tensor: name for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
     plan, others = Plan(), []
-    for hook, keep in off(router, labels):
-        own = _own_entries(model, hook, ~keep)
+    weights: dict[Tensor, AttachedSite] = {}
+    for site, keep in off(router, labels):
+        own = _own_entries(site, ~keep)
         if not isinstance(own, str):
             _check_private(model, [tensor for tensor, _ in own])
             plan.cuts += [Cut(names[tensor], dim, ~keep) for tensor, dim in own]
+            weights |= {tensor: site for tensor, _ in own}
         elif example is not None:
-            others.append((hook.name, hook.site.dim, keep))
+            others.append((site.name, site.site.dim, keep))
         else:
             raise SiteError(
-                f"site {hook.name!r}: {own}. Give ablate_(..., example=...), an input of the model by which the "
+                f"site {site.name!r}: {own}. Give ablate_(..., example=...), an input of the model by which the "
                 "layers that make and read the units can be found; or move the site to the layer that makes them."
             )
+    if example is None and (doubt := code_besides_layers(model)):
+        raise SiteError(
+            f"ablate_ needs an example here, to see that nothing but the layers of the sites reads their weights: "
+            f"{doubt}. Give ablate_(..., example=...), an input of the model."
+        )
     with in_evaluation(model):
         args, kwargs = arguments(example) if example is not None else ((), {})
         with router.ablated(*labels):
-            expected = outputs(model, args, kwargs) if example is not None else []
+            with refused_elsewhere(weights):
+                expected = outputs(model, args, kwargs) if example is not None else []
             if others:
                 _find_others(Program(model, args, kwargs, others), plan)
         tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
@@ -118,9 +132,9 @@ def ablate_(
             _write(tensors[cut.name], cut, values)
 
 
-def _own_entries(model: nn.Module, hook: AttachedSite, mask: Tensor) -> list[tuple[Tensor, int]] | str:
+def _own_entries(attached: AttachedSite, mask: Tensor) -> list[tuple[Tensor, int]] | str:
     """The entries of the site's own module that are to be zero; or why that is not the same as ablating."""
-    module, site = model.get_submodule(hook.name), hook.site
+    module, site = attached.module, attached.site
     kind, why = type(module).__name__, ""
     dims = units.unit_dims(module, site.on)
     linear = isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
@@ -137,7 +151,7 @@ def _own_entries(model: nn.Module, hook: AttachedSite, mask: Tensor) -> list[tup
         why = f"dim={site.dim} may be another dimension of its {site.on} than that of the units"
     elif units.n_units(module, site.on) != len(mask):
         why = f"its {site.on} has {units.n_units(module, site.on)} units along another dimension than dim={site.dim}"
-    elif _is_edited_besides(module, hook):
+    elif _is_edited_besides(attached):
         why = f"another hook or forward method may edit its {site.on} between the weights and the site"
     if why or dims is None:
         return why
@@ -146,11 +160,11 @@ def _own_entries(model: nn.Module, hook: AttachedSite, mask: Tensor) -> list[tup
     return [(getattr(module, name), dim) for name, dim in dims.items()]
 
 
-def _is_edited_besides(module: nn.Module, hook: AttachedSite) -> bool:
+def _is_edited_besides(attached: AttachedSite) -> bool:
     """Whether somebody else's code runs between a site's hook and the forward pass of the module's class."""
-    if not isinstance(vars(module).get("forward"), OwnForward | None):
+    if not isinstance(vars(attached.module).get("forward"), OwnForward | None):
         return True
-    return not all(is_of_a_router(other) for other in hooks_before(hook))
+    return not all(is_of_a_router(other) for other in hooks_before(attached))
 
 
 def _check_private(model: nn.Module, tensors: list[Tensor]) -> None:
@@ -158,7 +172,7 @@ def _check_private(model: nn.Module, tensors: list[Tensor]) -> None:
         owners = [
             f"{name}.{key}" if name else key
             for name, module in model.named_modules()
-            for key, held in module._parameters.items()
+            for key, held in private.own_tensors(module).items()
             if held is tensor
         ]
         if len(owners) > 1:

@@ -15,16 +15,9 @@ from . import _resize as resize
 
 Layers: TypeAlias = "nn.Module | Sequence[nn.Module]"
 
-_CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 # What a new unit meets in a batch norm: such values that it passes unchanged, but for eps.
 _FRESH_NORM: Final = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
-_MIXING: Final = (
-    *(nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
-    *(nn.LocalResponseNorm, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle, nn.GLU),
-    *(nn.Softmax, nn.Softmax2d, nn.Softmin, nn.LogSoftmax),
-)
-_NO_LAYERS: Final = (*_MIXING, *_NORMS, nn.Embedding)
+_NO_LAYERS: Final = (*units.MIXING, *units.BATCH_NORMS, nn.Embedding)
 
 # A tensor, how it changes, and the dimension whose size does.
 _Edit: TypeAlias = "tuple[Tensor, resize.Change, int]"
@@ -187,20 +180,20 @@ class _Chain:
         inner = list(dict.fromkeys(module for given in between for module in given.modules()))
         self._modules = [*producers, *consumers, *inner]
         self._optimizer = optimizer
-        self.norms = [module for module in inner if isinstance(module, _NORMS)]
+        self.norms = [module for module in inner if isinstance(module, units.BATCH_NORMS)]
         self.made = [(layer, *entry) for layer in producers for entry in _entries(layer, "output").items()]
         self.read = [(layer, *entry) for layer in consumers for entry in _entries(layer, "input").items()]
         widths = {units.n_units(layer, "output") for layer in producers}
         if len(widths) != 1:
             raise SiteError(f"the producers make different numbers of units: {preview(sorted(widths))}.")
         self.width = widths.pop()
-        if any(isinstance(layer, _CONVOLUTIONS) and layer.groups != 1 for layer in producers):
+        if any(isinstance(layer, units.CONVOLUTIONS) and layer.groups != 1 for layer in producers):
             raise SiteError("the producer is a grouped convolution, whose groups must stay of one size.")
         made = {id(getattr(layer, name)) for layer, name, _ in self.made}
         if any(id(getattr(layer, name)) in made for layer, name, _ in self.read):
             raise SiteError("one weight both makes the units and reads them: untie it first, by a copy.")
         flattened = any(isinstance(module, nn.Flatten) for module in inner)
-        flattened = flattened and all(isinstance(layer, _CONVOLUTIONS) for layer in producers)
+        flattened = flattened and all(isinstance(layer, units.CONVOLUTIONS) for layer in producers)
         for layer in consumers:
             self._check_reader(layer, flattened=flattened)
         for module in inner:
@@ -251,12 +244,12 @@ def _entries(layer: nn.Module, end: units.End) -> dict[str, int]:
 def _check_between(module: nn.Module, width: int) -> None:
     """Refuse a module between two layers that would not treat each unit by itself."""
     kind = type(module).__name__
-    if isinstance(module, _MIXING):
+    if isinstance(module, units.MIXING):
         raise SiteError(
             f"a {kind} lies between, which mixes the units: what becomes of one depends on how many others there are, "
             "whatever reads them. Choose layers with no such module between them."
         )
-    if isinstance(module, _NORMS):
+    if isinstance(module, units.BATCH_NORMS):
         if module.num_features != width:
             raise SiteError(f"a norm between is over {module.num_features} units, and the producer makes {width}.")
     elif next(module.parameters(recurse=False), None) is not None:

@@ -16,7 +16,7 @@ from ..router._hooks import drop_orphans
 from ..router._router import Router
 from ._plan import Heads, Plan
 from ._resize import check_optimizer, kept, resize
-from ._verify import Example, arguments, compare, in_evaluation, model_of, off, outputs
+from ._verify import Example, arguments, compare, in_evaluation, model_of, off, outputs, refuse_silent
 from .graph._exported import Program, first_line
 from .graph._propagation import Flow
 
@@ -39,7 +39,7 @@ class Contracted:
         >>> from gradroute import RoutingSpec
         >>> model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 1))
         >>> router = Router(model, {"1": RoutingSpec.split({"retain": 4, "forget": 2})})
-        >>> contract(router, "forget", example=torch.randn(2, 3)).kept["2.weight"][1]
+        >>> contract(router, "forget", example=torch.randn(32, 3)).kept["2.weight"][1]
         (0, 1, 2, 3)
     """
 
@@ -60,7 +60,8 @@ def contract(router: Router, *labels: Hashable, example: Example, optimizer: Opt
     Args:
         router: A router on the model, which stays as it is.
         *labels: The labels whose units are to go.
-        example: Arguments of the model: a tensor, a tuple of arguments, or a mapping of arguments by name.
+        example: Arguments of the model: a tensor, a tuple of arguments, or a mapping of arguments by name. The units
+            that stay must make a difference on it.
         optimizer: One that trains the model's parameters and no others. It is copied, and its state cut with them. What
             refers to it, such as a schedule of learning rates, goes on referring to the original.
 
@@ -70,7 +71,8 @@ def contract(router: Router, *labels: Hashable, example: Example, optimizer: Opt
     Raises:
         SpecError: No site knows one of the labels.
         SiteError: The units are used in another way: in a residual stream, in the model's output, by a norm over all
-            units (a LayerNorm), by an operation that is not known; part of an attention head; or nothing would be left.
+            units (a LayerNorm), by an operation that is not known; or they are part of an attention head; or nothing
+            would be left; or the units that stay make no difference on the example.
         UsageError: Nothing would go, or the optimizer cannot be carried along.
 
     Examples:
@@ -78,7 +80,7 @@ def contract(router: Router, *labels: Hashable, example: Example, optimizer: Opt
         >>> from gradroute import RoutingSpec
         >>> model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 1))
         >>> router = Router(model, {"1": RoutingSpec.split({"retain": 4, "forget": 2})})
-        >>> contract(router, "forget", example=torch.randn(2, 3)).model
+        >>> contract(router, "forget", example=torch.randn(32, 3)).model
         Sequential(
           (0): Linear(in_features=3, out_features=4, bias=True)
           (1): ReLU()
@@ -89,7 +91,8 @@ def contract(router: Router, *labels: Hashable, example: Example, optimizer: Opt
         Cloud et al., 2024 (arXiv:2410.04332), where the ablated part of an expanded model is thrown away.
     """
     model = model_of(router)
-    sites = [(hook.name, hook.site.dim, keep) for hook, keep in off(router, labels)]
+    found_off = off(router, labels)
+    sites = [(attached.name, attached.site.dim, keep) for attached, keep in found_off]
     if optimizer is not None:
         own = set(model.parameters())
         if any(parameter not in own for group in optimizer.param_groups for parameter in group["params"]):
@@ -104,6 +107,8 @@ def contract(router: Router, *labels: Hashable, example: Example, optimizer: Opt
                 f"all {len(cut.mask)} units of {cut.name!r} along dimension {cut.dim} would be gone, and a layer "
                 "needs at least one. ablate_ folds the ablation into the weights without changing a size."
             )
+    with in_evaluation(model), router.ablated(*labels):
+        refuse_silent([attached for attached, _ in found_off], model, args, kwargs, expected)
     if optimizer is not None:
         names = plan.names
         check_optimizer(optimizer, [parameter for name, parameter in model.named_parameters() if name in names])

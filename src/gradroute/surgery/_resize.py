@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .. import _torch_private as private
 from .. import unit_dims as units
 from ..errors import SiteError, UsageError
 from ..optim._state import refuse_mixing, state_of_units, untouched_state
@@ -16,19 +16,6 @@ from ..optim._state import refuse_mixing, state_of_units, untouched_state
 Change = Callable[[Tensor, str], Tensor]
 """Makes the new tensor of an old one: of a parameter or buffer itself (""), its gradient ("grad"), or the state that an
 optimizer keeps of it under this name."""
-
-_CONVOLUTION: Final = {("weight", 0): "out_channels", ("weight", 1): "in_channels"}
-# Which attribute of a layer repeats the size of which dimension of which of its tensors.
-_SIZES: Final[dict[type[nn.Module], dict[tuple[str, int], str]]] = {
-    nn.Linear: {("weight", 0): "out_features", ("weight", 1): "in_features"},
-    nn.Conv1d: _CONVOLUTION,
-    nn.Conv2d: _CONVOLUTION,
-    nn.Conv3d: _CONVOLUTION,
-    nn.Embedding: {("weight", 1): "embedding_dim"},
-    nn.PReLU: {("weight", 0): "num_parameters"},
-    nn.modules.batchnorm._BatchNorm: {("weight", 0): "num_features", ("running_mean", 0): "num_features"},
-}
-_SIZES_OF_CONV1D: Final = {("weight", 0): "nx", ("weight", 1): "nf"}
 
 
 def kept(mask: Tensor, dim: int) -> Change:
@@ -83,7 +70,7 @@ def resize(tensor: Tensor, change: Change, dim: int, modules: Iterable[nn.Module
     if grad is not None:
         tensor.grad = change(grad, "grad")
     for module in modules:
-        for name, held in [*module._parameters.items(), *module._buffers.items()]:
+        for name, held in private.own_tensors(module).items():
             if held is tensor:
                 _note_size(module, name, dim, new.shape[dim])
 
@@ -139,7 +126,7 @@ def check_writable(module: nn.Module, name: str) -> None:
     Raises:
         SiteError: It is computed of others, as old forms of weight norm and pruning do, or it is sharded or quantized.
     """
-    held = module._parameters.get(name, module._buffers.get(name))
+    held = private.own_tensors(module).get(name)
     if held is None:
         raise SiteError(
             f"the {name} of this {type(module).__name__} is computed before each forward pass, as pruning and the old "
@@ -153,10 +140,6 @@ def check_writable(module: nn.Module, name: str) -> None:
 
 
 def _note_size(module: nn.Module, name: str, dim: int, size: int) -> None:
-    if units.is_conv1d_of_transformers(module):
-        sizes = _SIZES_OF_CONV1D
-    else:
-        sizes = next((known for kind, known in _SIZES.items() if isinstance(module, kind)), {})
-    attribute = sizes.get((name, dim))
+    attribute = units.size_attribute(module, name, dim)
     if attribute is not None:
         setattr(module, attribute, size)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from .. import _torch_private as private
 from ..errors import SiteError, UsageError
 from ..router._attachment import AttachedSite, attachment_of
+from ..router._nested import edit_arguments, edit_output
 from ..router._router import Router
 from ..unit_dims import kind_of
 
@@ -78,7 +80,57 @@ def outputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         torch.manual_seed(0)
         result = model(*args, **kwargs)
     # Copies, since what a model returns may be one of its own weights or buffers, which are about to change.
-    return [leaf.clone() for leaf in torch.utils._pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+    return [leaf.clone() for leaf in private.tensors_in(result)]
+
+
+def refuse_silent(
+    sites: Sequence[AttachedSite],
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    expected: list[Tensor],
+) -> None:
+    """Refuse an example on which a site's units make no difference: outputs that agree on it would say nothing.
+
+    Args:
+        sites: The sites, each with units that stay.
+        model: The model, with the units that go switched off.
+        args: The example, by position.
+        kwargs: The example, by name.
+        expected: What the model computes on it.
+
+    Raises:
+        SiteError: It is such an example.
+    """
+    for attached in sites:
+        name, path = attached.name, attached.site.path
+
+        def silence_output(
+            module: nn.Module, args: Any, output: Any, path: tuple[Any, ...] = path, name: str = name
+        ) -> Any:
+            return edit_output(output, path, torch.zeros_like, site=name)
+
+        def silence_input(
+            module: nn.Module, args: Any, kwargs: Any, attached: AttachedSite = attached
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            names = list(attached.arguments)
+            return edit_arguments(args, kwargs, attached.site.path, names, torch.zeros_like, site=attached.name)
+
+        if attached.site.on == "output":
+            handle = attached.module.register_forward_hook(silence_output)
+        else:
+            handle = attached.module.register_forward_pre_hook(silence_input, with_kwargs=True)
+        try:
+            silent = outputs(model, args, kwargs)
+        finally:
+            handle.remove()
+        if all(torch.equal(one.nan_to_num(), other.nan_to_num()) for one, other in zip(silent, expected, strict=True)):
+            raise SiteError(
+                f"site {name!r}: on this example the model computes the same whether the units of this "
+                f"{type(attached.module).__name__} are on or off, such as where an activation function turns all of "
+                "them into 0. Whether a smaller model computes the same on other inputs cannot be seen on it: give an "
+                "example on which some of the units that stay make a difference."
+            )
 
 
 def compare(expected: list[Tensor], found: list[Tensor]) -> None:

@@ -12,7 +12,7 @@ from torch.nn.utils import prune
 import gradroute as gr
 from gradroute.errors import SiteError, SpecError, UsageError
 from gradroute.surgery import ablate_, contract
-from surgery_cases import CASES, IDS, IMAGES, ROWS, agree, channels, gpt2, mlp, normalized, output, resnet, spec
+from surgery_cases import CASES, IDS, IMAGES, ROWS, Shared, agree, channels, gpt2, mlp, normalized, output, resnet, spec
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -126,7 +126,8 @@ class TestAblate:
 
     def test_changes_nothing_where_the_example_shows_another_result(self):
         model = mlp()
-        model[0].register_forward_hook(lambda module, args, out: out + 1 if module.weight[7].any() else out)
+        runs = []
+        model[0].register_forward_hook(lambda module, args, out: runs.append(1) or out + len(runs))
         before = copy.deepcopy(model.state_dict())
         with pytest.raises(SiteError, match="nothing was changed"):
             ablate_(gr.Router(model, {"0": spec(8)}), "forget", example=ROWS)
@@ -144,11 +145,14 @@ class TestAblate:
         with pytest.raises(SiteError, match="site '6': another hook or forward method may edit its input"):
             ablate_(router, "forget")
         behind.remove()
-        ablate_(router, "forget")
+        ablate_(router, "forget", example=ROWS)
 
     def test_changes_nothing_where_the_changed_model_cannot_run(self):
+        runs = []
+
         def fail(module, args, out):
-            if not module.weight[7].any():
+            runs.append(1)
+            if len(runs) > 1:  # the first was before the change
                 raise KeyboardInterrupt
 
         model = mlp()
@@ -174,7 +178,7 @@ class TestAblate:
                 return super().forward(x), self[0].weight
 
         router = gr.Router(Penalized(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 2)), {"0": spec(8)})
-        with pytest.raises(SiteError, match="nothing was changed"):
+        with pytest.raises(SiteError, match="are read by other code too.*nothing was changed"):
             ablate_(router, "forget", example=ROWS)
 
     def test_a_sharded_model_is_refused(self):
@@ -221,6 +225,75 @@ class TestAblate:
         with pytest.raises(ZeroDivisionError):
             ablate_(gr.Router(model, {"0": spec(8)}), "forget", reinit=lambda rows: 1 / 0)
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+READS = {
+    "function": lambda self, x: nn.functional.linear(x, self.first.weight),
+    "method": lambda self, x: x @ self.first.weight.t(),
+    "rows": lambda self, x: x @ self.first.weight[6:].t(),
+    "data": lambda self, x: x @ self.alias.t(),
+    "silent on the example": lambda self, x: (x @ self.first.weight.t() - 1e6).relu(),
+    "value": lambda self, x: x * float(self.first.bias[7]),
+    "without gradients": lambda self, x: torch.no_grad()(nn.functional.linear)(x, self.first.weight),
+    "wide": lambda self, x: torch.einsum("bi,oi->bo", x, self.first.weight),
+}
+
+
+class Elsewhere(nn.Module):
+    """A model that reads the weights of a layer without calling it, in one of several ways."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.first, self.act, self.last, self.way = nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 2), way
+        self.alias = self.first.weight.data
+
+    def forward(self, x):
+        return self.last(self.act(self.first(x))) + READS[self.way](self, x).sum()
+
+
+class TestWeightsThatOtherCodeReads:
+    @pytest.mark.parametrize("way", READS)
+    def test_are_no_place_for_zeros(self, way):
+        model = Elsewhere(way).eval()
+        router = gr.Router(model, {"first": spec(8)})
+        before = copy.deepcopy(model.state_dict())
+        with pytest.raises(SiteError, match="site 'first': the weights of this Linear are read by other code"):
+            ablate_(router, "forget", example=ROWS)
+        with pytest.raises(SiteError, match=r"needs an example.*the model itself is a Elsewhere.*example=\.\.\."):
+            ablate_(router, "forget")
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+        assert not any(hook.__self__.__class__.__name__ == "_Reads" for hook in model.first._forward_hooks.values())
+
+    def test_sizes_and_dtypes_are_no_values(self):
+        class Plain(Shared):
+            def forward(self, x):
+                return super().forward(x.to(self.first.weight.dtype)[:, : self.first.weight.shape[1]])
+
+        model = Plain().eval()
+        router = gr.Router(model, {"first": spec(8)})
+        with router.ablated("forget"):
+            expected = output(model, ROWS)
+        ablate_(router, "forget", example=ROWS)
+        agree(output(model, ROWS), expected)
+
+    @pytest.mark.parametrize(
+        ("change", "reason"),
+        [
+            (lambda m: m[4].register_forward_hook(lambda *_: None), "module '4' has hooks"),
+            (
+                lambda m: setattr(m[4], "forward", lambda x: x @ m[0].weight.t()),
+                "module '4' has another forward method",
+            ),
+            (lambda m: m.append(nn.TransformerEncoderLayer(2, 1)), "'7' is a TransformerEncoderLayer, which may read"),
+            (lambda m: m.append(Shared()), "'7' is a Shared, whose forward method may read any weight"),
+        ],
+    )
+    def test_are_ruled_out_without_an_example_in_layers_of_torch_alone(self, change, reason):
+        model = mlp()
+        router = gr.Router(model, {"0": spec(8)})
+        change(model)
+        with pytest.raises(SiteError, match=f"ablate_ needs an example here.*{reason}"):
+            ablate_(router, "forget")
 
 
 class TestAblatedBlock:

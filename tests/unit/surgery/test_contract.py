@@ -93,3 +93,29 @@ def test_a_forward_that_computes_with_fixed_sizes_is_refused():
     _, sites, x = CASES["attention by hand"]
     with pytest.raises(SiteError, match=r"cannot run: its forward code computes with sizes.*ablate_"):
         contract(gr.Router(Fixed(), sites), "forget", example=x)
+
+
+class Averaged(nn.Module):
+    """A model that uses the number of units as a value."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.act, self.last = nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 2)
+
+    def forward(self, x):
+        h = self.act(self.first(x))
+        return self.last(h / h.shape[-1])
+
+
+@pytest.mark.parametrize("site", ["act", "first", "last"])
+def test_an_example_on_which_the_units_are_silent_is_refused(site):
+    model = Averaged()
+    with torch.no_grad():
+        model.first.weight.copy_(torch.eye(8, 5))
+        model.first.bias.zero_()
+        model.last.weight.fill_(1.0)
+    router = gr.Router(model, {site: gr.Site(spec(8), on="input" if site == "last" else "output")})
+    with pytest.raises(SiteError, match=f"site '{site}': on this example .* the same whether the units of this"):
+        contract(router, "forget", example=-torch.ones(2, 5))
+    with pytest.raises(SiteError, match="would not compute what the ablated one does"):
+        contract(router, "forget", example=torch.ones(2, 5))

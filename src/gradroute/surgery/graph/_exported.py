@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from ... import _torch_private as private
 from ...errors import SiteError, preview
 
 # Operations whose result is their first argument, at most in another dtype or layout.
@@ -94,7 +95,7 @@ def name_of(node: Node) -> str:
     """The name of a node's operation, the same for the in-place form; empty for what is no operation."""
     if node.target is operator.getitem:
         return "getitem"
-    schema = getattr(node.target, "_schema", None)
+    schema = private.schema(node.target)
     return str(schema.name).split("::")[-1].removesuffix("_") if schema is not None else ""
 
 
@@ -114,7 +115,7 @@ def argument(node: Node, position: int, default: Any = None) -> Any:
     """An operation's argument, whether it was passed by position or by name."""
     if position < len(node.args):
         return node.args[position]
-    schema = node.target._schema  # type: ignore[union-attr]
+    schema = private.schema(node.target)
     return node.kwargs.get(schema.arguments[position].name, default) if position < len(schema.arguments) else default
 
 
