@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeAlias
 from weakref import ReferenceType, ref
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle, unserializable_hook
 
@@ -410,7 +411,9 @@ class Silence:
             return
         # Compiled code notes nothing, so a site that was compiled may well have run.
         silent = [n for n in range(len(self._parameters)) if n not in ran | state.traced]
-        bypassed = [] if waiting else [n for n in silent if any(map(private.has_learned, self._parameters[n]))]
+        bypassed: list[int] = []
+        if not waiting and not _gradients_come_from_elsewhere():
+            bypassed = [n for n in silent if any(map(private.has_learned, self._parameters[n]))]
         never = [n for n in silent if n not in state.ever_ran and n not in bypassed]
         if bypassed:
             self._warn_bypassed(bypassed)
@@ -454,3 +457,8 @@ class Silence:
         """Whether a graph that was routed in an earlier block is there, and was not yet gone through backward."""
         self._earlier = [held for held in self._earlier if (mask := held()) is not None and not mask.seen_in_backward]
         return bool(self._earlier)
+
+
+def _gradients_come_from_elsewhere() -> bool:
+    """Whether other processes write to ``.grad``, too: an expert that is silent here may have run there."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
