@@ -22,7 +22,7 @@ from torch.autograd import Function
 
 from .. import _torch_private as private
 from ..autograd._functions import Sum
-from ..errors import SiteError
+from ..errors import SiteError, UsageError
 from ._nested import edit_arguments, edit_output, map_tensors
 from ._second_run import Beginning, Call, chance_of_dropping, random_numbers, refuse_memory
 from ._site import computed_weights
@@ -34,6 +34,7 @@ class Forward(Protocol):
 
     module: nn.Module
     draws: bool
+    reads_past_itself: bool | None
 
     def plain(self, *args: Any, **kwargs: Any) -> Any:
         """The module's output."""
@@ -67,7 +68,9 @@ def _run_once(forward: Forward, call: Call, writers: list[SiteMask]) -> Any:
             return y
         # What was handed in and comes out again was made by nothing of this module's.
         learns = y.requires_grad and not any(y is x for x in run.given)
-        done.append(_Tap.apply(y, run, masks, *run.given, *run.own.values()) if learns else y)
+        base = private.base(y)
+        held = base is not None and any(private.is_of(x, base) for x in run.given)  # a view of what was handed in
+        done.append(_Tap.apply(y, run, masks, held, *run.given, *run.own.values()) if learns else y)
         return done[-1]
 
     output = run.output
@@ -94,11 +97,35 @@ class _Run:
         self.stand_ins = [_Dropped.apply(tensor) for tensor in self.own.values()]
         self._again = partial(_run_twice, forward, call, writers, [], beginning=Beginning(forward.module))
         self.output = _Twin(forward).on(dict(zip(self.own, self.stand_ins, strict=True)), *call)
+        if forward.reads_past_itself is None:  # found out once
+            forward.reads_past_itself = _reaches(_tensors(self.output), self.own, self.given)
+        if forward.reads_past_itself:
+            raise UsageError(
+                f"{type(forward.module).__name__} reads a parameter of its own by another reference than the one it "
+                "is registered under, such as a list of parameters, so that level='parameters' cannot stand in for it. "
+                "Read it as an attribute, self.weight, or put sites on the layers inside of it."
+            )
         self._places = {id(y): place for place, y in reversed(list(enumerate(_tensors(self.output))))}
 
     def again(self, y: Tensor) -> Tensor:
         """One of the outputs of a second run, put together from operations that can be derived twice."""
         return _tensors(self._again())[self._places[id(y)]]
+
+
+def _reaches(outputs: list[Tensor], own: dict[str, Tensor], given: list[Tensor]) -> bool:
+    """Whether the graph of some outputs leads to what a module learns by, and not to what stood in for it."""
+    targets = {id(tensor) for tensor in own.values()}
+    known: set[Any] = {x.grad_fn for x in given}
+    to_visit = [y.grad_fn for y in outputs if y.grad_fn is not None]
+    while to_visit:
+        node = to_visit.pop()
+        if node in known or node.name() == "_DroppedBackward":
+            continue
+        known.add(node)
+        if id(getattr(node, "variable", None)) in targets:
+            return True
+        to_visit += [inner for inner, _ in node.next_functions if inner is not None]
+    return False
 
 
 def _tensors(nest: Any) -> list[Tensor]:
@@ -132,25 +159,26 @@ class _Tap(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, run: _Run, masks: list[SiteMask], *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, y: Tensor, run: _Run, masks: list[SiteMask], held: bool, *tensors: Tensor) -> Tensor:
         # As attributes: activation checkpointing recomputes what is saved, and would have to find it in the graph.
         ctx.y, ctx.run, ctx.masks = y, run, masks
         ctx.set_materialize_grads(False)
-        return y.detach()
+        # As a view, on which in-place operations raise, where the caller holds the tensor.
+        return y.view_as(y) if held else y.detach()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
         run: _Run = ctx.run
         given, own = [None] * len(run.given), [None] * len(run.own)
         if grad is None:
-            return (None, None, None, *given, *own)
+            return (None, None, None, None, *given, *own)
         if torch.is_grad_enabled():  # derivatives of this are wanted
-            return (None, None, None, *_differentiable(run, ctx.y, grad))
+            return (None, None, None, None, *_differentiable(run, ctx.y, grad))
         masked = grad
         for mask in ctx.masks:
             masked = mask.on(masked)
         found = torch.autograd.grad(ctx.y, run.stand_ins, masked, retain_graph=True, allow_unused=True)
-        return (grad, None, None, *given, *found)
+        return (grad, None, None, None, *given, *found)
 
 
 def _differentiable(run: _Run, y: Tensor, grad: Tensor) -> list[Tensor | None]:

@@ -48,6 +48,7 @@ class OwnForward:
         self.previous: Any = module.__dict__.get("forward")  # somebody else's stand-in
         self.writers: list[MaskSource] = []  # of sites on the output
         self.readers: list[MaskSource] = []
+        self.reads_past_itself: bool | None = None  # its own parameters; not known before the first run
         self.draws = draws_random_numbers(module)  # says its code; Dynamo, which asks, cannot read that
 
     @classmethod
