@@ -35,29 +35,32 @@ class _Held(NamedTuple):
 
 
 class Isolation:
-    """Keeps an optimizer off the units that no example of the step could teach: they stay bitwise as they were.
+    """Freezes, in each step of an optimizer, the units that no example since the last step may teach.
 
-    A gradient of zero freezes nothing. Momentum, weight decay and the running averages of Adam go on without it: ten
-    AdamW steps under a full mask move a weight by about 0.07. So before each step of the optimizer, whatever calls it,
-    the entries of those units are copied, in the weights and in the optimizer's state, and put back after it.
+    Their weights and their part of the optimizer's state stay bitwise as they were; the other units learn as ever.
 
-    What belongs to a unit are the module's own parameters at a site: with ``on="output"`` the weight rows that write
-    the unit and its bias; with ``on="input"`` and ``level="parameters"`` the weight columns that read it. (A site with
-    ``on="input"`` and ``level="activations"`` has none.) An entry of a row that is frozen or of a column that is frozen
-    is frozen. A parameter that several modules share is frozen where all of them freeze it, and so nowhere if one of
-    them is not routed.
+    A gradient of zero would not freeze them: momentum, weight decay and the running averages of Adam go on without it.
+    Ten AdamW steps under a full mask move a weight by about 0.07. So before each step of the optimizer, whatever calls
+    it, the entries of those units are copied, and after it they are put back.
 
-    A unit counts as taught if an example of any forward pass since the last step may teach it, on any process. Labels
-    decide, not gradients: a unit that is ablated in the pass counts too, and so does a pass without a backward one. A
-    pass without labels that computes gradients teaches all units, in evaluation mode too: evaluate under
-    `torch.no_grad`.
+    **What belongs to a unit** are the module's own parameters at a site. With ``on="output"`` these are the weight rows
+    that write the unit and its bias; with ``on="input"`` and ``level="parameters"`` the weight columns that read it. (A
+    site with ``on="input"`` and ``level="activations"`` has none.) An entry is frozen if its row is, or its column. A
+    parameter that several modules share is frozen where all of them freeze it; so it never is if one of them is not
+    routed.
 
-    What units share goes on: the count of steps behind Adam's bias correction belongs to a parameter, not to a unit, so
-    a unit that was frozen for a while is corrected by the parameter's count. (Where all units of a parameter are frozen
-    the optimizer does not see it, and its count stands still.) State that a step creates is, for a frozen unit, what a
-    step with zero gradients and without weight decay makes of it. Buffers, such as the running mean of a batch norm,
-    are no business of an optimizer and not held. Optimizers that mix the entries of a matrix, such as Muon, may let a
-    frozen unit's state enter the step of the others.
+    **A unit counts as taught** if an example of any forward pass since the last step may teach it, on any process.
+    Labels decide, not gradients: a unit that is ablated in the pass counts too, and so does a pass without a backward
+    one. A pass without labels that computes gradients teaches all units, in evaluation mode too: evaluate under
+    `torch.no_grad`. (Compiled code cannot note its passes. There a block of labels that goes on after a step counts
+    again if a backward pass follows before another block begins.)
+
+    **What is not frozen**: the count of steps behind Adam's bias correction belongs to a parameter, not to a unit, so
+    it goes on for a unit that was frozen for a while. (Where all units of a parameter are frozen the optimizer does not
+    see it, and its count stands still.) Buffers, such as the running mean of a batch norm, are no business of an
+    optimizer. Optimizers that mix the entries of a matrix, such as Muon, may let a frozen unit's state enter the step
+    of the others. State that a step creates is, for a frozen unit, what a step with zero gradients and without weight
+    decay makes of it.
 
     Costs: two copies of the frozen part of weights and state, one to keep it and one to put it back; memory for one of
     them, from before the step until after it. "What it costs" in the documentation has it measured. On a GPU the host
@@ -114,8 +117,8 @@ class Isolation:
                 f"optimizer must be a torch.optim.Optimizer; got {type(optimizer).__name__}. Make the isolation with "
                 "the optimizer itself, before a library wraps it."
             )
-        # Frozen is what all places freeze, and each place freezes what one of its sites does: so every choice of a site
-        # for each place gives a block.
+        # An entry is frozen if every place that uses its parameter freezes it, and a place does if one of its sites
+        # does. So each way to choose one site of every place gives a block of entries.
         self._blocks = {
             parameter: [_along(choice) for choice in itertools.product(*places)]
             for parameter, places in places_of(router, sites).items()
@@ -130,9 +133,9 @@ class Isolation:
         learning = _parameters(optimizer) & self._blocks.keys()
         if not learning:
             raise UsageError(
-                "the optimizer holds no parameter that belongs to units of this router alone. Expected an optimizer of "
-                "parameters of the very model that the router is attached to; those that an unrouted module shares are "
-                "never frozen."
+                "the optimizer holds no parameter that belongs to units of this router alone, so that nothing could "
+                "be frozen. Make it of the parameters of the very model that the router is attached to. (A parameter "
+                "that an unrouted module shares is never frozen.)"
             )
         refuse_mixing(optimizer, learning)
         if any(getattr(module, "max_norm", None) is not None for module, _, _ in self._owned):
@@ -141,7 +144,10 @@ class Isolation:
                 "isolated: use max_norm=None."
             )
         if any(group.get("differentiable") for group in optimizer.param_groups):
-            raise UsageError("an optimizer with differentiable=True cannot be isolated: putting back is no function.")
+            raise UsageError(
+                "an optimizer with differentiable=True cannot be isolated: no gradient could go through a step whose "
+                "result is overwritten. Use differentiable=False."
+            )
         self._attachment = attachment_of(router)
         self._optimizer = optimizer
         self._process_group = process_group
@@ -261,7 +267,7 @@ class Isolation:
                 raise UsageError(
                     f"the {name} of this {type(module).__name__} is no longer the parameter that it was when the "
                     "isolation was made: it was replaced, or parametrized. Remove the isolation, and make a new one "
-                    "for an optimizer of the new parameters."
+                    "with an optimizer of the new parameters."
                 )
 
     def _taught_anywhere(self) -> list[Tensor]:
@@ -279,7 +285,7 @@ def _parameters(optimizer: Optimizer) -> set[nn.Parameter]:
 
 
 def _along(choice: Iterable[tuple[int | None, int]]) -> dict[int | None, tuple[int, ...]]:
-    """For each dimension the groups of sites, one of each place, by all of which a unit must be untaught."""
+    """For each dimension, the chosen sites' groups. An entry is in the block if none of them was taught its unit."""
     along: dict[int | None, tuple[int, ...]] = {}
     for dim, group in choice:
         along[dim] = (*along.get(dim, ()), group)

@@ -14,9 +14,10 @@ from ..router._router import Router
 from ..router._site import Site
 from ..unit_dims import channel_dims, unit_dims
 
-# One use of a parameter by a module: the dimensions that count routed units, each with the number of its group of
-# sites; None in place of a dimension where the whole parameter belongs to one unit. Empty where no site is. What is
-# taught through a place is taught by who may teach, along every one of these dimensions, the unit that it belongs to.
+# One use of a parameter by a module: each dimension of the parameter that counts routed units, with the number of the
+# group of sites whose units they are. In place of a dimension stands None where the whole parameter is one unit's.
+# A place without a site is empty. Through a place, a label may teach an entry of the parameter if, along each of these
+# dimensions, it may teach the unit to which the entry belongs.
 Place: TypeAlias = tuple[tuple[int | None, int], ...]
 
 
@@ -34,13 +35,13 @@ def places_of(router: Router, sites: Collection[str] | None) -> dict[nn.Paramete
     modules = attachment_of(router).modules_by_every_name()
     own: dict[nn.Module, list[tuple[dict[str, int | None], int]]] = {}
     whole: dict[nn.Module, list[int]] = {}
-    for hook in attachment_of(router).sites:
-        if sites is None or hook.name in sites:
-            module = modules[hook.name]
-            if _is_whole(hook.site):
-                whole.setdefault(module, []).append(hook.group)
+    for attached in attachment_of(router).sites:
+        if sites is None or attached.name in sites:
+            module = modules[attached.name]
+            if _is_whole(attached.site):
+                whole.setdefault(module, []).append(attached.group)
             else:
-                own.setdefault(module, []).append((_owned(hook.name, hook.site, module), hook.group))
+                own.setdefault(module, []).append((_owned(attached.name, attached.site, module), attached.group))
     places: dict[nn.Parameter, tuple[Place, ...]] = {}
     for path, module in modules.items():
         around = [(None, group) for name in _ancestors(path) for group in whole.get(modules[name], ())]
@@ -76,14 +77,14 @@ def _owned(name: str, site: Site, module: nn.Module) -> dict[str, int | None]:
         )
         raise SiteError(
             f"site {name!r}: no parameters are known to belong to its units alone: {why}. Put a site on the layer that "
-            "writes the units, or name the sites to use without this one: sites=[...]."
+            "writes the units, or leave this site out: sites=[...] with the names of the others."
         )
     if site.level == "parameters" and site.spec.width == 1:
         return dict.fromkeys(dims)
     if site.dim not in channel_dims(module):
         raise SiteError(
-            f"site {name!r}: dim {site.dim} of the {site.on} of a {type(module).__name__} need not be the one that its "
-            f"weights count: expected dim={' or '.join(map(str, channel_dims(module)))}."
+            f"site {name!r}: dim {site.dim} of the {site.on} of a {type(module).__name__} need not be the one that "
+            f"holds the units of its weights: expected dim={' or '.join(map(str, channel_dims(module)))}."
         )
     for parameter, dim in dims.items():
         size = getattr(module, parameter).shape[dim]

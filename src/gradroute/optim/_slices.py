@@ -1,4 +1,4 @@
-"""Blocks of tensors: the entries of a parameter, and of its state, that belong to the units frozen in a step."""
+"""Takes the entries that belong to frozen units out of a parameter and its state, and puts them back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ Block: TypeAlias = "list[tuple[int, Tensor | slice]]"
 
 
 class FrozenBlocks:
-    """Finds the blocks that are frozen in one step, by the units that each group of sites was taught."""
+    """Finds the entries of parameters that are frozen in one step: those of units that were not taught.
+
+    Args:
+        taught: For each group of sites, which units were taught: bool [width].
+    """
 
     def __init__(self, taught: list[Tensor]) -> None:
         self._taught = taught

@@ -1,4 +1,4 @@
-"""An optimizer's state as far as it belongs to units, and what it is for units that no step touched."""
+"""Finds in an optimizer's state what belongs to single units, and what it would be for units that no step touched."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Arguments: TypeAlias = "tuple[tuple[Any, ...], dict[str, Any]]"
 
 
 def refuse_mixing(optimizer: Optimizer, parameters: set[nn.Parameter]) -> None:
-    """Refuse an optimizer that is known to let units share the state of these parameters, or that hides it.
+    """Refuse an optimizer in which units are known to share state, or which keeps its state in another optimizer.
 
     Raises:
         UsageError: It is one.
@@ -77,9 +77,10 @@ def untouched_state(optimizer: Optimizer, parameter: Tensor, values: Tensor) -> 
         twin.step()
     except Exception as error:
         raise UsageError(
-            f"this step created state for units that nobody taught. What it should be, a second "
-            f"{type(optimizer).__name__} with the same options was to tell, but none could be made "
-            f"({type(error).__name__}: {error}). Take the optimizer's first step before the isolation is made."
+            f"this step of {type(optimizer).__name__} created state for units that nobody taught, and what that should "
+            f"be cannot be found out: a second {type(optimizer).__name__} of the same options, to be tried on zero "
+            f"gradients, cannot be made ({type(error).__name__}: {error}). Take the optimizer's first step before the "
+            "isolation is made."
         ) from error
     return state_of_units(twin, probe)
 

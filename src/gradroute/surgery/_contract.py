@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Mapping
+import itertools
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
@@ -24,9 +25,33 @@ _HEAD_COUNTS: Final = ("num_heads", "num_attention_heads", "n_heads", "n_head")
 _HEAD_WIDTHS: Final = ("split_size", "all_head_size")
 
 
-@dataclass(frozen=True)
+class _Kept(Mapping[str, Mapping[int, tuple[int, ...]]]):
+    """A mapping that cannot be changed, and whose repr fits a screen."""
+
+    def __init__(self, positions: Mapping[str, Mapping[int, tuple[int, ...]]]) -> None:
+        self._positions = {name: MappingProxyType(dict(kept)) for name, kept in positions.items()}
+
+    def __getitem__(self, name: str) -> Mapping[int, tuple[int, ...]]:
+        return self._positions[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._positions)
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __repr__(self) -> str:
+        shown = [
+            f"{name}: {', '.join(f'{len(positions)} along {dim}' for dim, positions in kept.items())}"
+            for name, kept in itertools.islice(self._positions.items(), 4)
+        ]
+        more = len(self) - len(shown)
+        return f"<kept {'; '.join(shown)}{f'; and of {more} more' if more else ''}>"
+
+
+@dataclass(frozen=True, repr=False)
 class Contracted:
-    """A smaller model, and what was carried along.
+    """What `contract` returns: the smaller model, and the optimizer for it.
 
     Attributes:
         model: The model without the units: a copy that shares no memory with the original, and has no router.
@@ -39,23 +64,31 @@ class Contracted:
         >>> from gradroute import RoutingSpec
         >>> model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 1))
         >>> router = Router(model, {"1": RoutingSpec.split({"retain": 4, "forget": 2})})
-        >>> contract(router, "forget", example=torch.randn(32, 3)).kept["2.weight"][1]
+        >>> contracted = contract(router, "forget", example=torch.randn(32, 3))
+        >>> contracted.kept["2.weight"][1]
         (0, 1, 2, 3)
+        >>> contracted  # doctest: +ELLIPSIS
+        Contracted(model=<Sequential>, optimizer=None, kept=<kept 2.weight: 4 along 1; 0.weight: 4 along 0; ...>)
     """
 
     model: nn.Module
     optimizer: Optimizer | None
     kept: Mapping[str, Mapping[int, tuple[int, ...]]]
 
+    def __repr__(self) -> str:
+        optimizer = None if self.optimizer is None else f"<{type(self.optimizer).__name__}>"
+        return f"Contracted(model=<{type(self.model).__name__}>, optimizer={optimizer}, kept={self.kept!r})"
+
 
 def contract(router: Router, *labels: Hashable, example: Example, optimizer: Optimizer | None = None) -> Contracted:
-    """A physically smaller copy of a model, without the units that ``router.ablated(*labels)`` switches off.
+    """Copy a model without the units that ``router.ablated(*labels)`` switches off: its weights are smaller.
 
-    The model is exported while the units are off, and they are followed through its operations, back to the weights
-    that make them and on to those that read them: through activation functions, batch norms, pools, reshapes, gates and
-    whole attention heads. A unit that is not 0 when a reader sees it, since an activation function turned 0 into
-    something else, goes into the reader's bias. The copy computes in evaluation what the ablated model does, which is
-    checked on the example before it is returned.
+    The copy computes in evaluation what the ablated model does. This is checked on the example before it is returned.
+
+    To find the weights, the model is exported while the units are off. The units are followed through its operations,
+    back to the weights that make them and on to those that read them: through activation functions, batch norms, pools,
+    reshapes, gates and whole attention heads. Where an activation function turns 0 into another constant, that goes
+    into the bias of the layer that reads it.
 
     Args:
         router: A router on the model, which stays as it is.
@@ -125,7 +158,7 @@ def contract(router: Router, *labels: Hashable, example: Example, optimizer: Opt
                 "ablation into the weights without changing a size."
             ) from error
         compare(expected, found)
-    return Contracted(smaller, carried, MappingProxyType(left))
+    return Contracted(smaller, carried, _Kept(left))
 
 
 def _cut(model: nn.Module, plan: Plan, optimizer: Optimizer | None) -> dict[str, dict[int, tuple[int, ...]]]:

@@ -152,6 +152,7 @@ def compare(expected: list[Tensor], found: list[Tensor]) -> None:
     except AssertionError as error:
         difference = "; ".join(str(error).strip().splitlines()[:3])
         raise SiteError(
-            "the model would not compute what the ablated one does on this example, so something in it depends on the "
-            f"units in a way that its exported program does not show; nothing was changed. ({difference})"
+            "the model would not compute what the ablated one does on this example, so something in its code depends "
+            "on the units in a way that was not found, such as on their number; nothing was changed. Switch the units "
+            f"off where the model is used: `with router.ablated(...)`. ({difference})"
         ) from None

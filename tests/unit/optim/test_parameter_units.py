@@ -63,7 +63,7 @@ class TestWhoElseUsesAParameter:
         before = model.writer.bias.detach().clone()
         assert moved_units(model, optimizer.step) == list(range(7))
         assert (model.writer.bias != before).nonzero().flatten().tolist() == [3, 4, 5, 6]
-        with pytest.raises(UsageError, match="an unrouted module shares are never frozen"):
+        with pytest.raises(UsageError, match="parameter that an unrouted module shares is never frozen"):
             Isolation(router, torch.optim.SGD([model.writer.weight], lr=0.1))
 
     def test_two_routed_modules_freeze_what_both_freeze(self):

@@ -119,3 +119,12 @@ def test_an_example_on_which_the_units_are_silent_is_refused(site):
         contract(router, "forget", example=-torch.ones(2, 5))
     with pytest.raises(SiteError, match="would not compute what the ablated one does"):
         contract(router, "forget", example=torch.ones(2, 5))
+
+
+def test_what_is_returned_fits_a_screen_and_cannot_be_changed():
+    contracted = contract(gr.Router(gpt2(), CASES["gpt2, both"][1]), "forget", example=IDS)
+    assert len(repr(contracted)) < 400
+    assert f"and of {len(contracted.kept) - 4} more" in repr(contracted.kept)
+    assert dict(contracted.kept).keys() == set(contracted.kept)
+    with pytest.raises(TypeError):
+        contracted.kept["transformer.h.1.mlp.c_fc.weight"][0] = ()

@@ -53,8 +53,9 @@ class Program:
                 program = torch.export.export(model, args, kwargs, strict=False)
         except Exception as error:
             raise SiteError(
-                f"{type(model).__name__} cannot be exported on this example, so that nobody knows what reads its units "
-                f"({type(error).__name__}: {first_line(error)})."
+                f"{type(model).__name__} cannot be exported by torch.export on this example, so that it cannot be seen "
+                f"which weights make and read the units ({type(error).__name__}: {first_line(error)}). Put sites on "
+                "the layers that make or read them: ablate_ then needs no export."
             ) from error
         signature = program.graph_signature
         self.graph = program.graph

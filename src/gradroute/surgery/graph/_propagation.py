@@ -66,14 +66,20 @@ class Flow:
         if node.op != "placeholder":
             self._cross(node, node, dim)
         elif node.name not in self._program.tensors:
-            raise SiteError(f"the units are those of the model's own input {node.name!r}, and no layer makes them.")
+            raise SiteError(
+                f"the units are those of the model's own input {node.name!r}, and no layer makes them: no weight could "
+                "go. Put the site on a layer inside of the model."
+            )
         elif node.name not in self._program.names:
-            raise SiteError(f"the units meet a constant of their own width in {place(next(iter(node.users)))}.")
+            raise SiteError(
+                f"{place(next(iter(node.users)))} combines the units with a constant tensor of as many entries, which "
+                "no parameter or buffer holds, so that it cannot be made smaller. Register it as a buffer."
+            )
         for user in node.users:
             if user.op == "output":
                 raise SiteError(
                     f"the units, made in {place(node)}, are part of the model's output: without them it would have "
-                    "another shape."
+                    "another shape. Switch the units off where the model is used: `with router.ablated(...)`."
                 )
             if user.meta.get("val") is not None:  # and no mere assertion
                 self._cross(user, node, dim)
@@ -89,7 +95,11 @@ class Flow:
                 if reached is not None:
                     steps.append((edge.b if node is edge.a else edge.a, *reached))
         if not steps:
-            raise SiteError(f"what {place(operation)} makes of the units, in {place(node)}, is not known.")
+            raise SiteError(
+                f"what {place(operation)} makes of the units that come from {place(node)} is not known, so that nobody "
+                "could say what a model without them computes. Put the site on a layer behind this operation, or "
+                "switch the units off where the model is used: `with router.ablated(...)`."
+            )
         for other, other_dim, other_mask in steps:
             if other is operation and name_of(operation) in links.SUMS and not seed:
                 self._check_sum(operation, other_dim, other_mask)
@@ -104,8 +114,8 @@ class Flow:
         if values is None or bool(values[mask].isnan().any()):
             raise SiteError(
                 f"{place(operation)} joins the units with another tensor, as a residual connection does, and all of "
-                "the result goes on being needed. Units can be cut only inside of the branch, "
-                "between two of its layers."
+                "the result goes on being needed. Units can be cut only inside of the branch: put the site between two "
+                "of its layers."
             )
 
     def _fold(self, node: Node, where: links.Linear) -> Iterator[Fold]:
@@ -119,7 +129,8 @@ class Flow:
         if bool(values.isnan().any()):
             raise SiteError(
                 f"{place(node)} reads the units, but not only by way of the site: what it reads is not known to be "
-                "constant when they are off. Put the site on the one tensor through which all readers see the units."
+                "constant when they are off. Put the site on the tensor "
+                "through which all layers that read the units see them."
             )
         if not bool(values.any()):
             return
