@@ -176,6 +176,17 @@ def test_a_site_that_is_bypassed_from_the_second_step_on_warns(where, zeroed):
         step()
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_router_that_was_removed_looks_at_no_gradient_any_more():
+    model = Bypass()
+    router = gr.Router(model, {"layer": SPEC})
+    with router(RETAIN):
+        pass
+    router.remove()
+    model(x()).sum().backward()
+    assert learned(model.layer) > 0
+
+
 def test_another_method_than_forward_warns():
     model = Bypass()
     router = gr.Router(model, {"": gr.Site(gr.RoutingSpec({"retain": 0, "forget": 1}, 2))})

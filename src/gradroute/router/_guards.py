@@ -383,18 +383,23 @@ class Silence:
 
     def __init__(self, attachment: Attachment) -> None:
         self._attachment = attachment
+        self._names = [site.name for site in attachment.sites]
         self._parameters = [[p for p in site.module.parameters() if p.requires_grad] for site in attachment.sites]
         self._all_parameters = list(dict.fromkeys(p for own in self._parameters for p in own))
         self._outer: list[tuple[set[int], bool, bool]] = []
         self._handles: list[RemovableHandle] = []  # on the parameters of sites that were silent in the last block
         self._earlier: list[ReferenceType[Mask]] = []  # the masks of blocks whose backward pass may be still to come
 
-    def begin(self) -> None:
-        """A block begins."""
-        state = self._attachment.state
+    def close(self) -> None:
+        """Look at no parameters any more."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+    def begin(self) -> None:
+        """A block begins."""
+        state = self._attachment.state
+        self.close()
         private.mark_gradients(self._all_parameters)
         self._outer.append((state.ran, state.model_ran, self._waiting()))
         state.ran, state.model_ran = set(), False
@@ -418,7 +423,7 @@ class Silence:
         if bypassed:
             self._warn_bypassed(bypassed)
         if never and (model_ran or ran):
-            names = [self._attachment.sites[n].name for n in never]
+            names = [self._names[n] for n in never]
             state.warn(
                 ("silent", *names),
                 f"the model ran, but the sites {preview(names, 3)} did not: their modules were never called, so they "
@@ -444,7 +449,7 @@ class Silence:
         return Silence, (self._attachment,)  # a copy's router is in no block
 
     def _warn_bypassed(self, positions: list[int]) -> None:
-        names = [self._attachment.sites[n].name for n in positions]
+        names = [self._names[n] for n in positions]
         self._attachment.state.warn(
             ("bypassed", *names),
             f"the parameters of the sites {preview(names, 3)} got gradients from a `with router(labels)` block in "

@@ -227,6 +227,7 @@ class Router:
             remove_own_forward(module, lambda hook: hook in self._hooks)
         self._handles.clear()
         self._hooks.clear()
+        self._silence.close()
         self._attachment.sites = ()
         self._attachment.state.removed = True
 
