@@ -384,7 +384,8 @@ class Silence:
     def __init__(self, attachment: Attachment) -> None:
         self._attachment = attachment
         self._names = [site.name for site in attachment.sites]
-        self._parameters = [[p for p in site.module.parameters() if p.requires_grad] for site in attachment.sites]
+        # Weak, since sharding, for one, puts others in their place.
+        self._parameters = [[ref(p) for p in site.module.parameters() if p.requires_grad] for site in attachment.sites]
         self._all_parameters = list(dict.fromkeys(p for own in self._parameters for p in own))
         self._outer: list[tuple[set[int], bool, bool]] = []
         self._handles: list[RemovableHandle] = []  # on the parameters of sites that were silent in the last block
@@ -400,7 +401,7 @@ class Silence:
         """A block begins."""
         state = self._attachment.state
         self.close()
-        private.mark_gradients(self._all_parameters)
+        private.mark_gradients([p for one in self._all_parameters if (p := one()) is not None])
         self._outer.append((state.ran, state.model_ran, self._waiting()))
         state.ran, state.model_ran = set(), False
 
@@ -418,7 +419,7 @@ class Silence:
         silent = [n for n in range(len(self._parameters)) if n not in ran | state.traced]
         bypassed: list[int] = []
         if not waiting and not _gradients_come_from_elsewhere():
-            bypassed = [n for n in silent if any(map(private.has_learned, self._parameters[n]))]
+            bypassed = [n for n in silent if any(map(private.has_learned, self._own(n)))]
         never = [n for n in silent if n not in state.ever_ran and n not in bypassed]
         if bypassed:
             self._warn_bypassed(bypassed)
@@ -443,7 +444,7 @@ class Silence:
         def learns(_: Tensor) -> None:
             self._warn_bypassed([position])
 
-        self._handles += [p.register_hook(learns) for p in self._parameters[position]]  # type: ignore[no-untyped-call]
+        self._handles += [p.register_hook(learns) for p in self._own(position)]  # type: ignore[no-untyped-call]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Silence, (self._attachment,)  # a copy's router is in no block
@@ -457,6 +458,9 @@ class Silence:
             "another method of it, its forward, or a function on its weights.",
             stacklevel=4,
         )
+
+    def _own(self, position: int) -> list[nn.Parameter]:
+        return [p for one in self._parameters[position] if (p := one()) is not None]
 
     def _waiting(self) -> bool:
         """Whether a graph that was routed in an earlier block is there, and was not yet gone through backward."""
