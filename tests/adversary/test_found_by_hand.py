@@ -226,6 +226,18 @@ def test_a_backward_pass_in_a_later_block_is_no_bypass():
     assert learned(model.layer) == 0
 
 
+def test_a_module_that_is_replaced_inside_of_a_block_is_refused_as_that_ends():
+    model = nn.Sequential(layer())
+    router = gr.Router(model, {"0": SPEC})
+    block = router(RETAIN)
+    block.__enter__()
+    model[0] = layer()
+    model(x()).sum().backward()
+    with pytest.raises(UsageError, match="are no longer in the model"):
+        block.__exit__(None, None, None)
+    assert router.labels is None
+
+
 def test_a_layer_that_came_later_and_that_the_pattern_matches_is_refused():
     model = nn.Sequential(layer())
     router = gr.Router(model, {"*": SPEC})

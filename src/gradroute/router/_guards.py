@@ -405,8 +405,8 @@ class Silence:
         self._outer.append((state.ran, state.model_ran, self._waiting()))
         state.ran, state.model_ran = set(), False
 
-    def end(self, masks: tuple[Mask, ...], *, failed: bool) -> None:
-        """A block ends, under these masks; after an error there is nothing to say."""
+    def end(self, masks: tuple[Mask, ...], *, failed: bool) -> bool:
+        """A block ends, under these masks: whether sites did not run in it. After an error there is nothing to say."""
         state = self._attachment.state
         self._earlier += [ref(mask) for mask in masks]
         ran, model_ran = state.ran, state.model_ran
@@ -414,7 +414,7 @@ class Silence:
         state.ever_ran |= ran
         state.ran, state.model_ran = outer_ran | ran, outer_model_ran or model_ran
         if failed or state.muted:
-            return
+            return False
         # Compiled code notes nothing, so a site that was compiled may well have run.
         silent = [n for n in range(len(self._parameters)) if n not in ran | state.traced]
         bypassed: list[int] = []
@@ -436,6 +436,7 @@ class Silence:
             for n in silent:
                 if n not in bypassed:
                     self._watch(n)
+        return bool(silent)
 
     def _watch(self, position: int) -> None:
         """Until the next block begins, say when the site's parameters learn: backward may come after its block."""

@@ -48,10 +48,13 @@ class _Block:
         innermost = compiling or self._is_on(state, outer)
         self._put_back(state, outer if innermost else None)
         state.thread = thread if innermost else None
+        silent = False
         if not compiling:
-            self._router._silence.end(self._masks, failed=kind is not None or not innermost)
+            silent = self._router._silence.end(self._masks, failed=kind is not None or not innermost)
         if not innermost:
             raise guards.overlapping()
+        if silent:  # perhaps since their modules were replaced in the block
+            self._router._placed.check()
 
     def _put(self, state: State) -> Any:
         """Put it in flight; return what was there before."""
