@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN ?= runs/quick
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types docs bench composition dist clean
+.PHONY: help demo test check lint types docs bench composition foreign dist clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -39,6 +39,9 @@ bench: $(VENV)/.dev ## run the benchmarks, one a claim, and write their tables i
 
 composition: $(VENV)/.dev ## run the composition tests and write their table into the documentation
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/composition --composition-table docs/assets/composition/table.md
+
+foreign: $(VENV)/.dev ## make each module of dozens of others' models a site, and write the table of it into the documentation (about 20 minutes)
+	PYTHONPATH=tests $(BIN)/python -m foreign.run
 
 dist: $(VENV)/.dev ## build the sdist, and from it the wheel, into dist/
 	rm -rf dist

@@ -1,0 +1,203 @@
+"""Each module of a model in turn is a site: what came of it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import traceback
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+import gradroute as gr
+
+from . import oracle
+from .models import LABELS, Batch, Foreign
+from .oracle import Gradients, Path, Run
+
+LEVELS = ("activations", "parameters")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What came of one module as a site at one level."""
+
+    module: str
+    kind: str
+    level: str
+    #: "held", "refused", "not applicable" or "FAILED"
+    result: str
+    why: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where in a module's output the site is, or why it is nowhere."""
+
+    path: Path = ()
+    dim: int = -1
+    width: int = 0
+    #: Why nothing can be routed here; with ``refuses=True`` a router must say so, too.
+    nothing: str = ""
+    refuses: bool = False
+
+
+def outcomes(foreign: Foreign, only: tuple[str, ...] | None = None) -> Iterator[Outcome]:
+    """The outcomes of all modules of a model, or of those named, at both levels."""
+    model, batch = foreign.make()
+    judge = Judge(model, batch, oracle.run(copy.deepcopy(model), batch))
+    places = _places(model, batch)
+    for name, module in model.named_modules():
+        if only is not None and name not in only:
+            continue
+        for level in LEVELS:
+            kind = type(module).__name__
+            try:
+                result, why = judge.outcome(name, level, places[name])
+            except Exception:
+                result, why = "FAILED", traceback.format_exc(limit=-4)
+            yield Outcome(name, kind, level, result, why)
+
+
+# ---------------------------------------------------------------------- where
+
+
+def _places(model: nn.Module, batch: Batch) -> dict[str, Place]:
+    """The first floating tensor of each module's output, by the module's name, as one run finds it."""
+    twin = copy.deepcopy(model)
+    calls: dict[str, list[Any]] = {name: [] for name, _ in twin.named_modules()}
+    for name, module in twin.named_modules():
+        keep = lambda module, args, output, name=name: calls[name].append(_first(output))  # noqa: E731
+        module.register_forward_hook(keep)
+    oracle.run(twin, batch)
+    return {name: _place(found) for name, found in calls.items()}
+
+
+def _first(output: Any) -> tuple[Path, torch.Size, bool] | None:
+    return next(((path, y.shape, y.requires_grad) for path, y in oracle.tensors(output)), None)
+
+
+def _place(calls: list[Any]) -> Place:
+    if not calls:
+        return Place(nothing="never called")
+    if None in calls:
+        return Place(nothing="returns no floating tensor")
+    paths, shapes, learning = zip(*calls, strict=True)
+    if not any(learning):
+        return Place(nothing="computes nothing that learns")
+    path, shape = paths[0], shapes[0]
+    dim = 1 if len(shape) == 4 else -1
+    if any(len(one) < 2 or one[0] != len(LABELS) for one in shapes):
+        return Place(path, dim, shape[dim] if shape else 0, "batch is not the first dimension", refuses=True)
+    if len(set(paths)) > 1 or len({one[dim] for one in shapes}) > 1:
+        return Place(nothing="returns other shapes from call to call")
+    return Place(path, dim, shape[dim])
+
+
+def _site(place: Place, level: str) -> gr.Site:
+    weights = oracle.unit_weights(place.width)
+    routes = {}
+    for label, row in enumerate(weights):
+        used = row.nonzero().flatten().tolist()
+        # A weight of its own for every unit is more than one route may say: what both may teach is shared.
+        own = [unit for unit in used if unit % 4 != 2]
+        routes[label] = gr.Route(own, weight=float(row[own[0]]) if own else 1.0)
+    spec = gr.RoutingSpec(routes, place.width, shared=[unit for unit in range(place.width) if unit % 4 == 2])
+    index = place.path if len(place.path) > 1 else place.path[0] if place.path else None
+    return gr.Site(spec, level=level, dim=place.dim, index=index)
+
+
+# ---------------------------------------------------------------------- what came of it
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """A model, a batch for it, and what its plain run left."""
+
+    model: nn.Module
+    batch: Batch
+    plain: Run
+
+    def outcome(self, name: str, level: str, place: Place) -> tuple[str, str]:
+        """What comes of one module at one level, and why."""
+        if place.nothing and not (place.refuses and place.width):
+            return "not applicable", place.nothing
+        bare = level == "parameters" and next(self.model.get_submodule(name).parameters(), None) is None
+        nothing = place.nothing or ("has no parameters" if bare else "")
+        twin = copy.deepcopy(self.model)
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            try:
+                router = gr.Router(twin, {name: _site(place, level)})
+                routed = oracle.run(twin, self.batch, functools.partial(router, LABELS))
+            except gr.RoutingError as error:
+                return ("not applicable", nothing) if nothing else ("refused", str(error))
+        said = [f"warned: {one.message}" for one in warned if issubclass(one.category, gr.UnroutedWarning)]
+        if nothing:
+            return "FAILED", f"no error, though: {nothing}"
+        return self._compared(routed, oracle.Spot(name, place.path, place.dim, LABELS), level, said)
+
+    def _compared(self, routed: Run, spot: oracle.Spot, level: str, said: list[str]) -> tuple[str, str]:
+        at = oracle.at_activations if level == "activations" else oracle.at_parameters
+        expected = at(self.model, spot, functools.partial(oracle.run, batch=self.batch))
+        wrong = said + _differences(self.plain, routed, expected)
+        wrong += _not_silent(self.model, spot.module, routed.gradients)
+        if wrong:
+            return "FAILED", "; ".join(wrong[:4])
+        if not _unlike(self.plain.gradients, expected):
+            return "not applicable", "teaches nothing by which routing could be seen"
+        return "held", ""
+
+
+def _differences(plain: Run, routed: Run, expected: Gradients) -> list[str]:
+    wrong = []
+    same = len(plain.outputs) == len(routed.outputs)
+    if not same or not all(torch.equal(a, b) for a, b in zip(plain.outputs, routed.outputs, strict=True)):
+        wrong.append("outputs are not bit-identical")
+    wrong += [f"buffer {n}" for n, b in plain.buffers.items() if not torch.equal(b, routed.buffers[n])]
+    return wrong + [f"gradient of {text}" for text in _unlike(expected, routed.gradients)]
+
+
+def _unlike(expected: Gradients, found: Gradients) -> list[str]:
+    """Gradients that differ by more than single precision, in which some models compute a part of theirs."""
+    largest = max((float(g.abs().max()) for g in expected.values() if g.numel()), default=0.0)
+    wrong = []
+    for name in sorted({*expected, *found}):
+        one, other = expected.get(name), found.get(name)
+        given = one if one is not None else other
+        assert given is not None
+        one, other = (torch.zeros_like(given) if g is None else g for g in (one, other))
+        if one.numel() == 0:
+            continue
+        apart, size = float((one - other).abs().max()), float(one.abs().max())
+        if not apart <= 1e-5 * size + 1e-7 * largest:
+            wrong.append(f"{name}: {apart:.2g} apart, of {size:.2g}")
+    return wrong
+
+
+#: The layers whose units' own entries are known, and the dimension of the weight that counts units.
+_ROWS = {nn.Linear: 0, nn.Conv2d: 0, nn.LayerNorm: 0, nn.BatchNorm2d: 0, nn.Embedding: 1}
+
+
+def _not_silent(model: nn.Module, name: str, gradients: Gradients) -> list[str]:
+    """Entries of the site's own layer that no label may teach, and that are not exactly 0."""
+    module = model.get_submodule(name)
+    if type(module) not in _ROWS:
+        return []
+    names: dict[int, list[str]] = {}
+    for other, p in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(p), []).append(other)
+    wrong = []
+    for key, p in module.named_parameters(recurse=False):
+        dim = _ROWS[type(module)] if key == "weight" else 0
+        grad = gradients.get(f"{name}.{key}")
+        if len(names[id(p)]) > 1 or grad is None:
+            continue  # tied: what else uses it teaches it, too
+        silent = (oracle.unit_weights(p.shape[dim]) == 0).all(0)
+        if bool(grad.index_select(dim, silent.nonzero().flatten()).any()):
+            wrong.append(f"{name}.{key} learns at units that nobody may teach")
+    return wrong
