@@ -43,6 +43,10 @@ composition: $(VENV)/.dev ## run the composition tests and write their table int
 foreign: $(VENV)/.dev ## make each module of dozens of others' models a site, and write the table of it into the documentation (about 20 minutes)
 	PYTHONPATH=tests $(BIN)/python -m foreign.run
 
+MINUTES ?= 10
+adversary: $(VENV)/.dev ## look for lost masks with hypothesis, for MINUTES (10); what is found is printed in its smallest form
+	MINUTES=$(MINUTES) $(BIN)/python -m pytest -q -s tests/adversary/test_machine.py -o timeout=0
+
 dist: $(VENV)/.dev ## build the sdist, and from it the wheel, into dist/
 	rm -rf dist
 	$(BIN)/python -m build

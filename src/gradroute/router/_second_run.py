@@ -22,6 +22,9 @@ class Beginning:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        # Compiled code can note neither. It may break off between the two runs, and go on in eager mode: see below.
+        self._attributes: list[tuple[nn.Module, dict[str, Any]]] = []
+        self._random: tuple[Any, ...] | None = None
         if not torch.compiler.is_compiling():
             self._attributes = [(inner, dict(inner.__dict__)) for inner in module.modules()]
             self._random = _random_state()
@@ -36,13 +39,13 @@ class Beginning:
         Raises:
             UsageError: The run drew some.
         """
-        if not torch.compiler.is_compiling() and not _same(self._random, _random_state()):
+        if self._random is not None and not _same(self._random, _random_state()):
             raise random_numbers(self._module)
 
     @contextlib.contextmanager
     def once_more(self) -> Iterator[None]:
         """For the length of the block random numbers and the modules' attributes are as they were before."""
-        if torch.compiler.is_compiling():
+        if self._random is None:
             yield
             return
         after = _random_state()

@@ -1,0 +1,108 @@
+"""One forward pass of the machine's model, and what its gradients should be."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as checkpointed
+
+from adversary.models import BATCH, TIME, WIDTH, build, purely
+from adversary.oracle import Oracle, Place
+
+
+class Lost(AssertionError):
+    """A gradient, a value or a buffer is not what it should be, and nothing raised or warned."""
+
+
+class Crash(AssertionError):
+    """Something raised that is no RoutingError."""
+
+
+def draw_input(seed: int) -> Tensor:
+    return torch.randn(BATCH, TIME, WIDTH, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+
+
+def loss_of(output: Tensor) -> Tensor:
+    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
+    return (output * weights).sum()
+
+
+def forward(model: Any, x: Tensor, seed: int, mode: str, checkpoint: str | None) -> Tensor:
+    """One pass, with its own draws of random numbers."""
+    torch.manual_seed(seed)
+    modes = {"grad": contextlib.nullcontext, "no_grad": torch.no_grad, "inference": torch.inference_mode}
+    with modes[mode]():
+        if checkpoint is None or mode == "inference":
+            return model(x)
+        return checkpointed(model, x, use_reentrant=checkpoint == "reentrant")
+
+
+def run_elsewhere(where: str, job: Callable[[], Tensor]) -> Tensor:
+    """Run a job here, in a new thread, or in an asyncio task; errors come back."""
+    if where == "here":
+        return job()
+    if where == "task":
+
+        async def task() -> Tensor:
+            return job()
+
+        return asyncio.run(task())
+    done: list[Any] = []
+
+    def work() -> None:
+        try:
+            done.append(job())
+        except BaseException as error:
+            done.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    if isinstance(done[0], BaseException):
+        raise done[0]
+    return done[0]
+
+
+@dataclasses.dataclass
+class Pass:
+    """A pass whose backward is to come, and the gradients that it must give."""
+
+    output: Tensor
+    x: Tensor
+    model: nn.Module
+    expected: dict[str, Tensor]
+    checkpoint: str | None
+    compiled: bool
+    unrouted: bool
+    router: Any
+    warned: bool
+
+    @staticmethod
+    def expected_of(
+        names: tuple[str, ...], state: dict[str, Tensor], places: list[Place], train: bool, seed: int
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+        """The gradients by the oracle; and the buffers and the output of an ordinary model."""
+        plain = build(names).train(train)
+        plain.load_state_dict(state)
+        with torch.no_grad():
+            value = forward(plain, draw_input(seed), seed, "grad", None)
+        model = purely(build(names)).train(train)
+        model.load_state_dict(state)
+        oracle, x = Oracle(model, places), draw_input(seed)
+        gradients = oracle.gradients(loss_of(forward(model, x, seed, "grad", None)), {"": x})
+        return gradients, dict(plain.named_buffers()), value
+
+    def check(self, key: Callable[[str], str]) -> None:
+        """Hold the gradients that are there against the expected ones."""
+        there = {key(name): p for name, p in self.model.named_parameters()} | {"": self.x}
+        for name, gradient in self.expected.items():
+            got = torch.zeros_like(gradient) if there[name].grad is None else there[name].grad
+            if not torch.allclose(got, gradient, rtol=1e-4, atol=1e-5):
+                raise Lost(f"the gradient of {name or 'the input'} is wrong by {(got - gradient).abs().max():.2g}")
