@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -230,6 +230,21 @@ def before_compiling(function: Any) -> Any:
 def forward_hooks(module: nn.Module, end: Literal["input", "output"]) -> list[Any]:
     """The hooks that see what a module is given ("input") or returns ("output"), in the order in which they run."""
     return list((module._forward_pre_hooks if end == "input" else module._forward_hooks).values())
+
+
+def drop_forward_hooks(module: nn.Module, condition: Callable[[Any], bool]) -> None:
+    """Take off those of a module's forward hooks and pre-hooks for which the condition holds.
+
+    For hooks that a copied module carries, whose handles stayed with the module that it was copied from.
+    """
+    for hooks, *flags in (
+        (module._forward_hooks, module._forward_hooks_with_kwargs),
+        (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
+    ):
+        for key in [key for key, hook in hooks.items() if condition(hook)]:
+            del hooks[key]
+            for each in flags:
+                each.pop(key, None)
 
 
 def gradient_hook_tables(model: nn.Module) -> list[dict[Any, Any]]:

@@ -10,13 +10,14 @@ import os
 import platform
 import traceback
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from . import __version__
+from . import _torch_private as private
 from .autograd._functional import route
 from .router._router import Router
 from .router._site import Site
@@ -99,7 +100,8 @@ def level_activations(device: torch.device) -> Iterator[Law]:
     yield "Router: upstream learns through the route alone", torch.equal(upstream, expected.upstream_of_mask)
     router.remove()
     (upstream,) = torch.autograd.grad(model(x).square().sum(), x)
-    hooks = [hook for module in model.modules() for hook in (*module._forward_hooks, *module._forward_pre_hooks)]
+    ends: tuple[Literal["input", "output"], ...] = ("input", "output")
+    hooks = [hook for module in model.modules() for end in ends for hook in private.forward_hooks(module, end)]
     left = bool(hooks) or not torch.equal(upstream, expected.upstream)
     yield "Router: once removed, it leaves nothing behind", not left
 

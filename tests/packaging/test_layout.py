@@ -137,7 +137,8 @@ def hasattr_of_torch(name):
 
 TORCH_PRIVATE = re.compile(
     r"torch\._[a-z]|torch\.autograd\.forward_ad\._|_current_graph_task|_top_saved_tensors|(?<!self)\._version\b|_functorch\b|_DisableFuncTorch"
-    r"|__qualname__|gi_frame|FRAME_COUNTER"
+    r"|__qualname__|gi_frame|FRAME_COUNTER|_pytree|_DropoutNd|_BatchNorm"
+    r"|(?<!self)\._(forward_hooks|forward_pre_hooks|backward_hooks|parameters|buffers|modules|optimizer_step_\w+)\b"
 )
 
 

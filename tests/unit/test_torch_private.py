@@ -245,6 +245,18 @@ def test_before_compiling():
     assert callable_object in (before, getattr(before, "__self__", None))
 
 
+def test_drop_forward_hooks():
+    module = nn.Linear(2, 2)
+    calls = []
+    for number in range(4):
+        module.register_forward_hook(lambda *_, number=number: calls.append(number), with_kwargs=bool(number % 2))
+        module.register_forward_pre_hook(lambda *_, number=number: calls.append(-1 - number), with_kwargs=number > 1)
+    dropped = {id(hook) for end in ("input", "output") for hook in private.forward_hooks(module, end)[1:3]}
+    private.drop_forward_hooks(module, lambda hook: id(hook) in dropped)
+    module(torch.ones(1, 2))
+    assert calls == [-1, -4, 0, 3]
+
+
 def test_forward_hooks():
     module = nn.Linear(2, 2)
     first, second = (lambda *_: None), (lambda *_: None)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import _torch_private as private
 from ..autograd._functional import route_mask
 from ..errors import RoutingError, UsageError
 from ..spec._masks import Mask
@@ -141,10 +142,9 @@ def is_of_a_router(hook: Any) -> bool:
 
 def hooks_before(site: AttachedSite) -> list[Any]:
     """The hooks that see a site's tensor between the forward pass of its module and the site's own hook."""
-    if site.site.on == "output":
-        hooks = list(site.module._forward_hooks.values())
-    else:
-        hooks = list(reversed(site.module._forward_pre_hooks.values()))
+    hooks = private.forward_hooks(site.module, site.site.on)
+    if site.site.on == "input":
+        hooks.reverse()
 
     def is_another(hook: Any) -> bool:
         owner = getattr(hook, "__self__", None)
@@ -155,16 +155,13 @@ def hooks_before(site: AttachedSite) -> list[Any]:
 
 def drop_orphans(model: nn.Module) -> None:
     """Take off the hooks that a copied model carries of a router that was not copied with it."""
+
+    def is_orphan(hook: Any) -> bool:
+        owner = getattr(hook, "__self__", hook)
+        return isinstance(owner, SiteHook | MarkRun) and owner.state.orphan
+
     for module in model.modules():
-        for hooks, flags in (
-            (module._forward_hooks, module._forward_hooks_with_kwargs),
-            (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
-        ):
-            for key, hook in list(hooks.items()):
-                owner = getattr(hook, "__self__", hook)
-                if isinstance(owner, SiteHook | MarkRun) and owner.state.orphan:
-                    del hooks[key]
-                    flags.pop(key, None)
+        private.drop_forward_hooks(module, is_orphan)
         remove_own_forward(module, lambda hook: hook.state.orphan)
 
 

@@ -16,7 +16,7 @@ from ..router._router import Router
 from ..router._site import Site
 from ._oracle import along, masked, oracle_mask
 
-_NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+_NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class Reference:
