@@ -45,7 +45,9 @@ foreign: $(VENV)/.dev ## make each module of dozens of others' models a site, an
 
 MINUTES ?= 10
 adversary: $(VENV)/.dev ## look for lost masks with hypothesis, for MINUTES (10); what is found is printed in its smallest form
-	MINUTES=$(MINUTES) $(BIN)/python -m pytest -q -s tests/adversary/test_machine.py -o timeout=0
+	@end=$$(($$(date +%s) + 60 * $(MINUTES))); while [ $$(date +%s) -lt $$end ]; do \
+		NEW_LIVES=1 $(BIN)/python -m pytest -q tests/adversary/test_machine.py -o timeout=0 --show-capture=no || exit 1; \
+	done
 
 dist: $(VENV)/.dev ## build the sdist, and from it the wheel, into dist/
 	rm -rf dist

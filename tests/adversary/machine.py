@@ -6,14 +6,12 @@ import contextlib
 import copy
 import os
 import pickle
-import time
 import types
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from hypothesis import assume
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from torch import Tensor, nn
@@ -25,8 +23,6 @@ from adversary.sites import Drawn, labels, sites
 
 #: What the machine should leave out, by name: blocks and rules ("compile", "reentrant", ...), to look past a known find.
 WITHOUT = frozenset(os.environ.get("ADVERSARY_WITHOUT", "").split(","))
-#: When there is no time left no further life begins (`make adversary`).
-END = time.monotonic() + 60 * float(os.environ.get("MINUTES", "inf"))
 CHOICES = {
     "checkpoint": [choice for choice in (None, None, "reentrant", "saved") if choice not in WITHOUT],
     "where": [choice for choice in ("here", "here", "here", "thread", "task") if choice not in WITHOUT],
@@ -54,7 +50,6 @@ class Life(RuleBasedStateMachine):
         compiles=st.sampled_from([False] * 7 + [True]),
     )
     def start(self, names: list[str], data: st.DataObject, compiles: bool) -> None:
-        assume(time.monotonic() < END)
         self.names, self.model = tuple(names), build(tuple(names))
         self.compiles, self.compiled = compiles and "compile" not in WITHOUT, None
         self.open: list[tuple[Any, Tensor]] = []

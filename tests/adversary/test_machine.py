@@ -6,16 +6,12 @@ from hypothesis import HealthCheck, settings
 
 from adversary.machine import Life
 
-#: With MINUTES, until these are over, and other lives each time.
-MINUTES = float(os.environ.get("MINUTES", "0"))
-
 TestLife = Life.TestCase
 TestLife.settings = settings(
-    max_examples=1_000_000 if MINUTES else 300,
+    max_examples=300,
     stateful_step_count=20,
-    derandomize=not MINUTES,
+    derandomize="NEW_LIVES" not in os.environ,
     deadline=None,
     database=None,
-    print_blob=bool(MINUTES),
     suppress_health_check=list(HealthCheck),
 )
