@@ -1,5 +1,8 @@
 """What the machine found: mended, or marked as what is left."""
 
+import copy
+import types
+
 import pytest
 import torch
 from torch import nn
@@ -39,3 +42,67 @@ def test_a_compiled_model_in_a_checkpoint_of_eager_code_with_backward_in_another
     except gr.RoutingError:
         return
     assert module.bias.grad.tolist() == [2, 0, 0]
+
+
+SPEC = gr.RoutingSpec({0: slice(0, 3), 1: 3}, 4)
+LABELS = torch.zeros(2, dtype=torch.long)
+
+
+def model_and_router(level):
+    torch._dynamo.reset()
+    model = nn.Sequential(nn.Linear(4, 4))
+    return model, gr.Router(model, {"0": gr.Site(SPEC, level=level)})
+
+
+def learn(model):
+    model(torch.ones(2, 4)).sum().backward()
+
+
+@pytest.mark.xfail(
+    strict=True, reason="compiled code does not look whether the stand-in for the forward is still there"
+)
+@pytest.mark.parametrize("compiled_before", [True, False])
+def test_a_forward_that_was_replaced_is_refused_in_compiled_code(compiled_before):
+    model, router = model_and_router("parameters")
+    compiled = torch.compile(model, backend="eager")
+    if compiled_before:
+        with router(LABELS):
+            learn(compiled)
+    model[0].forward = types.MethodType(nn.Linear.forward, model[0])
+    with pytest.raises(gr.RoutingError), router(LABELS):
+        learn(compiled)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="the end of a block looks for its sites' modules only where one of them was silent"
+)
+@pytest.mark.parametrize("level", ["activations", "parameters"])
+def test_a_module_that_is_replaced_in_a_block_in_which_it_ran_is_refused_as_that_ends(level):
+    model, router = model_and_router(level)
+    block = router(LABELS)
+    block.__enter__()
+    learn(model)
+    model[0] = nn.Linear(4, 4)
+    learn(model)
+    with pytest.raises(gr.RoutingError):
+        block.__exit__(None, None, None)
+
+
+class ChangesInPlace(nn.Module):
+    """The output of a linear layer for three dimensions is a view."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.site = nn.Linear(4, 4), nn.Identity()
+
+    def forward(self, x):
+        return torch.relu_(self.site(self.inner(x)))
+
+
+@pytest.mark.xfail(strict=True, reason="a tensor hook on a view is lost when the view is changed in place")
+def test_a_stray_copy_that_learns_in_evaluation_mode_warns_where_its_site_is_a_view_that_is_changed_in_place():
+    model = ChangesInPlace()
+    gr.Router(model, {"site": SPEC})
+    twin = copy.deepcopy(model).eval()
+    with pytest.warns(gr.UnroutedWarning):
+        twin(torch.ones(2, 3, 4)).sum().backward()
