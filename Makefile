@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN ?= runs/quick
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types docs bench composition foreign dist clean
+.PHONY: help demo test check lint types docs bench composition foreign adversary dist clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -40,11 +40,11 @@ bench: $(VENV)/.dev ## run the benchmarks, one a claim, and write their tables i
 composition: $(VENV)/.dev ## run the composition tests and write their table into the documentation
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/composition --composition-table docs/assets/composition/table.md
 
-foreign: $(VENV)/.dev ## make each module of dozens of others' models a site, and write the table of it into the documentation (about 20 minutes)
+foreign: $(VENV)/.dev ## make each module of others' models a site, and write the table of it into the documentation
 	PYTHONPATH=tests $(BIN)/python -m foreign.run
 
 MINUTES ?= 10
-adversary: $(VENV)/.dev ## look for lost masks with hypothesis, for MINUTES (10); what is found is printed in its smallest form
+adversary: $(VENV)/.dev ## look for lost masks with hypothesis, in rounds until MINUTES (10) are over
 	@end=$$(($$(date +%s) + 60 * $(MINUTES))); while [ $$(date +%s) -lt $$end ]; do \
 		NEW_LIVES=1 $(BIN)/python -m pytest -q tests/adversary/test_machine.py -o timeout=0 --show-capture=no || exit 1; \
 	done

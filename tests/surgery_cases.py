@@ -271,3 +271,14 @@ CASES = {
         IMAGES,
     ),
 }
+
+
+class Masked(nn.Module):
+    """A hidden layer of which some examples read something else, and no constant."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.act, self.last = nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.last(torch.where(x[:, :1] > 0, self.act(self.first(x)), 1.0))

@@ -73,9 +73,6 @@ def test_a_forward_that_was_replaced_is_refused_in_compiled_code(compiled_before
         learn(compiled)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the end of a block looks for its sites' modules only where one of them was silent"
-)
 @pytest.mark.parametrize("level", ["activations", "parameters"])
 def test_a_module_that_is_replaced_in_a_block_in_which_it_ran_is_refused_as_that_ends(level):
     model, router = model_and_router(level)

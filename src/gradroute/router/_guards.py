@@ -320,7 +320,8 @@ def refuse_replaced_modules(attachment: Attachment) -> None:
     Raises:
         UsageError: A site's module is gone, or wrapped in one that learns something of its own.
     """
-    there = set(attachment.model.modules())
+    names = attachment.modules_by_every_name()
+    there = set(names.values())
     gone = [site.name for site in attachment.sites if site.module not in there]
     if gone:
         raise UsageError(
@@ -329,12 +330,11 @@ def refuse_replaced_modules(attachment: Attachment) -> None:
             "and make a new one."
         )
     for site in attachment.sites:
-        refuse_wrapper_that_learns(attachment.model, site.name, site.module)
+        refuse_wrapper_that_learns(site.name, site.module, names.get(site.name))
 
 
-def refuse_wrapper_that_learns(model: nn.Module, name: str, module: nn.Module) -> None:
+def refuse_wrapper_that_learns(name: str, module: nn.Module, wrapper: nn.Module | None) -> None:
     """What now stands in a site's place, around its module, adds parameters that go around the site: an adapter."""
-    wrapper = dict(model.named_modules(remove_duplicate=False)).get(name)
     if wrapper is None or module not in wrapper.modules():
         return
     known = set(module.parameters())
@@ -405,8 +405,8 @@ class Silence:
         self._outer.append((state.ran, state.model_ran, self._waiting()))
         state.ran, state.model_ran = set(), False
 
-    def end(self, masks: tuple[Mask, ...], *, failed: bool) -> bool:
-        """A block ends, under these masks: whether sites did not run in it. After an error there is nothing to say."""
+    def end(self, masks: tuple[Mask, ...], *, failed: bool) -> None:
+        """A block ends, under these masks; after an error there is nothing to say."""
         state = self._attachment.state
         self._earlier += [ref(mask) for mask in masks]
         ran, model_ran = state.ran, state.model_ran
@@ -414,7 +414,7 @@ class Silence:
         state.ever_ran |= ran
         state.ran, state.model_ran = outer_ran | ran, outer_model_ran or model_ran
         if failed or state.muted:
-            return False
+            return
         # Compiled code notes nothing, so a site that was compiled may well have run.
         silent = [n for n in range(len(self._parameters)) if n not in ran | state.traced]
         bypassed: list[int] = []
@@ -436,7 +436,6 @@ class Silence:
             for n in silent:
                 if n not in bypassed:
                     self._watch(n)
-        return bool(silent)
 
     def _watch(self, position: int) -> None:
         """Until the next block begins, say when the site's parameters learn: backward may come after its block."""

@@ -48,13 +48,12 @@ class _Block:
         innermost = compiling or self._is_on(state, outer)
         self._put_back(state, outer if innermost else None)
         state.thread = thread if innermost else None
-        silent = False
         if not compiling:
-            silent = self._router._silence.end(self._masks, failed=kind is not None or not innermost)
+            self._router._silence.end(self._masks, failed=kind is not None or not innermost)
         if not innermost:
             raise guards.overlapping()
-        if silent:  # perhaps since their modules were replaced in the block
-            self._router._placed.check()
+        if kind is None and not compiling and self._router._attachment.sites:
+            self._router._placed.check()  # modules may have been replaced in the block
 
     def _put(self, state: State) -> Any:
         """Put it in flight; return what was there before."""

@@ -24,10 +24,10 @@ class Beginning:
         self._buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
         # Compiled code can note neither. It may break off between the two runs, and go on in eager mode: see below.
         self._attributes: list[tuple[nn.Module, dict[str, Any]]] = []
-        self._random: tuple[Any, ...] | None = None
+        self._random: RandomState | None = None
         if not torch.compiler.is_compiling():
             self._attributes = [(inner, dict(inner.__dict__)) for inner in module.modules()]
-            self._random = _random_state()
+            self._random = RandomState()
 
     def buffers(self) -> dict[str, Tensor]:
         """Copies of the buffers, so that running statistics count each batch once."""
@@ -39,7 +39,7 @@ class Beginning:
         Raises:
             UsageError: The run drew some.
         """
-        if self._random is not None and not _same(self._random, _random_state()):
+        if self._random is not None and self._random.has_moved():
             raise random_numbers(self._module)
 
     @contextlib.contextmanager
@@ -48,43 +48,50 @@ class Beginning:
         if self._random is None:
             yield
             return
-        after = _random_state()
+        after = RandomState()
         changed = [(inner, dict(inner.__dict__)) for inner, _ in self._attributes]
         try:
-            _set_random_state(self._random)
-            _put_back(self._attributes)
+            self._random.rewind()
+            for inner, attributes in self._attributes:
+                put_back(inner, attributes)
             yield
         finally:
-            _set_random_state(after)
-            _put_back(changed)
+            after.rewind()
+            for inner, attributes in changed:
+                put_back(inner, attributes)
 
 
-def _random_state() -> tuple[Any, ...]:
-    used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    cuda = torch.cuda.get_rng_state() if used else None
-    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+class RandomState:
+    """The global random number generators of torch, numpy and Python, as they were when this was made."""
+
+    def __init__(self) -> None:
+        self._python = random.getstate()
+        self._numpy = np.random.get_state()  # what the user's own code may draw from
+        self._cpu = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+
+    def rewind(self) -> None:
+        """Put all of them back."""
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)
+        torch.set_rng_state(self._cpu)
+        if self._cuda:
+            torch.cuda.set_rng_state_all(self._cuda)
+
+    def has_moved(self) -> bool:
+        """Whether torch or Python has drawn since."""
+        now = RandomState()
+        moved = any(not torch.equal(*pair) for pair in zip(self._cuda, now._cuda, strict=False))
+        return moved or self._python != now._python or not torch.equal(self._cpu, now._cpu)
 
 
-def _set_random_state(state: tuple[Any, ...]) -> None:
-    random.setstate(state[0])
-    np.random.set_state(state[1])
-    torch.set_rng_state(state[2])
-    if state[3] is not None:
-        torch.cuda.set_rng_state(state[3])
-
-
-def _same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
-    cuda = one[3] is None or torch.equal(one[3], other[3])
-    return one[0] == other[0] and torch.equal(one[2], other[2]) and cuda
-
-
-def _put_back(attributes: list[tuple[nn.Module, dict[str, Any]]]) -> None:
-    for module, before in attributes:
-        for key in [key for key in module.__dict__ if key not in before]:
-            del module.__dict__[key]
-        for key, value in before.items():
-            if module.__dict__.get(key, module) is not value:
-                module.__dict__[key] = value
+def put_back(module: nn.Module, before: dict[str, Any]) -> None:
+    """Give a module the attributes that it had, and no others."""
+    for key in [key for key in module.__dict__ if key not in before]:
+        del module.__dict__[key]
+    for key, value in before.items():
+        if module.__dict__.get(key, module) is not value:
+            module.__dict__[key] = value
 
 
 _DRAWS = frozenset(

@@ -108,20 +108,6 @@ def match(pattern: str, names: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     return {name: module for module, name in found.items()}
 
 
-def check_called(name: str, model: nn.Module) -> None:
-    """Refuse a module whose parent uses its weights without ever calling it, so that no hook on it would run.
-
-    Raises:
-        SiteError: The module is such a one.
-    """
-    parent, _, child = name.rpartition(".")
-    if child == "out_proj" and isinstance(model.get_submodule(parent), nn.MultiheadAttention):
-        raise SiteError(
-            f"{name!r} is never called: nn.MultiheadAttention reads its weights itself, so a site there would route "
-            f"nothing. Put the site on {parent!r} with index=0: its output is that of the projection."
-        )
-
-
 def check_level(name: str, module: nn.Module, site: Site) -> None:
     """Refuse a site of level "parameters" where there are none, or none that read the input's units.
 

@@ -15,17 +15,6 @@ from surgery_cases import (
 )
 
 
-class Masked(nn.Module):
-    """A hidden layer of which some examples read something else, and no constant."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.act, self.last = nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 2)
-
-    def forward(self, x):
-        return self.last(torch.where(x[:, :1] > 0, self.act(self.first(x)), 1.0))
-
-
 def test_half_precision_is_compared_as_finely_as_it_computes():
     model = nn.Sequential(nn.Linear(5, 8), nn.Sigmoid(), nn.Linear(8, 2)).bfloat16()
     router = gr.Router(model, {"0": spec(8)})

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import random
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -16,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from ... import _torch_private as private
 from ...router._attachment import attachment_of
 from ...router._router import Router
+from ...router._second_run import RandomState, put_back
 
 
 class Generators(TorchFunctionMode):
@@ -38,23 +37,6 @@ class Generators(TorchFunctionMode):
         """Put all of them back."""
         for generator, state in self.states.values():
             generator.set_state(state)
-
-
-class _RandomState:
-    """The global random number generators of torch, numpy and Python."""
-
-    def __init__(self) -> None:
-        self._python = random.getstate()
-        self._numpy = np.random.get_state()  # what the user's own code may draw from
-        self._cpu = torch.get_rng_state()
-        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
-
-    def rewind(self) -> None:
-        random.setstate(self._python)
-        np.random.set_state(self._numpy)
-        torch.set_rng_state(self._cpu)
-        if self._cuda is not None:
-            torch.cuda.set_rng_state_all(self._cuda)
 
 
 class Untouched:
@@ -80,7 +62,7 @@ class Untouched:
             for name, buffer in private.buffers_of(module).items()
         ]
         self._attributes = [(module, dict(module.__dict__)) for module in self._modules]
-        self._random = _RandomState()
+        self._random = RandomState()
         self._generators = Generators()
         # Compiled code runs no hooks that came after it. Without Dynamo nothing is compiled, and it takes seconds
         # to import.
@@ -104,7 +86,7 @@ class Untouched:
                 if gradient is not None and values is not None and not _same(gradient, values):
                     gradient.copy_(values)
         for module, before_all in self._attributes:
-            _put_back(module, before_all)
+            put_back(module, before_all)
 
     def rewind(self) -> None:
         """Put buffers and random numbers back to where they were at the start."""
@@ -120,14 +102,6 @@ class Untouched:
 def _same(a: Tensor, b: Tensor) -> bool:
     """Whether nothing was written. NaNs count as written, which costs a copy and no more."""
     return a.layout == torch.strided and a.device.type != "meta" and bool(torch.equal(a, b))
-
-
-def _put_back(module: nn.Module, before: dict[str, Any]) -> None:
-    for key in [key for key in module.__dict__ if key not in before]:
-        del module.__dict__[key]
-    for key, value in before.items():
-        if module.__dict__.get(key, module) is not value:
-            module.__dict__[key] = value
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
