@@ -94,7 +94,7 @@ def _closed_over(function: Any, name: str) -> Any:
 def function_in_forward() -> Any:
     """The innermost `torch.autograd.Function` whose forward is running: its node in the graph to be. None if none is.
 
-    Only those whose forward takes `ctx`, as that of reentrant checkpointing does.
+    Only those whose forward takes `ctx`, as that of reentrant checkpointing does, and none of the compiler's.
     """
     frame = sys._getframe(1)
     found: Any = None
@@ -103,10 +103,15 @@ def function_in_forward() -> Any:
         code = walker.f_code
         if code.co_name == "forward" and code.co_argcount and code.co_varnames[0] != "self":
             found = walker.f_locals.get(code.co_varnames[0])
-            if isinstance(found, torch.autograd.function.BackwardCFunction):
+            if isinstance(found, torch.autograd.function.BackwardCFunction) and not is_compiled_node(found):
                 return found
         walker = walker.f_back
     return None
+
+
+def is_compiled_node(node: Any) -> bool:
+    """Whether a node of the graph is the backward pass of code that `torch.compile` made."""
+    return type(node).__name__ == "CompiledFunctionBackward"
 
 
 # ---------------------------------------------------------------------- tensors and modules

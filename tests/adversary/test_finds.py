@@ -23,9 +23,6 @@ def test_compiled_code_that_breaks_off_between_two_runs_of_a_module():
         assert set(beginning.buffers()) == set(dict(module.named_buffers()))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="nothing of gradroute runs in compiled code, so that it cannot ask whose recomputation it is in"
-)
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("level", ["activations", "parameters"])
 def test_a_compiled_model_in_a_checkpoint_of_eager_code_with_backward_in_another_block(level, reentrant):
@@ -58,9 +55,6 @@ def learn(model):
     model(torch.ones(2, 4)).sum().backward()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="compiled code does not look whether the stand-in for the forward is still there"
-)
 @pytest.mark.parametrize("compiled_before", [True, False])
 def test_a_forward_that_was_replaced_is_refused_in_compiled_code(compiled_before):
     model, router = model_and_router("parameters")
@@ -96,10 +90,20 @@ class ChangesInPlace(nn.Module):
         return torch.relu_(self.site(self.inner(x)))
 
 
-@pytest.mark.xfail(strict=True, reason="a tensor hook on a view is lost when the view is changed in place")
 def test_a_stray_copy_that_learns_in_evaluation_mode_warns_where_its_site_is_a_view_that_is_changed_in_place():
     model = ChangesInPlace()
     gr.Router(model, {"site": SPEC})
     twin = copy.deepcopy(model).eval()
     with pytest.warns(gr.UnroutedWarning):
         twin(torch.ones(2, 3, 4)).sum().backward()
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+def test_a_shallow_copy_is_refused_in_compiled_code_as_in_eager_mode(compiles):
+    """Its forward is that of the module it was copied from, on that one's parameters."""
+    model, router = model_and_router("parameters")
+    model[0] = copy.copy(model[0])
+    model[0]._parameters = {"weight": nn.Parameter(torch.ones(4, 4)), "bias": None}
+    run = torch.compile(model, backend="eager") if compiles else model
+    with pytest.raises(gr.RoutingError), router(LABELS):
+        learn(run)

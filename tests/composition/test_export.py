@@ -84,11 +84,16 @@ def test_exporting_does_not_stop_a_model_from_being_routed(routed: Routed) -> No
     assert_same(routed.gradients(), expected_gradients(x, labels))
 
 
-@pytest.mark.xfail(reason="what was exported has left the model, and nothing of gradroute runs in it", strict=True)
-def test_training_what_was_exported_says_that_nothing_was_routed() -> None:
-    """The program of `torch.export` shares the parameters and has none of the hooks."""
-    x, labels = batch()
-    routed = Routed("router")
-    program = torch.export.export(routed.net.eval(), (x,)).module()
-    with pytest.warns(gr.UnroutedWarning), routed.router(labels):
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace:FutureWarning")
+@pytest.mark.parametrize("attached", ["before", "after"])
+@pytest.mark.parametrize("how", ["export", "trace"])
+def test_training_what_was_exported_says_that_nothing_was_routed(how: str, attached: str) -> None:
+    """The program of `torch.export`, or of `torch.jit.trace`, shares the parameters and has none of the hooks."""
+    net, x = torch.nn.Sequential(torch.nn.Linear(3, 3)).eval(), torch.ones(2, 3)
+    if attached == "before":
+        router = gr.Router(net, {"0": gr.RoutingSpec.one_per_label(3)})
+    program = torch.export.export(net, (x,)).module() if how == "export" else torch.jit.trace(net, (x,))
+    if attached == "after":
+        router = gr.Router(net, {"0": gr.RoutingSpec.one_per_label(3)})
+    with pytest.warns(gr.UnroutedWarning, match="got gradients"), router(torch.tensor([0, 1])):
         program(x).square().sum().backward()

@@ -139,7 +139,7 @@ def test_a_whole_compiled_training_step_holds_what_it_leaves_untaught(form: str)
 @pytest.mark.supports("`optim.Isolation`: `torch.compile`")
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 class TestBlocksThatGoOnAfterAStep:
-    """A pass in compiled code notes nothing, so that the isolation must learn of it in another way."""
+    """What was noted when the block began was forgotten by the step: each pass notes it again."""
 
     @pytest.fixture
     def run(self, form: str, compiled: bool):

@@ -168,6 +168,15 @@ def test_function_in_forward():
     assert found[1] is None, "in the recomputation no forward of a Function runs"
 
 
+def test_is_compiled_node():
+    """The compiler's Function is passed over by `function_in_forward`: what it is in is what counts."""
+    torch._dynamo.reset()
+    x = torch.ones(2, requires_grad=True)
+    y = torch.compile(torch.exp, backend="aot_eager")(x)
+    assert private.is_compiled_node(y.grad_fn)
+    assert not private.is_compiled_node(x.exp().grad_fn)
+
+
 def test_version():
     x = torch.ones(2)
     before = private.version(x)

@@ -97,7 +97,7 @@ class Watch:
         self._names = {parameter: name for name, parameter in router.model.named_parameters()}
         self._places, self._notes = _known_places(router)
         self._recording = contextlib.ExitStack()
-        self._record = self._recording.enter_context(self._attachment.record_taught(self._names))
+        self._record = self._recording.enter_context(self._attachment.record_taught())
         self._taught = self._record.units
         self._before: dict[str, _Before] | None = None
         self._moved_buffers: list[tuple[str, Move | None]] = []
@@ -194,7 +194,7 @@ class Watch:
         self._steps += 1
         self._moved_buffers = list(self._buffer_moves())
         self._stepped = True
-        self._attachment.clear(self._record)
+        self._record.clear()
         self._statistics.clear()
         self._site_outputs.clear()
 

@@ -52,8 +52,7 @@ class Isolation:
     **A unit counts as taught** if an example of any forward pass since the last step may teach it, on any process.
     Labels decide, not gradients: a unit that is ablated in the pass counts too, and so does a pass without a backward
     one. A pass without labels that computes gradients teaches all units, in evaluation mode too: evaluate under
-    `torch.no_grad`. (Compiled code cannot note its passes. There a block of labels that goes on after a step counts
-    again if a backward pass follows before another block begins.)
+    `torch.no_grad`.
 
     **What is not frozen**: the count of steps behind Adam's bias correction belongs to a parameter, not to a unit, so
     it goes on for a unit that was frozen for a while. (Where all units of a parameter are frozen the optimizer does not
@@ -152,7 +151,7 @@ class Isolation:
         self._optimizer = optimizer
         self._process_group = process_group
         recording = contextlib.ExitStack()
-        self._record = recording.enter_context(self._attachment.record_taught(learning))
+        self._record = recording.enter_context(self._attachment.record_taught())
         self._end_of_record = weakref.finalize(self, recording.close)
         if any(parameter.grad is not None for parameter in learning):
             self._record.note_everything()  # by whom these gradients were made is not known
@@ -187,7 +186,7 @@ class Isolation:
             ...     isolation.discard()
             skipped
         """
-        self._attachment.clear(self._record)
+        self._record.clear()
 
     def remove(self) -> None:
         """Take the isolation's own hooks off the optimizer, and no others. Removing twice is fine."""
@@ -250,7 +249,7 @@ class Isolation:
         self._held, self._hidden = [], []
         for parameter, gradient in hidden:
             parameter.grad = gradient
-        self._attachment.clear(self._record)
+        self._record.clear()
         for parameter, block, values, _ in held:
             put(local(parameter), block, values)
         for parameter, block, values, before in held:

@@ -10,7 +10,8 @@ import contextlib
 import itertools
 import threading
 import warnings
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -65,14 +66,16 @@ class State:
         self.ever_ablated = False
         self.orphan = False
         self.removed = False
+        self.compiled_blocks = 0  # blocks of labels that are part of the code that is being compiled
         self.suspended = False  # while an audit looks at the gradients as they would be without routing
         self.first_passes = FirstPasses()
         self.records: list[Taught] = []  # of those who ask which units are taught
         # In the block that is on, or since the last one:
         self.model_ran = False
         self.ran: set[int] = set()  # the sites whose module was called, by their position
+        self.ran_compiled: set[int] = set()  # those of them that may learn by compiled code
         self.ever_ran: set[int] = set()
-        self.traced: set[int] = set()  # the sites that were compiled: whether they ran is not known
+        self.reached: Counter[int] = Counter()  # how often the stand-in for the forward of a site ran in passes on
         self.muted = False
         self.warned: set[Hashable] = set()  # of what there was a warning
 
@@ -90,10 +93,6 @@ class State:
                 in_flight[self.name] = masks
             else:
                 in_flight.pop(self.name, None)
-
-    def unnoticed(self) -> tuple[Mask, ...]:
-        """The masks of the block that is on, if it may run passes that note nothing: those of compiled code."""
-        return self.masks if self.traced else ()
 
     @property
     def active(self) -> bool:
@@ -274,13 +273,9 @@ class Attachment:
             raise UsageError("this router is in use in another thread: give each thread its own model and router.")
 
     @contextlib.contextmanager
-    def record_taught(self, parameters: Iterable[Tensor] = ()) -> Iterator[Taught]:
-        """For the length of the block, a record of the units that the model's forward passes may teach.
-
-        Args:
-            parameters: Those whose steps it is asked for: their gradients tell what compiled code does not note.
-        """
-        record = Taught((group.spec.width for group in self.groups), parameters)
+    def record_taught(self) -> Iterator[Taught]:
+        """For the length of the block, a record of the units that the model's forward passes may teach."""
+        record = Taught(group.spec.width for group in self.groups)
         self.note_block(record)
         self.state.records.append(record)
         try:
@@ -290,13 +285,8 @@ class Attachment:
 
     def note_block(self, record: Taught) -> None:
         """Before a step: note the labels of the block that is on, if there is one, since it may hold several steps."""
-        record.settle()
         if self.state.masks:
             record.note(self.state.masks)
-
-    def clear(self, record: Taught) -> None:
-        """After a step: forget what was taught. The block that is on, if there is one, may go on to teach."""
-        record.clear(self.state.unnoticed())
 
     @contextlib.contextmanager
     def quiet(self) -> Iterator[None]:

@@ -52,6 +52,19 @@ def current_pass() -> tuple[Pass, Any]:
     return Pass.PLAIN, None
 
 
+def current_compiled_pass() -> tuple[Pass, Any]:
+    """The same for a pass of compiled code that runs: inside of a Function of the compiler's, without gradients."""
+    checkpointing, frame = private.checkpoint_hook()
+    if checkpointing:
+        return Pass.SECOND if checkpointing == "again" else Pass.FIRST, frame
+    if private.in_backward():
+        node = private.node_in_backward()
+        # What a compiled backward pass computes again is of the labels that its own forward pass was given.
+        return (Pass.PLAIN, None) if private.is_compiled_node(node) else (Pass.SECOND_REENTRANT, node)
+    node = private.function_in_forward()
+    return (Pass.PLAIN, None) if node is None else (Pass.FIRST, node)
+
+
 class InFlight(NamedTuple):
     """What a router held in a pass.
 

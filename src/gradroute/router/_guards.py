@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Protocol, TypeAlias
 from weakref import ReferenceType, ref
@@ -17,21 +17,17 @@ from .. import _torch_private as private
 from ..errors import SiteError, UsageError, preview
 from ..spec._masks import Mask
 from ._attachment import AttachedSite, Attachment, State
-from ._checkpointing import Pass, current_pass
+from ._checkpointing import Pass, current_compiled_pass, current_pass
+from ._compiled import CHECKS, AnySite, CompiledSite, ask_when_it_runs
 from ._nested import any_requires_grad, map_tensors
 from ._parameter_level import stand_in
 from ._site import Site, has_learning_tensors
 
 
-class Hook(Protocol):
+class Hook(AnySite, Protocol):
     """What the guards of a pass ask of a site's hook."""
 
-    position: int
-    name: str
     site: Site
-    group: int
-    state: State
-    reached: bool
     routes_parameters: bool
 
 
@@ -48,7 +44,7 @@ def check_pass(hook: Hook, module: nn.Module, tensors: Any) -> tuple[Mask, ...]:
     if torch.compiler.is_compiling():
         return _check_traced_pass(hook, module, tensors)
     kind, region = current_pass()
-    if kind is not Pass.SECOND:
+    if kind is not Pass.SECOND and torch.is_grad_enabled():
         _record_what_is_taught(hook)
     refuse_stray_copy(hook, module, tensors)
     state.ran.add(hook.position)  # before anything refuses the pass: a site that was called is not silent
@@ -65,29 +61,58 @@ def check_pass(hook: Hook, module: nn.Module, tensors: Any) -> tuple[Mask, ...]:
 
 
 def _check_traced_pass(hook: Hook, module: nn.Module, tensors: Any) -> tuple[Mask, ...]:
-    """The checks that compiled code can make; what it cannot note or say is done once, while Dynamo traces."""
-    from . import _traced  # noqa: PLC0415  # an import in traced code is executed by Dynamo: see there
-
-    _record_what_is_taught(hook)
+    """The checks that are made of what is traced. The others are made each time that the code runs."""
     refuse_stray_copy(hook, module, tensors)
     masks = hook.state.masks
-    unrouted = None
-    if len(masks) == 0 and module.training and _learns(hook, module, tensors):
-        unrouted = hook.name
-    _traced.note(hook.state.name, hook.position, unrouted)
+    ask_when_it_runs("pass", hook, trains=len(masks) == 0 and module.training and _learns(hook, module, tensors))
     return masks
 
 
-def _record_what_is_taught(hook: Hook) -> None:
+def _check_compiled_pass(site: CompiledSite) -> None:
+    """The checks of a pass that reaches a site in compiled code."""
+    state = site.state
+    state.ran.add(site.position)
+    if site.labeled_inside:  # by what is computed in the code, whatever the router holds, and noted there
+        return
+    kind, region = current_compiled_pass()
+    if kind is not Pass.SECOND and site.learns:
+        _record_what_is_taught(site)
+        state.ran_compiled.add(site.position)
+    refuse_other_thread(site)
+    if state.suspended:
+        return
+    refuse_other_labels_in_recomputation(site, kind, region, compiled=True)
+    if site.trains and not state.masks:
+        warn_of_missing_labels(site)
+
+
+def _check_compiled_parameters(site: CompiledSite) -> None:
+    """The stand-in for the forward of a site's module runs in compiled code: it may be called past the hooks."""
+    state = site.state
+    kind, region = current_compiled_pass()
+    _note_reached(site, kind)
+    if not site.labeled_inside and not state.suspended:
+        refuse_other_labels_in_recomputation(site, kind, region, compiled=True)
+
+
+def _check_compiled_reached(site: CompiledSite) -> None:
+    if not _take_reached(site) and current_compiled_pass()[0] is not Pass.SECOND:
+        raise _replaced_forward(site, "module")
+
+
+CHECKS["pass"] = _check_compiled_pass
+CHECKS["parameters"] = _check_compiled_parameters
+CHECKS["reached"] = _check_compiled_reached
+
+
+def _record_what_is_taught(hook: AnySite) -> None:
     """Tell those who ask (`Isolation`, `watch`) what this pass may teach: a unit taught unnoticed would be frozen."""
     state = hook.state
-    if not state.records or not torch.is_grad_enabled():
-        return
     for record in state.records:
-        if not state.masks:
-            record.note_unrouted(hook.group)
-        elif not torch.compiler.is_compiling():  # a pass after a step in the same block
+        if state.masks:  # noted as their block began; again, since a step may have been taken in it
             record.note(state.masks)
+        else:
+            record.note_unrouted(hook.group)
 
 
 def refuse_stray_copy(hook: Hook, module: nn.Module, tensors: Any) -> None:
@@ -112,13 +137,15 @@ def refuse_stray_copy(hook: Hook, module: nn.Module, tensors: Any) -> None:
 
     def watch(x: Tensor) -> Tensor:  # in evaluation it is the backward pass that says whether anything learns
         if x.requires_grad:
-            x.register_hook(warn)  # type: ignore[no-untyped-call]
+            # On what it is a view of: an operation in place on a view takes its hooks out of the graph.
+            base = private.base(x)
+            (x if base is None else base).register_hook(warn)  # type: ignore[no-untyped-call]
         return x
 
     map_tensors(tensors, watch)
 
 
-def refuse_other_thread(hook: Hook) -> None:
+def refuse_other_thread(hook: AnySite) -> None:
     """A pass in another thread than the block's would be routed by the labels of somebody else's batch."""
     if hook.state.thread not in (None, threading.get_ident()) and not private.in_backward():
         raise UsageError(
@@ -127,8 +154,11 @@ def refuse_other_thread(hook: Hook) -> None:
         )
 
 
-def refuse_other_labels_in_recomputation(hook: Hook, kind: Pass, region: Any) -> None:
-    """Activation checkpointing runs a pass again in backward, when the router may hold the labels of another batch."""
+def refuse_other_labels_in_recomputation(hook: AnySite, kind: Pass, region: Any, *, compiled: bool = False) -> None:
+    """Activation checkpointing runs a pass again in backward, when the router may hold the labels of another batch.
+
+    Compiled code saves labels as any tensor, so that those of a recomputation are taken for those of the first pass.
+    """
     state = hook.state
     if kind is Pass.PLAIN:
         return
@@ -137,12 +167,12 @@ def refuse_other_labels_in_recomputation(hook: Hook, kind: Pass, region: Any) ->
         state.first_passes.note(region, hook.position, now)
         return
     first = state.first_passes.of(region, hook.position)
-    if kind is Pass.SECOND:
+    if kind is Pass.SECOND and not compiled:
         # Its graph keeps the labels of the first pass; what it computes must be the same.
         if not any(held.ablated == now.ablated for held in first) and (first or state.ever_ablated):
             raise _untrusted(hook, "ablated labels")
     elif not any(held.same_labels(now) and held.ablated == now.ablated for held in first):
-        raise _untrusted(hook, "labels", ", or checkpoint with use_reentrant=False")
+        raise _untrusted(hook, "labels", "" if kind is Pass.SECOND else ", or checkpoint with use_reentrant=False")
 
 
 def masks_for_parameters(hook: Hook) -> tuple[Mask, ...]:
@@ -151,9 +181,13 @@ def masks_for_parameters(hook: Hook) -> tuple[Mask, ...]:
     The masks themselves stay with the graph of the first pass.
     """
     state = hook.state
-    if torch.compiler.is_compiling() or state.suspended:
+    if torch.compiler.is_compiling():
+        ask_when_it_runs("parameters", hook)
         return state.masks
     kind, region = current_pass()
+    _note_reached(hook, kind)
+    if state.suspended:
+        return ()
     if kind is Pass.FIRST:
         state.first_passes.note(region, hook.position, state.in_flight())
     if kind is not Pass.SECOND:
@@ -165,7 +199,7 @@ def masks_for_parameters(hook: Hook) -> tuple[Mask, ...]:
     return next((held for held in first if held.same_labels(now)), first[0]).masks
 
 
-def _untrusted(hook: Hook, what: str, or_else: str = "") -> UsageError:
+def _untrusted(hook: AnySite, what: str, or_else: str = "") -> UsageError:
     return UsageError(
         f"site {hook.name!r}: activation checkpointing recomputes this forward pass inside backward, and the "
         f"router does not hold the {what} that it first ran under. Put backward inside the same "
@@ -174,7 +208,7 @@ def _untrusted(hook: Hook, what: str, or_else: str = "") -> UsageError:
     )
 
 
-def warn_of_missing_labels(hook: Hook) -> None:
+def warn_of_missing_labels(hook: AnySite) -> None:
     """A training pass outside of a block learns unrouted. Right in evaluation; in training it is said once."""
     hook.state.warn_unrouted(hook.name, stacklevel=5)
 
@@ -189,9 +223,13 @@ def _learns(hook: Hook, module: nn.Module, tensors: Any) -> bool:
 
 def refuse_replaced_forward(hook: Hook, module: nn.Module) -> None:
     """At level "parameters" it is the stand-in for the module's forward that routes: a pass without it is unrouted."""
-    if not hook.routes_parameters or torch.compiler.is_compiling():
+    if not hook.routes_parameters:
         return
-    reached, hook.reached = hook.reached, False
+    if torch.compiler.is_compiling():
+        if len(hook.state.masks) > 0:
+            ask_when_it_runs("reached", hook)
+        return
+    reached = _take_reached(hook)
     standing = stand_in(module)
     if standing is not None and standing.module is not module:
         raise UsageError(
@@ -199,12 +237,29 @@ def refuse_replaced_forward(hook: Hook, module: nn.Module) -> None:
             "module it was copied from, on that one's parameters: copy.copy and nn.DataParallel make such copies. Use "
             "copy.deepcopy((model, router)), DistributedDataParallel, or level='activations'."
         )
-    if hook.state.masks and not reached and standing is None:
-        raise UsageError(
-            f"site {hook.name!r}: the forward method of this {type(module).__name__} was replaced after the router "
-            "was attached, and level='parameters' routes inside of it. Replace it first, then make the router; or "
-            "wrap what stands there."
-        )
+    if hook.state.masks and not reached and current_pass()[0] is not Pass.SECOND:
+        raise _replaced_forward(hook, type(module).__name__)
+
+
+def _note_reached(hook: AnySite, kind: Pass) -> None:
+    """The stand-in for the forward of a site's module runs."""
+    hook.state.ran.add(hook.position)  # also where it is called past the hooks
+    if kind is not Pass.SECOND:  # which may break off as soon as it has what it needs
+        hook.state.reached[hook.position] += 1
+
+
+def _take_reached(hook: AnySite) -> bool:
+    """Whether the stand-in for the forward ran in the pass of a module that now ends; the pass is forgotten."""
+    reached = hook.state.reached[hook.position] > 0
+    hook.state.reached[hook.position] -= reached
+    return reached
+
+
+def _replaced_forward(hook: AnySite, module: str) -> UsageError:
+    return UsageError(
+        f"site {hook.name!r}: the forward method of this {module} was replaced after the router was attached, and "
+        "level='parameters' routes inside of it. Replace it first, then make the router; or wrap what stands there."
+    )
 
 
 def held_by_the_caller(x: Tensor, given: tuple[tuple[Any, ...], dict[str, Any]]) -> bool:
@@ -390,6 +445,7 @@ class Silence:
         self._outer: list[tuple[set[int], bool, bool]] = []
         self._handles: list[RemovableHandle] = []  # on the parameters of sites that were silent in the last block
         self._earlier: list[ReferenceType[Mask]] = []  # the masks of blocks whose backward pass may be still to come
+        self._expected: set[int] = set()  # sites whose compiled code, which holds no mask, may have one still to come
 
     def close(self) -> None:
         """Look at no parameters any more."""
@@ -401,6 +457,7 @@ class Silence:
         """A block begins."""
         state = self._attachment.state
         self.close()
+        self._expected = {n for n in self._expected if not self._has_learned(n)}
         private.mark_gradients([p for one in self._all_parameters if (p := one()) is not None])
         self._outer.append((state.ran, state.model_ran, self._waiting()))
         state.ran, state.model_ran = set(), False
@@ -408,18 +465,22 @@ class Silence:
     def end(self, masks: tuple[Mask, ...], *, failed: bool) -> None:
         """A block ends, under these masks; after an error there is nothing to say."""
         state = self._attachment.state
-        self._earlier += [ref(mask) for mask in masks]
         ran, model_ran = state.ran, state.model_ran
+        if not ran <= state.ran_compiled:  # what Dynamo keeps of masks says nothing of a graph
+            self._earlier += [ref(mask) for mask in masks]
         outer_ran, outer_model_ran, waiting = self._outer.pop()
         state.ever_ran |= ran
         state.ran, state.model_ran = outer_ran | ran, outer_model_ran or model_ran
+        self._expected |= {n for n in state.ran_compiled if not self._has_learned(n)}
+        state.ran_compiled.clear()
         if failed or state.muted:
             return
-        # Compiled code notes nothing, so a site that was compiled may well have run.
-        silent = [n for n in range(len(self._parameters)) if n not in ran | state.traced]
+        silent = [n for n in range(len(self._parameters)) if n not in ran]
         bypassed: list[int] = []
         if not waiting and not _gradients_come_from_elsewhere():
-            bypassed = [n for n in silent if any(map(private.has_learned, self._own(n)))]
+            learned = {n for n in silent if self._has_learned(n)}
+            bypassed = sorted(learned - self._expected)
+            self._expected -= learned
         never = [n for n in silent if n not in state.ever_ran and n not in bypassed]
         if bypassed:
             self._warn_bypassed(bypassed)
@@ -432,17 +493,18 @@ class Silence:
                 "directly.",
                 stacklevel=3,
             )
-        if not waiting:
-            for n in silent:
-                if n not in bypassed:
-                    self._watch(n)
+        for n in silent:
+            if not waiting and n not in bypassed and n not in self._expected:
+                self._watch(n, self._warn_bypassed)
+        for n in self._expected:
+            self._watch(n, self._expected.difference_update)
 
-    def _watch(self, position: int) -> None:
-        """Until the next block begins, say when the site's parameters learn: backward may come after its block."""
+    def _watch(self, position: int, what_then: Callable[[list[int]], None]) -> None:
+        """Until the next block begins, notice when the site's parameters learn: backward may come after its block."""
 
         @unserializable_hook  # type: ignore[untyped-decorator]
         def learns(_: Tensor) -> None:
-            self._warn_bypassed([position])
+            what_then([position])
 
         self._handles += [p.register_hook(learns) for p in self._own(position)]  # type: ignore[no-untyped-call]
 
@@ -461,6 +523,10 @@ class Silence:
 
     def _own(self, position: int) -> list[nn.Parameter]:
         return [p for one in self._parameters[position] if (p := one()) is not None]
+
+    def _has_learned(self, position: int) -> bool:
+        """Whether a parameter of the site got a gradient since a block began last."""
+        return any(map(private.has_learned, self._own(position)))
 
     def _waiting(self) -> bool:
         """Whether a graph that was routed in an earlier block is there, and was not yet gone through backward."""

@@ -32,7 +32,6 @@ class SiteHook:
         self.arguments = list(attached.arguments)
         self.state = state
         self.time_first = time_first
-        self.reached = False  # by the forward pass that is on, at level "parameters"
         self.routes_parameters = attached.routes_parameters
 
     def attach(self, module: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
@@ -71,12 +70,7 @@ class SiteHook:
     def parameter_mask(self) -> SiteMask | None:
         """The mask of the batch in flight, for the parameters of the site's module; None outside of a block."""
         masks = guards.masks_for_parameters(self)
-        if not masks:
-            return None
-        if not torch.compiler.is_compiling():
-            self.reached = True
-            self.state.ran.add(self.position)  # also where forward is called past the hooks
-        return self._site_mask(masks)
+        return self._site_mask(masks) if len(masks) > 0 else None
 
     def _site_mask(self, masks: tuple[Mask, ...]) -> SiteMask:
         return SiteMask(masks[self.group], self.site.dim, self.site.path, self.name, self.time_first)

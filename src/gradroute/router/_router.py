@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import Any, TypeAlias
@@ -34,9 +35,9 @@ class _Block:
 
     def __enter__(self) -> Router:
         state = self._router._enter()
-        self._outer.append((self._put(state), state.thread))
+        self._outer.append((self._put(state), state.thread, state.reached))
         if not torch.compiler.is_compiling():
-            state.thread = threading.get_ident()
+            state.thread, state.reached = threading.get_ident(), Counter()
             self._router._silence.begin()
         return self._router
 
@@ -44,11 +45,12 @@ class _Block:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         state, compiling = self._router._attachment.state, torch.compiler.is_compiling()
-        outer, thread = self._outer.pop()
+        outer, thread, reached = self._outer.pop()
         innermost = compiling or self._is_on(state, outer)
         self._put_back(state, outer if innermost else None)
         state.thread = thread if innermost else None
         if not compiling:
+            state.reached = reached
             self._router._silence.end(self._masks, failed=kind is not None or not innermost)
         if not innermost:
             raise guards.overlapping()
@@ -88,6 +90,8 @@ class _Labeled(_Block):
             record.begin(self._masks)
         outer = state.labels, state.masks
         state.labels, state.masks = self._labels, self._masks
+        if torch.compiler.is_compiling():
+            state.compiled_blocks += 1
         return outer
 
     def _is_on(self, state: State, outer: Any) -> bool:
@@ -95,8 +99,8 @@ class _Labeled(_Block):
 
     def _put_back(self, state: State, outer: Any) -> None:
         state.labels, state.masks = (None, ()) if outer is None else outer
-        for record in state.records:
-            record.end(() if torch.compiler.is_compiling() else state.unnoticed())
+        if torch.compiler.is_compiling():
+            state.compiled_blocks -= 1
 
 
 class _Ablated(_Block):
