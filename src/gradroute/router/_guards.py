@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle, unserializable_hook
 from .. import _torch_private as private
 from ..errors import SiteError, UsageError, preview
 from ..spec._masks import Mask
-from ._attachment import AttachedSite, Attachment, State
+from ._attachment import AttachedSite, Attachment
 from ._checkpointing import Pass, current_compiled_pass, current_pass
 from ._compiled import CHECKS, AnySite, CompiledSite, ask_when_it_runs
 from ._nested import any_requires_grad, map_tensors
