@@ -3,56 +3,69 @@
 from __future__ import annotations
 
 import contextlib
-import copy
+import dataclasses
 import os
-import pickle
-import types
 import warnings
+from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from torch import Tensor, nn
 
 import gradroute as gr
-from adversary.models import NAMES, Block, build, purely
-from adversary.passes import Crash, Lost, Pass, draw_input, forward, loss_of, run_elsewhere
-from adversary.sites import Drawn, labels, sites
+from adversary.models import NAMES, build
+from adversary.passes import Crash, Expected, Lost, Pass, draw_input, forward, loss_of, run_elsewhere
+from adversary.sites import LABELS, Drawn, Labels, by_pattern, labels, sites
 
 #: What the machine should leave out, by name: blocks and rules ("compile", "reentrant", ...), to look past a known find.
 WITHOUT = frozenset(os.environ.get("ADVERSARY_WITHOUT", "").split(","))
-CHOICES = {
-    "checkpoint": [choice for choice in (None, None, "reentrant", "saved") if choice not in WITHOUT],
-    "where": [choice for choice in ("here", "here", "here", "thread", "task") if choice not in WITHOUT],
-    "mode": [choice for choice in ("grad", "grad", "grad", "no_grad", "inference") if choice not in WITHOUT],
-}
 
 
-class Wrapped(nn.Module):
-    """Stands around a module, and adds nothing."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.inner(*args, **kwargs)
+def some(*choices: Any) -> Any:
+    return st.sampled_from([choice for choice in choices if choice not in WITHOUT])
 
 
-class Life(RuleBasedStateMachine):
+CHECKPOINT = some(None, None, "reentrant", "saved")
+ELSEWHERE = some("here", "here", "here", "here", "thread", "task")
+MODES = some("grad", "grad", "grad", "grad", "no_grad", "inference")
+ORDERS = some("inside", "inside", "after", "in the next", "in an inner")
+
+
+@dataclasses.dataclass
+class Opened:
+    """A block that is open, and what it must mean while it is.
+
+    Attributes:
+        given: Its labels, which somebody may change; None where it ablates.
+        held: What they held when the block began, for each pattern.
+        ablated: What it ablates.
+    """
+
+    block: Any
+    given: Labels | None
+    held: Any
+    ablated: frozenset[int] = frozenset()
+
+
+class Base(RuleBasedStateMachine):
     """One model, at most one router on it at a time, blocks that are open, and passes whose backward is to come."""
+
+    #: How many gradients were checked, over all lives; "routed": those of passes under labels.
+    checked: ClassVar[Counter[str]] = Counter()
+    compiles_in = 8  # one in so many lives compiles
 
     @initialize(
         names=st.lists(st.sampled_from([name for name in NAMES if name not in WITHOUT]), min_size=1, max_size=3),
         data=st.data(),
-        compiles=st.sampled_from([False] * 7 + [True]),
     )
-    def start(self, names: list[str], data: st.DataObject, compiles: bool) -> None:
+    def start(self, names: list[str], data: st.DataObject) -> None:
         self.names, self.model = tuple(names), build(tuple(names))
-        self.compiles, self.compiled = compiles and "compile" not in WITHOUT, None
-        self.open: list[tuple[Any, Tensor]] = []
+        self.compiles = data.draw(st.integers(1, self.compiles_in)) == self.compiles_in and "compile" not in WITHOUT
+        self.compiled = None
+        self.open: list[Opened] = []
+        self.spare: list[Opened] = []  # blocks of this router that ended, and may begin again
         self.passes: list[Pass] = []
         self.seed, self.wrapped, self.orphan, self.touched = 0, set(), False, False
         self.router: gr.Router | None = None
@@ -64,51 +77,82 @@ class Life(RuleBasedStateMachine):
     @rule(data=st.data())
     def attach(self, data: st.DataObject) -> None:
         self.sites: list[Drawn] = data.draw(sites(self.names), label="sites")
-        found = {
-            name: [s.site() for s in self.sites if s.slot.name == name] for name in {s.slot.name: 0 for s in self.sites}
-        }
+        found = {s.slot.name: [o.site() for o in self.sites if o.slot.name == s.slot.name] for s in self.sites}
         with self.allowed("attach"):
             self.router = gr.Router(self.model, found)
-            self.orphan, self.warned, self.touched = False, False, False
+            self.orphan, self.notes, self.touched = False, [], False
 
     @precondition(lambda self: self.router is not None and not self.open)
     @rule()
     def remove(self) -> None:
         self.router.remove()
-        self.router, self.sites = None, []
-        # What reentrant checkpointing runs again after this runs without routing: who removes the router has asked for it.
-        self.passes = [each for each in self.passes if each.checkpoint != "reentrant"]
+        self.router, self.sites, self.spare = None, [], []
+        # What checkpointing runs again after this runs without routing: who removes the router has asked for it.
+        self.passes = [each for each in self.passes if each.checkpoint is None]
 
     @precondition(lambda self: self.router is not None and len(self.open) < 3)
-    @rule(data=st.data())
-    def open_block(self, data: st.DataObject) -> None:
-        given = data.draw(labels(self.sites), label="labels")
+    @rule(data=st.data(), kind=some("labels", "labels", "labels", "ablated", "again", "nested in itself"))
+    def open_block(self, data: st.DataObject, kind: str) -> None:
+        self.begin(data, kind)
+
+    def begin(self, data: st.DataObject, kind: str = "labels") -> bool:
+        """Begin a block; returns whether it began."""
         with self.allowed("open a block"):
-            block = self.router(given)
-            block.__enter__()
-            self.open.append((block, given))
+            if kind == "ablated" and self.may_ablate:
+                some_labels = data.draw(st.sets(st.integers(0, LABELS - 1), min_size=1, max_size=2), label="ablated")
+                one = Opened(self.router.ablated(*some_labels), None, None, frozenset(some_labels))
+            elif kind == "again" and self.spare:
+                one = data.draw(st.sampled_from(self.spare), label="block")
+            elif kind == "nested in itself" and self.open:
+                one = data.draw(st.sampled_from(self.open), label="block")
+            else:
+                given = data.draw(labels(self.sites), label="labels")
+                one = Opened(self.router(given), given, None)
+            one.block.__enter__()
+            held = None if one.given is None else by_pattern(one.given, self.sites)
+            self.open.append(dataclasses.replace(one, held=held))
+            return True
+        return False
 
     @precondition(lambda self: self.open)
     @rule()
     def close_block(self) -> None:
-        block, _ = self.open.pop()
+        one = self.open.pop()
+        self.spare = [*self.spare[-1:], one]
         with self.allowed("close a block"):
-            block.__exit__(None, None, None)
+            one.block.__exit__(None, None, None)
+
+    @precondition(lambda self: len(self.open) > 1)
+    @rule()
+    def overlap(self) -> None:
+        """An outer block ends before an inner one: refused, or what is still open holds."""
+        one = self.open.pop(-2)
+        with self.allowed("close an outer block"):
+            one.block.__exit__(None, None, None)
+            return
+        while self.open:
+            self.close_block()
+
+    @property
+    def may_ablate(self) -> bool:
+        """Where the site's tensor is its input, too, the oracle's model, without aliases, is another one."""
+        return all(site.slot.own for site in self.sites)
+
+    def in_force(self) -> tuple[Any, frozenset[int]]:
+        """The labels, for each pattern, and what is ablated; of the labels those of the innermost block."""
+        held = [one.held for one in self.open if one.held is not None]
+        return (held[-1] if held else None), frozenset().union(*(one.ablated for one in self.open))
 
     # ------------------------------------------------------------------ passes
 
-    @rule(
-        train=st.booleans(),
-        mode=st.sampled_from(CHOICES["mode"]),
-        checkpoint=st.sampled_from(CHOICES["checkpoint"]),
-        where=st.sampled_from(CHOICES["where"]),
-        compiled=st.booleans(),
-    )
+    @rule(train=st.booleans(), mode=MODES, checkpoint=CHECKPOINT, where=ELSEWHERE, compiled=st.booleans())
     def forward(self, train: bool, mode: str, checkpoint: str | None, where: str, compiled: bool) -> None:
+        self.run(train, mode, checkpoint, where, compiled)
+
+    def run(self, train: bool, mode: str, checkpoint: str | None, where: str, compiled: bool) -> Pass | None:
+        """A forward pass; returns it where its backward may come, and it ran."""
         if checkpoint and "Memory" in self.names:
-            return  # a pass that runs again is another pass there
-        if checkpoint and compiled and self.compiled is not None:
-            return  # a known find: see test_finds
+            return None  # a pass that runs again is another pass there
         self.seed += 1
         # A pass that is run again would be another one now, and the graph of a BatchNorm in evaluation holds the very
         # statistics that a training pass writes to: with or without routing.
@@ -117,46 +161,100 @@ class Life(RuleBasedStateMachine):
         if self.model.training != train:
             self.passes = [each for each in self.passes if each.checkpoint is None]
         self.model.train(train)
-        given = self.open[-1][1] if self.open and self.router else None
-        state = {self._key(key): value.clone() for key, value in self.model.state_dict().items()}
-        expected, buffers, value = self._expected(state, given, train)
+        held, ablated = self.in_force() if self.router else (None, frozenset())
+        state = {self.key(key): value.clone() for key, value in self.model.state_dict().items()}
+        places = [site.place(None if held is None else held[site.slot.name], ablated) for site in self.sites]
+        expected = Expected.of(self.names, state, places, train, self.seed)
         model = self.compiled if compiled and self.compiled is not None else self.model
         x = draw_input(self.seed)
         done = None
         with self.allowed("forward") as notes:
             done = run_elsewhere(where, lambda: forward(model, x, self.seed, mode, checkpoint))
         if done is None:
-            return
-        if not torch.allclose(done, value, rtol=1e-5, atol=1e-6):
-            raise Lost(f"the forward pass changed by {(done - value).abs().max():.2g}")
+            return None
+        if where == "thread" and self.open and self.router and not self.touched:
+            raise Lost("a pass in another thread than the block's ran, under the labels of somebody else's batch")
+        if not torch.allclose(done, expected.value, rtol=1e-5, atol=1e-6):
+            raise Lost(f"the forward pass is wrong by {(done - expected.value).abs().max():.2g}")
         for key, buffer in self.model.named_buffers():
-            if not torch.allclose(buffer, buffers[self._key(key)]):
+            if not torch.allclose(buffer, expected.buffers[self.key(key)]):
                 raise Lost(f"the buffer {key} changed as it does not without routing")
         if self.orphan and mode == "grad" and train and checkpoint != "reentrant" and not notes:
             raise Lost("a copy without its router trains unrouted, and nothing says so")
-        if mode == "grad":
-            # Where another module stands, and no block says that it is to be routed, there is nothing to say.
-            unrouted = (given is None and self.router is not None and train and not self.touched) or self.orphan
-            self.passes.append(
-                Pass(done, x, self.model, expected, checkpoint, compiled, unrouted, self.router, bool(notes))
-            )
+        if mode != "grad":
+            return None
+        # Where another module stands, and no block says that it is to be routed, there is nothing to say.
+        unrouted = (held is None and self.router is not None and train and not self.touched) or self.orphan
+        one = Pass(
+            *(done, x, self.model, expected, checkpoint, held is not None and self.router is not None, unrouted),
+            *(self.router, bool(notes)),
+        )
+        self.passes.append(one)
+        return one
 
     @precondition(lambda self: self.passes)
-    @rule(which=st.integers(0, 10), again=st.booleans())
-    def backward(self, which: int, again: bool) -> None:
-        one = self.passes[which % len(self.passes)]
+    @rule(which=st.integers(0, 10), again=st.booleans(), where=ELSEWHERE)
+    def backward(self, which: int, again: bool, where: str) -> None:
+        self.go_back(self.passes[which % len(self.passes)], again, where)
+
+    @precondition(lambda self: self.passes)
+    @rule(where=ELSEWHERE)
+    def last_backward(self, where: str) -> None:
+        self.go_back(self.passes[-1], False, where)
+
+    def go_back(self, one: Pass, again: bool, where: str) -> None:
         for parameter in (*one.model.parameters(), one.x):
             parameter.grad = None
         done = False
         with self.allowed("backward") as notes:
-            loss_of(one.output).backward(retain_graph=again)
+            run_elsewhere(where, lambda: loss_of(one.output).backward(retain_graph=again))
             done = True
         if not (done and again):
             self.passes = [each for each in self.passes if each is not one]
         if done and not notes and not one.warned:
-            one.check(self._key)
-            if one.unrouted and not self.warned:
+            one.check(self.key)
+            self.checked["all"] += 1
+            self.checked["routed"] += one.routed
+            if one.unrouted and not self.notes:
                 raise Lost("a pass without labels learned unrouted, and nothing warned")
+
+    @precondition(lambda self: self.router is not None and len(self.open) < 2)
+    @rule(
+        data=st.data(),
+        train=st.booleans(),
+        checkpoint=CHECKPOINT,
+        where=ELSEWHERE,
+        compiled=st.booleans(),
+        order=ORDERS,
+        ablates=some(False, False, True),
+    )
+    def learn(  # noqa: PLR0917
+        self,
+        data: st.DataObject,
+        train: bool,
+        checkpoint: str | None,
+        where: str,
+        compiled: bool,
+        order: str,
+        ablates: bool,
+    ) -> None:
+        """A step of training: a block, a pass, and its backward in the block, after it, or in another block."""
+        if not self.begin(data):
+            return
+        depth = len(self.open)
+        inner = ablates and self.begin(data, "ablated")
+        one = self.run(train, "grad", checkpoint, where, compiled)
+        if order in ("after", "in the next"):
+            self._close_to(depth - 1)
+        if order in ("in the next", "in an inner") and len(self.open) < 3:
+            self.begin(data, "ablated" if ablates and not inner else "labels")
+        if one is not None and any(one is each for each in self.passes):
+            self.go_back(one, False, "here")
+        self._close_to(depth - 1)
+
+    def _close_to(self, depth: int) -> None:
+        while len(self.open) > depth:
+            self.close_block()
 
     @rule()
     def step(self) -> None:
@@ -164,77 +262,20 @@ class Life(RuleBasedStateMachine):
         with self.allowed("step"):
             torch.optim.SGD(self.model.parameters(), 0.01).step()
 
-    # ------------------------------------------------------------------ what else happens to models
-
-    @precondition(lambda self: not self.open and not self.wrapped)
-    @rule(how=st.sampled_from(["both", "pickle", "model"]))
-    def copy(self, how: str) -> None:
-        self.compiled = None
-        if how == "model":
-            self.model, self.warned = copy.deepcopy(self.model), False
-            hooked = self.router is not None and not self.touched  # with no other module in a site's place
-            self.orphan, self.router, self.sites = hooked or self.orphan, None, []
-        elif how == "both":
-            self.model, self.router = copy.deepcopy((self.model, self.router))
-        else:
-            self.model, self.router = pickle.loads(pickle.dumps((self.model, self.router)))
-
-    @precondition(lambda self: not self.wrapped and not self.open and not self.orphan)
-    @rule(which=st.integers(0, 2), how=st.sampled_from(["module", "forward", "wrap"]))
-    def replace(self, which: int, how: str) -> None:
-        """Another module, or another forward method, or a wrapper where one was; what is right then is checked by use."""
-        block = self.model[which % len(self.model)]
-        self.passes.clear()
-        if how == "module":
-            self.touched = True
-            block.inner = copy.deepcopy(build(self.names)[which % len(self.names)].inner)
-        elif how == "forward":
-            block.inner.forward = types.MethodType(type(block.inner).forward, block.inner)
-        elif not isinstance(block.inner, nn.MultiheadAttention):
-            self.wrapped.add(which % len(self.names))
-            block.inner = Wrapped(block.inner)
-
-    @precondition(lambda self: self.open and not self.open[-1][1].is_floating_point())
-    @rule()
-    def change_labels(self) -> None:
-        """In place, when their passes are done; what comes next has labels of its own."""
-        _, given = self.open[-1]
-        given.copy_(given.flip(0).clone())
-        self.close_block()
-
-    @precondition(lambda self: self.compiles and self.compiled is None)
-    @rule(what=st.sampled_from(["model", "twin", "unrelated"]), backend=st.sampled_from(["eager", "aot_eager"]))
-    def compile(self, what: str, backend: str) -> None:
-        with self.allowed("compile"):
-            if what == "model":
-                self.compiled = torch.compile(self.model, backend=backend)
-            elif what == "twin":
-                twin = torch.compile(build(self.names), backend=backend)
-                run_elsewhere("thread", lambda: forward(twin, draw_input(0), 0, "grad", None))
-            else:
-                torch.compile(lambda x: x * 2, backend=backend)(torch.ones(2))
-
     def teardown(self) -> None:
         while getattr(self, "open", []):
-            block, _ = self.open.pop()
             with warnings.catch_warnings(), contextlib.suppress(gr.RoutingError):
                 warnings.simplefilter("ignore")
-                block.__exit__(None, None, None)
+                self.open.pop().block.__exit__(None, None, None)
         if getattr(self, "compiles", False):
             torch._dynamo.reset()
 
     # ------------------------------------------------------------------ what is right
 
-    def _key(self, name: str) -> str:
+    def key(self, name: str) -> str:
         for i in self.wrapped:
             name = name.replace(f"{i}.inner.inner.", f"{i}.inner.", 1) if name.startswith(f"{i}.inner.inner.") else name
         return name
-
-    def _expected(
-        self, state: dict[str, Tensor], given: Tensor | None, train: bool
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-        places = [] if given is None else [site.place(given) for site in self.sites]
-        return Pass.expected_of(self.names, state, places, train, self.seed)
 
     @contextlib.contextmanager
     def allowed(self, what: str) -> Iterator[list[str]]:
@@ -257,7 +298,4 @@ class Life(RuleBasedStateMachine):
             finally:
                 notes += [str(w.message) for w in given if issubclass(w.category, gr.UnroutedWarning)]
                 if notes:
-                    self.warned = True
-
-
-__all__ = ["Block", "Life", "purely"]
+                    self.notes = [*getattr(self, "notes", []), *notes]

@@ -1,5 +1,7 @@
 """What every gradient should be, by the definition alone: nothing here is taken from gradroute.
 
+What is ablated is put to 0 where the site is, after the routing of either level.
+
 Level "activations": the tensor of the site is cloned, and a tensor hook multiplies the clone's gradient by the mask.
 
 Level "parameters": the model runs once, without routing. The gradient that reaches the site's tensor is kept; what of
@@ -22,13 +24,20 @@ Path = tuple[int | str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """A site in words that the oracle understands; `mask` makes the mask for the site's tensor, in its shape."""
+    """A site in words that the oracle understands; `mask` makes the mask for the site's tensor, in its shape.
+
+    `on_units` says, in a shape that broadcasts against the tensor, which units are not ablated.
+    """
 
     module: str
     mask: Callable[[Tensor], Tensor]
     level: str = "activations"
     on: str = "output"
     path: Path = ()
+    on_units: Callable[[Tensor], Tensor] | None = None
+
+    def ablated(self, x: Tensor) -> Tensor:
+        return x if self.on_units is None else torch.where(self.on_units(x), x, 0)
 
 
 class Gate(torch.autograd.Function):
@@ -94,17 +103,18 @@ class Oracle:
         module.register_forward_hook(on_output)
 
     def _route_input(self, name: str, x: Tensor, place: Place) -> Tensor:
-        if place.level == "parameters":
-            self.read = x.detach().clone()
-            return x
-        return masked(x, place.mask(x))
+        if place.level == "activations":
+            return place.ablated(masked(x, place.mask(x)))
+        x = place.ablated(x)
+        self.read = x.detach().clone()
+        return x
 
     def _route_output(self, name: str, y: Tensor, place: Place) -> Tensor:
         mask = place.mask(y)
         if not y.requires_grad:
-            return y
+            return place.ablated(y)
         if place.level == "activations":
-            return masked(y, mask)
+            return place.ablated(masked(y, mask))
         leaves = (
             y.clone()
         )  # what goes out: what the module itself reads of y is not the site's, nor what is done in place
@@ -122,7 +132,7 @@ class Oracle:
                 yield from zip((key for key, _ in known), found, strict=True)
 
         self.taken_off.append(pieces)
-        return leaves
+        return place.ablated(leaves)
 
     def _note_reader(self, name: str, module: nn.Module, y: Tensor, place: Place) -> None:
         x, seen, mask = self.read, keep_gradient(y), place.mask(self.read)

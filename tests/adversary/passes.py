@@ -70,39 +70,49 @@ def run_elsewhere(where: str, job: Callable[[], Tensor]) -> Tensor:
     return done[0]
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class Pass:
     """A pass whose backward is to come, and the gradients that it must give."""
 
     output: Tensor
     x: Tensor
     model: nn.Module
-    expected: dict[str, Tensor]
+    expected: Expected
     checkpoint: str | None
-    compiled: bool
-    unrouted: bool
+    routed: bool  # whether it had labels
+    unrouted: bool  # whether it learns although nothing routes it, which must be said
     router: Any
     warned: bool
-
-    @staticmethod
-    def expected_of(
-        names: tuple[str, ...], state: dict[str, Tensor], places: list[Place], train: bool, seed: int
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-        """The gradients by the oracle; and the buffers and the output of an ordinary model."""
-        plain = build(names).train(train)
-        plain.load_state_dict(state)
-        with torch.no_grad():
-            value = forward(plain, draw_input(seed), seed, "grad", None)
-        model = purely(build(names)).train(train)
-        model.load_state_dict(state)
-        oracle, x = Oracle(model, places), draw_input(seed)
-        gradients = oracle.gradients(loss_of(forward(model, x, seed, "grad", None)), {"": x})
-        return gradients, dict(plain.named_buffers()), value
 
     def check(self, key: Callable[[str], str]) -> None:
         """Hold the gradients that are there against the expected ones."""
         there = {key(name): p for name, p in self.model.named_parameters()} | {"": self.x}
-        for name, gradient in self.expected.items():
+        for name, gradient in self.expected.gradients.items():
             got = torch.zeros_like(gradient) if there[name].grad is None else there[name].grad
             if not torch.allclose(got, gradient, rtol=1e-4, atol=1e-5):
                 raise Lost(f"the gradient of {name or 'the input'} is wrong by {(got - gradient).abs().max():.2g}")
+
+
+@dataclasses.dataclass(repr=False)
+class Expected:
+    """What the oracle says of one pass."""
+
+    gradients: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+    value: Tensor
+
+    @staticmethod
+    def of(
+        names: tuple[str, ...], state: dict[str, Tensor], places: list[Place], train: bool, seed: int
+    ) -> Expected:
+        """The gradients by the oracle; and buffers and output of an ordinary model, unless something is ablated."""
+        plain, pure = build(names).train(train), purely(build(names)).train(train)
+        plain.load_state_dict(state)
+        pure.load_state_dict(state)
+        with torch.no_grad():
+            value = forward(plain, draw_input(seed), seed, "grad", None)
+        oracle, x = Oracle(pure, places), draw_input(seed)
+        output = forward(pure, x, seed, "grad", None)
+        if any(place.on_units is not None for place in places):
+            plain, value = pure, output.detach()
+        return Expected(oracle.gradients(loss_of(output), {"": x}), dict(plain.named_buffers()), value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from hypothesis import strategies as st
@@ -45,21 +45,32 @@ class Drawn:
         index = None if not path else path[0]
         return gr.Site(spec, on=self.on, level=self.level, dim=self.slot.dim, index=index)
 
-    def place(self, labels: Tensor) -> Place:
+    def place(self, labels: Tensor | None, ablated: frozenset[int] = frozenset()) -> Place:
         weights = self.weights(labels)
         dim = self.slot.dim
 
-        def mask(x: Tensor) -> Tensor:
+        def spread(weights: Tensor, x: Tensor) -> Tensor:
             if x.ndim == 2:
                 return weights
-            spread = weights if weights.ndim == 3 else weights[:, None]
-            return spread.transpose(1, 2) if dim == 1 else spread
+            per_position = weights if weights.ndim == 3 else weights[:, None]
+            return per_position.transpose(1, 2) if dim == 1 else per_position
 
+        off = self.units_of(ablated) - self.units_of(frozenset(range(LABELS)) - ablated)
+        on_units = torch.tensor([[unit not in off for unit in range(WIDTH)]])
         path = self.slot.path if self.on == "output" else ()
-        return Place(self.slot.name, mask, self.level, self.on, path)
+        return Place(
+            *(self.slot.name, lambda x: spread(weights, x), self.level, self.on, path),
+            on_units=(lambda x: spread(on_units, x)) if off else None,
+        )
 
-    def weights(self, labels: Tensor) -> Tensor:
-        """[B, D] or [B, T, D]: the weight of each unit for each example or position."""
+    def units_of(self, labels: frozenset[int]) -> set[int]:
+        """The units that belong to these labels: those of their routes, unless a route has no weight."""
+        return {unit for label in labels if self.routes[label].weight for unit in self.routes[label].index}
+
+    def weights(self, labels: Tensor | None) -> Tensor:
+        """[B, D] or [B, T, D]: the weight of each unit for each example or position; 1 without labels."""
+        if labels is None:
+            return torch.ones(BATCH, WIDTH)
         rows = [route.row() for route in self.routes]
         unknown = [1.0 if self.unlabeled == "all" else 0.0] * WIDTH
         if labels.dtype == torch.bool:
@@ -90,29 +101,45 @@ soft = st.builds(Route, indices, st.sampled_from([1.0, 0.5, -1.0]), st.sampled_f
 def sites(draw: Any, names: tuple[str, ...]) -> list[Drawn]:
     """One to three sites; at level "parameters" not two on one module, whose parameters both would mask."""
     found: list[Drawn] = []
-    for slot in draw(st.lists(st.sampled_from(slots(names)), min_size=1, max_size=3, unique=True)):
+    for slot in draw(st.lists(st.sampled_from(slots(names)), min_size=1, max_size=3)):
         level = draw(st.sampled_from(["activations", "parameters"] if slot.own else ["activations"]))
-        if any(other.slot.name == slot.name for other in found):
-            continue
-        routes = draw(st.lists(draw(st.sampled_from([hard, soft])), min_size=LABELS, max_size=LABELS))
         on = draw(st.sampled_from(slot.ends))
+        there = [other for other in found if other.slot.name == slot.name]
+        if any((other.on, other.slot.path) == (on, slot.path) for other in there):
+            continue
+        if any(other.level == "parameters" for other in there):
+            level = "activations"
+        routes = draw(st.lists(draw(st.sampled_from([hard, soft])), min_size=LABELS, max_size=LABELS))
         found.append(Drawn(slot, tuple(routes), draw(st.sampled_from(["all", "none"])), level, on))
     return found
 
 
+Labels: TypeAlias = "Tensor | dict[str, Tensor]"
+
+
+def labels(sites: list[Drawn]) -> st.SearchStrategy[Labels]:
+    """One tensor for all sites, or one for each pattern."""
+    patterns = {site.slot.name: site.slot.per_position for site in sites}
+    one = _tensors(all(patterns.values()))
+    return st.one_of(one, one, st.fixed_dictionaries({name: _tensors(every) for name, every in patterns.items()}))
+
+
+def by_pattern(given: Labels, sites: list[Drawn]) -> dict[str, Tensor]:
+    """What the labels hold now, for each pattern."""
+    names = {site.slot.name for site in sites}
+    return {name: (given[name] if isinstance(given, dict) else given).clone() for name in names}
+
+
 @st.composite
-def labels(draw: Any, sites: list[Drawn]) -> Tensor:
+def _tensors(draw: Any, per_position: bool) -> Tensor:
     """Ids of examples, ids of positions where all sites know positions, multi-hot rows, or mixtures."""
-    kinds = ["ids", "multi-hot", "mixture"]
-    if all(site.slot.per_position for site in sites):
-        kinds.append("positions")
-    kind = draw(st.sampled_from(kinds))
-    ids = st.integers(-1, LABELS - 1)
-    if kind == "ids":
-        return torch.tensor(draw(st.lists(ids, min_size=BATCH, max_size=BATCH)))
-    if kind == "positions":
-        some = draw(st.lists(ids, min_size=BATCH * TIME, max_size=BATCH * TIME))
-        return torch.tensor(some).reshape(BATCH, TIME)
+    kind = draw(st.sampled_from(["ids", "multi-hot", "mixture", *["positions"] * per_position]))
+    if kind in ("ids", "positions"):
+        shape = (BATCH, TIME) if kind == "positions" else (BATCH,)
+        n = BATCH * TIME if kind == "positions" else BATCH
+        ids = torch.tensor(draw(st.lists(st.integers(-1, LABELS - 1), min_size=n, max_size=n))).reshape(shape)
+        dtype = draw(st.sampled_from([torch.int64, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8]))
+        return ids if dtype == torch.uint8 and ids.min() < 0 else ids.to(dtype)
     if kind == "multi-hot":
         return torch.tensor(
             draw(st.lists(st.lists(st.booleans(), min_size=LABELS, max_size=LABELS), min_size=BATCH, max_size=BATCH))
