@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import pickle
 import types
 from typing import Any
@@ -73,7 +72,6 @@ class Life(Base):
         """A pass that goes around modules: routed all the same, or it is said."""
         # While an earlier graph waits for its backward, nobody can tell which of both wrote the gradients.
         self.passes, self.spare = [], []
-        gc.collect()
         if not self.begin(data):
             return
         for block in self.model:

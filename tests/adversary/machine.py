@@ -8,7 +8,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from hypothesis import strategies as st
@@ -31,6 +31,20 @@ CHECKPOINT = some(None, None, "reentrant", "saved")
 ELSEWHERE = some("here", "here", "here", "here", "thread", "task")
 MODES = some("grad", "grad", "grad", "grad", "no_grad", "inference")
 ORDERS = some("inside", "inside", "after", "in the next", "in an inner")
+
+
+class Lesson(NamedTuple):
+    """A step of training: a block, a pass, and its backward in the block, after it, or in another block."""
+
+    train: bool
+    checkpoint: str | None
+    where: str
+    compiled: bool
+    order: str
+    ablates: bool
+
+
+LESSONS = st.builds(Lesson, st.booleans(), CHECKPOINT, ELSEWHERE, st.booleans(), ORDERS, some(False, False, False, True))
 
 
 @dataclasses.dataclass
@@ -219,35 +233,28 @@ class Base(RuleBasedStateMachine):
                 raise Lost("a pass without labels learned unrouted, and nothing warned")
 
     @precondition(lambda self: self.router is not None and len(self.open) < 2)
-    @rule(
-        data=st.data(),
-        train=st.booleans(),
-        checkpoint=CHECKPOINT,
-        where=ELSEWHERE,
-        compiled=st.booleans(),
-        order=ORDERS,
-        ablates=some(False, False, True),
-    )
-    def learn(  # noqa: PLR0917
-        self,
-        data: st.DataObject,
-        train: bool,
-        checkpoint: str | None,
-        where: str,
-        compiled: bool,
-        order: str,
-        ablates: bool,
-    ) -> None:
-        """A step of training: a block, a pass, and its backward in the block, after it, or in another block."""
+    @rule(data=st.data(), lessons=st.lists(LESSONS, min_size=1, max_size=3))
+    def learn(self, data: st.DataObject, lessons: list[Lesson]) -> None:
+        """Steps of training."""
+        for lesson in lessons:
+            self.teach(data, lesson)
+
+    @precondition(lambda self: self.router is not None and len(self.open) < 2)
+    @rule(data=st.data(), lessons=st.lists(LESSONS, min_size=1, max_size=3))
+    def learn_more(self, data: st.DataObject, lessons: list[Lesson]) -> None:
+        """The same: hypothesis leaves out some rules in each life."""
+        self.learn(data, lessons)
+
+    def teach(self, data: st.DataObject, lesson: Lesson) -> None:
         if not self.begin(data):
             return
         depth = len(self.open)
-        inner = ablates and self.begin(data, "ablated")
-        one = self.run(train, "grad", checkpoint, where, compiled)
-        if order in ("after", "in the next"):
+        inner = lesson.ablates and self.begin(data, "ablated")
+        one = self.run(lesson.train, "grad", lesson.checkpoint, lesson.where, lesson.compiled)
+        if lesson.order in ("after", "in the next"):
             self._close_to(depth - 1)
-        if order in ("in the next", "in an inner") and len(self.open) < 3:
-            self.begin(data, "ablated" if ablates and not inner else "labels")
+        if lesson.order in ("in the next", "in an inner") and len(self.open) < 3:
+            self.begin(data, "ablated" if lesson.ablates and not inner else "labels")
         if one is not None and any(one is each for each in self.passes):
             self.go_back(one, False, "here")
         self._close_to(depth - 1)
@@ -263,6 +270,8 @@ class Base(RuleBasedStateMachine):
             torch.optim.SGD(self.model.parameters(), 0.01).step()
 
     def teardown(self) -> None:
+        for one in list(getattr(self, "passes", [])):
+            self.go_back(one, False, "here")
         while getattr(self, "open", []):
             with warnings.catch_warnings(), contextlib.suppress(gr.RoutingError):
                 warnings.simplefilter("ignore")

@@ -307,9 +307,14 @@ NAMES = {block.__name__: block for block in BLOCKS}
 globals().update(NAMES)  # so that the made ones pickle
 
 
+def seed_cheaply(seed: int) -> None:
+    """`torch.manual_seed` also writes down for each accelerator who called it, which takes longer than most passes."""
+    torch.default_generator.manual_seed(seed)
+
+
 def build(names: tuple[str, ...]) -> nn.Sequential:
     """A model of these blocks, with weights that depend on nothing else."""
-    torch.manual_seed(0)
+    seed_cheaply(0)
     return nn.Sequential(*(NAMES[name]() for name in names))
 
 

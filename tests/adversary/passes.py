@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as checkpointed
 
-from adversary.models import BATCH, TIME, WIDTH, build, purely
+from adversary.models import BATCH, TIME, WIDTH, build, purely, seed_cheaply
 from adversary.oracle import Oracle, Place
 
 
@@ -36,7 +36,7 @@ def loss_of(output: Tensor) -> Tensor:
 
 def forward(model: Any, x: Tensor, seed: int, mode: str, checkpoint: str | None) -> Tensor:
     """One pass, with its own draws of random numbers."""
-    torch.manual_seed(seed)
+    seed_cheaply(seed)
     modes = {"grad": contextlib.nullcontext, "no_grad": torch.no_grad, "inference": torch.inference_mode}
     with modes[mode]():
         if checkpoint is None or mode == "inference":

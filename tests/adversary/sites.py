@@ -114,6 +114,8 @@ def sites(draw: Any, names: tuple[str, ...]) -> list[Drawn]:
     return found
 
 
+SEEDS = st.integers(0, 2**10 - 1)
+IDS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 Labels: TypeAlias = "Tensor | dict[str, Tensor]"
 
 
@@ -130,19 +132,18 @@ def by_pattern(given: Labels, sites: list[Drawn]) -> dict[str, Tensor]:
     return {name: (given[name] if isinstance(given, dict) else given).clone() for name in names}
 
 
-@st.composite
-def _tensors(draw: Any, per_position: bool) -> Tensor:
+def _tensors(per_position: bool) -> st.SearchStrategy[Tensor]:
     """Ids of examples, ids of positions where all sites know positions, multi-hot rows, or mixtures."""
-    kind = draw(st.sampled_from(["ids", "multi-hot", "mixture", *["positions"] * per_position]))
-    if kind in ("ids", "positions"):
-        shape = (BATCH, TIME) if kind == "positions" else (BATCH,)
-        n = BATCH * TIME if kind == "positions" else BATCH
-        ids = torch.tensor(draw(st.lists(st.integers(-1, LABELS - 1), min_size=n, max_size=n))).reshape(shape)
-        dtype = draw(st.sampled_from([torch.int64, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8]))
-        return ids if dtype == torch.uint8 and ids.min() < 0 else ids.to(dtype)
-    if kind == "multi-hot":
-        return torch.tensor(
-            draw(st.lists(st.lists(st.booleans(), min_size=LABELS, max_size=LABELS), min_size=BATCH, max_size=BATCH))
-        )
-    shares = st.lists(st.sampled_from([0.0, 0.25, 1.0]), min_size=LABELS, max_size=LABELS)
-    return torch.tensor(draw(st.lists(shares, min_size=BATCH, max_size=BATCH)))
+    kinds = [*IDS, torch.int64, torch.bool, torch.float32]
+    # A seed, and not a list: hypothesis has so many bytes for a life, and they are for what happens in it.
+    return st.builds(_tensor, st.sampled_from(kinds), st.booleans() if per_position else st.just(False), SEEDS)
+
+
+def _tensor(dtype: torch.dtype, positions: bool, seed: int) -> Tensor:
+    numbers = torch.Generator().manual_seed(seed)
+    if dtype == torch.bool:
+        return torch.rand(BATCH, LABELS, generator=numbers) < 0.4
+    if dtype == torch.float32:
+        return torch.tensor([0.0, 0.25, 1.0])[torch.randint(3, (BATCH, LABELS), generator=numbers)]
+    lowest = 0 if dtype == torch.uint8 else -1
+    return torch.randint(lowest, LABELS, (BATCH, TIME) if positions else (BATCH,), generator=numbers).to(dtype)
