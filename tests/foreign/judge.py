@@ -16,7 +16,7 @@ from torch import nn
 import gradroute as gr
 
 from . import oracle
-from .models import LABELS, Batch, Foreign
+from .batches import LABELS, Batch, Foreign
 from .oracle import Gradients, Path, Run
 
 LEVELS = ("activations", "parameters")

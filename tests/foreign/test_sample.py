@@ -7,7 +7,8 @@ import torch
 
 import gradroute as gr
 from foreign import judge, oracle
-from foreign.models import LABELS, MODELS
+from foreign.batches import LABELS
+from foreign.models import MODELS
 
 SAMPLE = {
     "LlamaForCausalLM": ("", "model.layers.0", "model.layers.0.self_attn", "model.layers.1.mlp.down_proj", "lm_head"),
