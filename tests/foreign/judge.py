@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ import gradroute as gr
 
 from . import oracle
 from .batches import LABELS, Batch, Foreign
+from .layers import layer, unit_dimension
 from .oracle import Gradients, Path, Run
 
 LEVELS = ("activations", "parameters")
@@ -32,6 +33,8 @@ class Outcome:
     #: "held", "refused", "not applicable" or "FAILED"
     result: str
     why: str = ""
+    #: Whether it was also seen that with every unit closed the module's own parameters get exactly 0.
+    exact: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,20 +50,34 @@ class Place:
 
 
 def outcomes(foreign: Foreign, only: tuple[str, ...] | None = None) -> Iterator[Outcome]:
-    """The outcomes of all modules of a model, or of those named, at both levels."""
+    """The outcomes of a model's modules, as many as it says, or of those named, at both levels."""
     model, batch = foreign.make()
     judge = Judge(model, batch, oracle.run(copy.deepcopy(model), batch))
     places = _places(model, batch)
-    for name, module in model.named_modules():
-        if only is not None and name not in only:
-            continue
+    for name in chosen(model, foreign.most) if only is None else only:
         for level in LEVELS:
-            kind = type(module).__name__
+            kind, exact = type(model.get_submodule(name)).__name__, False
             try:
                 result, why = judge.outcome(name, level, places[name])
+                if result == "held":
+                    wrong, exact = judge.closed(name, level, places[name])
+                    result, why = ("FAILED", wrong) if wrong else (result, why)
             except Exception:
                 result, why = "FAILED", traceback.format_exc(limit=-4)
-            yield Outcome(name, kind, level, result, why)
+            yield Outcome(name, kind, level, result, why, exact)
+
+
+def chosen(model: nn.Module, most: int | None) -> list[str]:
+    """The names of at most so many modules (or as many as there are classes): one of every class, the rest spread evenly."""
+    names = [name for name, _ in model.named_modules()]
+    if most is None or most >= len(names):
+        return names
+    first = {type(module): name for name, module in reversed(list(model.named_modules()))}
+    taken = set(first.values())
+    others = [name for name in names if name not in taken]
+    more = max(most - len(taken), 0)
+    taken |= {others[i * len(others) // more] for i in range(more)}
+    return [name for name in names if name in taken]
 
 
 # ---------------------------------------------------------------------- where
@@ -74,14 +91,14 @@ def _places(model: nn.Module, batch: Batch) -> dict[str, Place]:
         keep = lambda module, args, output, name=name: calls[name].append(_first(output))  # noqa: E731
         module.register_forward_hook(keep)
     oracle.run(twin, batch)
-    return {name: _place(found) for name, found in calls.items()}
+    return {name: _place(twin.get_submodule(name), found) for name, found in calls.items()}
 
 
 def _first(output: Any) -> tuple[Path, torch.Size, bool] | None:
     return next(((path, y.shape, y.requires_grad) for path, y in oracle.tensors(output)), None)
 
 
-def _place(calls: list[Any]) -> Place:
+def _place(module: nn.Module, calls: list[Any]) -> Place:
     if not calls:
         return Place(nothing="never called")
     if None in calls:
@@ -90,7 +107,7 @@ def _place(calls: list[Any]) -> Place:
     if not any(learning):
         return Place(nothing="computes nothing that learns")
     path, shape = paths[0], shapes[0]
-    dim = 1 if len(shape) == 4 else -1
+    dim = unit_dimension(module, len(shape))
     if any(len(one) < 2 or one[0] != len(LABELS) for one in shapes):
         return Place(path, dim, shape[dim] if shape else 0, "batch is not the first dimension", refuses=True)
     if len(set(paths)) > 1 or len({one[dim] for one in shapes}) > 1:
@@ -98,7 +115,11 @@ def _place(calls: list[Any]) -> Place:
     return Place(path, dim, shape[dim])
 
 
-def _site(place: Place, level: str) -> gr.Site:
+def _site(place: Place, level: str, *, closed: bool = False) -> gr.Site:
+    index = place.path if len(place.path) > 1 else place.path[0] if place.path else None
+    if closed:
+        spec = gr.RoutingSpec({label: gr.Route([]) for label in range(2)}, place.width)
+        return gr.Site(spec, level=level, dim=place.dim, index=index)
     weights = oracle.unit_weights(place.width)
     routes = {}
     for label, row in enumerate(weights):
@@ -107,7 +128,6 @@ def _site(place: Place, level: str) -> gr.Site:
         own = [unit for unit in used if unit % 4 != 2]
         routes[label] = gr.Route(own, weight=float(row[own[0]]) if own else 1.0)
     spec = gr.RoutingSpec(routes, place.width, shared=[unit for unit in range(place.width) if unit % 4 == 2])
-    index = place.path if len(place.path) > 1 else place.path[0] if place.path else None
     return gr.Site(spec, level=level, dim=place.dim, index=index)
 
 
@@ -146,11 +166,33 @@ class Judge:
             return "FAILED", f"no error, though: {nothing}"
         return self._compared(routed, oracle.Spot(name, place.path, place.dim, LABELS), level, said)
 
+    def closed(self, name: str, level: str, place: Place) -> tuple[str, bool]:
+        """With every unit closed for all: what of the module learns though it must not, and whether all of its own is exactly 0."""
+        twin = copy.deepcopy(self.model)
+        router = gr.Router(twin, {name: _site(place, level, closed=True)})
+        found = oracle.run(twin, self.batch, functools.partial(router, LABELS)).gradients
+        uses = _uses(self.model)
+        own = {
+            uses[id(p)][0]: p for p in self.model.get_submodule(name).parameters() if p.requires_grad and id(p) in uses
+        }
+        learning = [key for key in own if key in found and bool(found[key].any())]
+        if not learning:
+            return "", any(key in self.plain.gradients for key in own)
+        # They may: by another of the module's outputs, or by another use of them. The oracle knows.
+        spot = oracle.Spot(name, place.path, place.dim, LABELS, closed=True)
+        expected = _at(level)(self.model, spot, functools.partial(oracle.run, batch=self.batch))
+        wrong = []
+        for key in learning:
+            may = float(expected[key].abs().max()) if key in expected else 0.0
+            # What level "parameters" subtracts in the oracle leaves a rest.
+            if may <= 1e-10 * float(self.plain.gradients[key].abs().max()):
+                wrong.append(f"{key} learns by {float(found[key].abs().max()):.2g} though every unit is closed")
+        return "; ".join(wrong[:4]), False
+
     def _compared(self, routed: Run, spot: oracle.Spot, level: str, said: list[str]) -> tuple[str, str]:
-        at = oracle.at_activations if level == "activations" else oracle.at_parameters
-        expected = at(self.model, spot, functools.partial(oracle.run, batch=self.batch))
+        expected = _at(level)(self.model, spot, functools.partial(oracle.run, batch=self.batch))
         wrong = said + _differences(self.plain, routed, expected)
-        wrong += _not_silent(self.model, spot.module, routed.gradients)
+        wrong += _not_silent(self.model, spot, routed.gradients)
         if wrong:
             return "FAILED", "; ".join(wrong[:4])
         if not _unlike(self.plain.gradients, expected):
@@ -184,25 +226,30 @@ def _unlike(expected: Gradients, found: Gradients) -> list[str]:
     return wrong
 
 
-#: The layers whose units' own entries are known, and the dimension of the weight that counts units.
-_ROWS = {nn.Linear: 0, nn.Conv2d: 0, nn.LayerNorm: 0, nn.BatchNorm2d: 0, nn.Embedding: 1}
+def _at(level: str) -> Callable[..., Gradients]:
+    return oracle.at_activations if level == "activations" else oracle.at_parameters
 
 
-def _not_silent(model: nn.Module, name: str, gradients: Gradients) -> list[str]:
-    """Entries of the site's own layer that no label may teach, and that are not exactly 0."""
-    module = model.get_submodule(name)
-    if type(module) not in _ROWS:
-        return []
+def _uses(model: nn.Module) -> dict[int, list[str]]:
+    """The names of every parameter, by its id: more than one where it is tied."""
     names: dict[int, list[str]] = {}
-    for other, p in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(p), []).append(other)
-    wrong = []
+    for name, p in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(p), []).append(name)
+    return names
+
+
+def _not_silent(model: nn.Module, spot: oracle.Spot, gradients: Gradients) -> list[str]:
+    """Entries of the site's own layer that no label may teach, and that are not exactly 0."""
+    module = model.get_submodule(spot.module)
+    known, uses, wrong = layer(module), _uses(model), []
+    if known is None:
+        return []
     for key, p in module.named_parameters(recurse=False):
-        dim = _ROWS[type(module)] if key == "weight" else 0
-        grad = gradients.get(f"{name}.{key}")
-        if len(names[id(p)]) > 1 or grad is None:
+        grad = gradients.get(f"{spot.module}.{key}")
+        if len(uses[id(p)]) > 1 or grad is None:
             continue  # tied: what else uses it teaches it, too
+        dim = known.parameters[key]
         silent = (oracle.unit_weights(p.shape[dim]) == 0).all(0)
         if bool(grad.index_select(dim, silent.nonzero().flatten()).any()):
-            wrong.append(f"{name}.{key} learns at units that nobody may teach")
+            wrong.append(f"{spot.module}.{key} learns at units that nobody may teach")
     return wrong

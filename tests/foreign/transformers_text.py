@@ -6,7 +6,16 @@ from typing import Any
 
 from .batches import VOCABULARY, pairs, tokens
 from .sizes import (
-    BART_SIZES, EXPERTS, GROUPED, LATENT, MAMBA_HEADS, N_EMBD, SIZES, STATES, T5_SIZES, WIDTH,
+    BART_SIZES,
+    EXPERTS,
+    GROUPED,
+    LATENT,
+    MAMBA_HEADS,
+    N_EMBD,
+    SIZES,
+    STATES,
+    T5_SIZES,
+    WIDTH,
 )  # fmt: skip
 
 Rows = list[tuple[Any, ...]]
