@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import gradroute as gr
 
@@ -47,6 +47,7 @@ class Place:
     #: Why nothing can be routed here; with ``refuses=True`` a router must say so, too.
     nothing: str = ""
     refuses: bool = False
+    labels: Tensor = LABELS
 
 
 def outcomes(foreign: Foreign, only: tuple[str, ...] | None = None) -> Iterator[Outcome]:
@@ -108,11 +109,14 @@ def _place(module: nn.Module, calls: list[Any]) -> Place:
         return Place(nothing="computes nothing that learns")
     path, shape = paths[0], shapes[0]
     dim = unit_dimension(module, len(shape))
-    if any(len(one) < 2 or one[0] != len(LABELS) for one in shapes):
+    rows = {one[0] if len(one) > 1 else 0 for one in shapes}
+    each = min(rows) // len(LABELS)
+    if len(rows) > 1 or rows != {each * len(LABELS)} or not each:
         return Place(path, dim, shape[dim] if shape else 0, "batch is not the first dimension", refuses=True)
     if len(set(paths)) > 1 or len({one[dim] for one in shapes}) > 1:
         return Place(nothing="returns other shapes from call to call")
-    return Place(path, dim, shape[dim])
+    # Tokens or windows in one dimension with the examples: a label for each.
+    return Place(path, dim, shape[dim], labels=LABELS.repeat_interleave(each))
 
 
 def _site(place: Place, level: str, *, closed: bool = False) -> gr.Site:
@@ -153,7 +157,7 @@ class Judge:
             warnings.simplefilter("always")
             try:
                 router = gr.Router(twin, {name: _site(place, level)})
-                routed = oracle.run(twin, self.batch, functools.partial(router, LABELS))
+                routed = oracle.run(twin, self.batch, functools.partial(router, place.labels))
             except gr.RoutingError as error:
                 return ("not applicable", nothing) if nothing else ("refused", str(error))
             except RuntimeError as error:
@@ -164,13 +168,13 @@ class Judge:
         said = [f"warned: {one.message}" for one in warned if issubclass(one.category, gr.UnroutedWarning)]
         if nothing:
             return "FAILED", f"no error, though: {nothing}"
-        return self._compared(routed, oracle.Spot(name, place.path, place.dim, LABELS), level, said)
+        return self._compared(routed, oracle.Spot(name, place.path, place.dim, place.labels), level, said)
 
     def closed(self, name: str, level: str, place: Place) -> tuple[str, bool]:
         """With every unit closed for all: what of the module learns though it must not, and whether all of its own is exactly 0."""
         twin = copy.deepcopy(self.model)
         router = gr.Router(twin, {name: _site(place, level, closed=True)})
-        found = oracle.run(twin, self.batch, functools.partial(router, LABELS)).gradients
+        found = oracle.run(twin, self.batch, functools.partial(router, place.labels)).gradients
         uses = _uses(self.model)
         own = {
             uses[id(p)][0]: p for p in self.model.get_submodule(name).parameters() if p.requires_grad and id(p) in uses
@@ -179,25 +183,43 @@ class Judge:
         if not learning:
             return "", any(key in self.plain.gradients for key in own)
         # They may: by another of the module's outputs, or by another use of them. The oracle knows.
-        spot = oracle.Spot(name, place.path, place.dim, LABELS, closed=True)
+        spot = oracle.Spot(name, place.path, place.dim, place.labels, closed=True)
         expected = _at(level)(self.model, spot, functools.partial(oracle.run, batch=self.batch))
-        wrong = []
-        for key in learning:
-            may = float(expected[key].abs().max()) if key in expected else 0.0
-            # What level "parameters" subtracts in the oracle leaves a rest.
-            if may <= 1e-10 * float(self.plain.gradients[key].abs().max()):
-                wrong.append(f"{key} learns by {float(found[key].abs().max()):.2g} though every unit is closed")
+        wrong = [
+            f"{key} learns by {float(found[key].abs().max()):.2g} though every unit is closed"
+            for key in learning
+            if _learns(found[key], expected.get(key), self.plain.gradients[key])
+        ]
         return "; ".join(wrong[:4]), False
 
     def _compared(self, routed: Run, spot: oracle.Spot, level: str, said: list[str]) -> tuple[str, str]:
         expected = _at(level)(self.model, spot, functools.partial(oracle.run, batch=self.batch))
         wrong = said + _differences(self.plain, routed, expected)
-        wrong += _not_silent(self.model, spot, routed.gradients)
+        wrong += self._not_silent(spot, routed.gradients, expected)
         if wrong:
             return "FAILED", "; ".join(wrong[:4])
         if not _unlike(self.plain.gradients, expected):
             return "not applicable", "teaches nothing by which routing could be seen"
         return "held", ""
+
+    def _not_silent(self, spot: oracle.Spot, found: Gradients, expected: Gradients) -> list[str]:
+        """Entries of the site's own layer that no label may teach, and that are not exactly 0."""
+        module = self.model.get_submodule(spot.module)
+        known, uses, wrong = layer(module), _uses(self.model), []
+        if known is None:
+            return []
+        for key, p in module.named_parameters(recurse=False):
+            name, dim = uses[id(p)][0], known.parameters[key]
+            if name not in found:
+                continue
+            silent = (oracle.unit_weights(p.shape[dim]) == 0).all(0).nonzero().flatten()
+            entries = [
+                None if grads.get(name) is None else grads[name].index_select(dim, silent)
+                for grads in (found, expected, self.plain.gradients)
+            ]
+            if silent.numel() and _learns(*entries):
+                wrong.append(f"{name} learns at units that nobody may teach")
+        return wrong
 
 
 def _differences(plain: Run, routed: Run, expected: Gradients) -> list[str]:
@@ -238,18 +260,8 @@ def _uses(model: nn.Module) -> dict[int, list[str]]:
     return names
 
 
-def _not_silent(model: nn.Module, spot: oracle.Spot, gradients: Gradients) -> list[str]:
-    """Entries of the site's own layer that no label may teach, and that are not exactly 0."""
-    module = model.get_submodule(spot.module)
-    known, uses, wrong = layer(module), _uses(model), []
-    if known is None:
-        return []
-    for key, p in module.named_parameters(recurse=False):
-        grad = gradients.get(f"{spot.module}.{key}")
-        if len(uses[id(p)]) > 1 or grad is None:
-            continue  # tied: what else uses it teaches it, too
-        dim = known.parameters[key]
-        silent = (oracle.unit_weights(p.shape[dim]) == 0).all(0)
-        if bool(grad.index_select(dim, silent.nonzero().flatten()).any()):
-            wrong.append(f"{spot.module}.{key} learns at units that nobody may teach")
-    return wrong
+def _learns(found: Tensor, expected: Tensor | None, plain: Tensor) -> bool:
+    """Whether entries learn that the oracle leaves at 0: they may where they are used outside of the module, too."""
+    may = float(expected.abs().max()) if expected is not None and expected.numel() else 0.0
+    # What the oracle of level "parameters" subtracts leaves a rest.
+    return bool(found.any()) and may <= 1e-10 * float(plain.abs().max())

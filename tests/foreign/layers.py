@@ -6,6 +6,7 @@ In them no unit's entries take part in another unit's output, so that a mask tha
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 from torch import nn
 
@@ -18,32 +19,35 @@ class Layer:
     parameters: dict[str, int]
 
 
-_CHANNELS_FIRST = (
-    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm,
-    nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
-)  # fmt: skip
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_FIRST = Layer(1, {"weight": 0, "bias": 0})
+_LAST = Layer(-1, {"weight": 0, "bias": 0})
+_TRANSPOSED = Layer(1, {"weight": 1, "bias": 0})
+
+#: Layers of torch, where the units are, and what must be true of one besides.
+_KNOWN: list[tuple[tuple[type[nn.Module], ...], Layer, Callable[[nn.Module], bool]]] = [
+    ((nn.Conv1d, nn.Conv2d, nn.Conv3d), _FIRST, lambda module: True),
+    ((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm), _FIRST, lambda module: True),
+    ((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), _FIRST, lambda module: True),
+    ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _TRANSPOSED, lambda module: module.groups == 1),
+    ((nn.Linear,), _LAST, lambda module: True),
+    ((nn.LayerNorm, nn.RMSNorm), _LAST, lambda module: len(module.normalized_shape) == 1),
+    ((nn.Embedding,), Layer(-1, {"weight": 1}), lambda module: True),
+]
 
 
 def layer(module: nn.Module) -> Layer | None:
     """Where the units of this module are, if it is a layer that is known."""
-    if _is(module, *_CHANNELS_FIRST):
-        return Layer(1, {"weight": 0, "bias": 0})
-    if _is(module, *_TRANSPOSED) and module.groups == 1:
-        return Layer(1, {"weight": 1, "bias": 0})
-    if _is(module, nn.Linear):
-        return Layer(-1, {"weight": 0, "bias": 0})
-    if _is(module, nn.Embedding):
-        return Layer(-1, {"weight": 1})
-    if _is(module, nn.LayerNorm, nn.RMSNorm) and len(module.normalized_shape) == 1:
-        return Layer(-1, {"weight": 0, "bias": 0})
+    for kinds, where, holds in _KNOWN:
+        # A subclass too, where it computes the same.
+        if any(isinstance(module, kind) and type(module).forward is kind.forward for kind in kinds) and holds(module):
+            return where
     name, own = type(module).__name__, dict(module.named_parameters())
     if name == "LayerNorm2d":  # torchvision's and timm's: channels first
-        return Layer(1, {"weight": 0, "bias": 0})
+        return _FIRST
     if name == "Conv1D" and set(own) == {"weight", "bias"}:  # transformers': a Linear with its weight transposed
         return Layer(-1, {"weight": 1, "bias": 0})
     if name.endswith("RMSNorm") and set(own) == {"weight"} and own["weight"].ndim == 1:
-        return Layer(-1, {"weight": 0})
+        return _LAST
     return None
 
 
@@ -60,8 +64,3 @@ def unit_dimension(module: nn.Module, dimensions: int) -> int:
         return -1
     inner = {one.output for one in map(layer, module.modules()) if one is not None}
     return -1 if inner == {-1} else 1
-
-
-def _is(module: nn.Module, *kinds: type[nn.Module]) -> bool:
-    """Whether it is of one of these classes, or of a subclass that computes the same."""
-    return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in kinds)

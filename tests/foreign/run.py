@@ -94,7 +94,8 @@ def main() -> int:
     names = given.models or list(MODELS)
     found, start = {}, time.perf_counter()
     with ProcessPoolExecutor(given.jobs) as pool:
-        runs = {pool.submit(record, name, given.seconds): name for name in names}
+        # The last of the list take longest, and are begun first.
+        runs = {pool.submit(record, name, given.seconds): name for name in reversed(names)}
         for done in as_completed(runs):
             one = found[runs[done]] = done.result()
             left = f"{one['left_out']} of {one['modules']} modules left out, " if one["left_out"] else ""
