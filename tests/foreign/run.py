@@ -83,11 +83,11 @@ def table(records: list[dict[str, Any]]) -> str:
 
 
 def main() -> int:
-    """Run what is asked for, and write the table where all ran."""
+    """Run what is asked for, and write the table where all of them have run."""
     from foreign.models import MODELS
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", nargs="*", help="their names; all of them where none is given")
+    parser.add_argument("models", nargs="*", help="whose rows are made anew; all where none is given")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--seconds", type=float, default=BUDGET, help="when no more modules of a model are begun")
     given = parser.parse_args()
@@ -104,8 +104,12 @@ def main() -> int:
                 print("   refused", key, message)
             for module, kind, level, why in one["failures"]:
                 print("   FAILED", module, kind, level, why)
-    records = [found[name] for name in names]
-    if not given.models:
+    written = OUT / "table.json"
+    if given.models and written.exists():
+        # Their rows are made anew, and those of the others stay.
+        found = {one["name"]: one for one in json.loads(written.read_text())["models"]} | found
+    records = [found[name] for name in MODELS if name in found]
+    if len(records) == len(MODELS):
         OUT.mkdir(parents=True, exist_ok=True)
         libraries = sorted({"torch", *(one["library"] for one in records)})
         what = {"versions": {name: version(name) for name in libraries}, "models": records}
@@ -115,7 +119,7 @@ def main() -> int:
         (OUT / "table.md").write_text(
             f"{table(records)}\nMade with {versions}, in {seconds / 60:.0f} minutes of one core.\n"
         )
-    print(f"{len(records)} models in {(time.perf_counter() - start) / 60:.1f} minutes")
+    print(f"{len(names)} models in {(time.perf_counter() - start) / 60:.1f} minutes")
     return int(any(one["failures"] for one in records))
 
 

@@ -144,3 +144,31 @@ def test_a_scale_that_starts_at_almost_nothing_hides_nothing():
 
     model, _ = Foreign("scaled", "none", Scaled, numbers("x", 4)).make()
     assert float(model.scale.detach().abs().max()) > 0.01
+
+
+class Cancels(nn.Module):
+    """Two outputs; the bias reaches the one that its site leaves alone, where a normalization cancels it to a rest of rounding."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.norm = nn.Conv1d(3, 4, 1), nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        y = self.inner(x)
+        return {"first": y.square(), "second": self.norm(y)}
+
+
+class Wrapped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.both = Cancels()
+
+    def forward(self, x):
+        both = self.both(x)
+        return both["first"], both["second"]
+
+
+def test_what_another_output_teaches_by_a_rest_of_rounding_is_no_leak():
+    wrapped = Foreign("wrapped", "none", Wrapped, numbers("x", 3, 7))
+    found = list(judge.outcomes(wrapped, ("both",)))
+    assert [(one.result, one.exact) for one in found] == [("held", False)] * len(judge.LEVELS)
