@@ -4,6 +4,7 @@ import contextlib
 
 import pytest
 import torch
+from torch import nn
 
 import gradroute as gr
 from foreign import judge, oracle
@@ -46,6 +47,21 @@ def test_a_router_that_does_something_else_fails(broken, monkeypatch):
     name = "LlamaForCausalLM"
     found = list(judge.outcomes(MODELS[name], only=("model.layers.0.self_attn", "model.layers.1.mlp.down_proj")))
     assert {one.result for one in found} == {"FAILED"}
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Linear(3, 4), nn.Conv2d(3, 4, 1), nn.LayerNorm(4), nn.BatchNorm2d(4), nn.Embedding(3, 4)],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_a_gradient_that_is_almost_zero_fails(layer):
+    """The fourth unit is taught by nobody, the third by both labels."""
+    for name, parameter in layer.named_parameters():
+        for unit, fails in ((3, True), (2, False)):
+            gradient = torch.zeros_like(parameter)
+            gradient.movedim(1 if isinstance(layer, nn.Embedding) else 0, 0)[unit] = torch.finfo(torch.float32).tiny
+            wrong = judge._not_silent(nn.Sequential(layer), "0", {f"0.{name}": gradient})
+            assert bool(wrong) is fails
 
 
 @pytest.mark.parametrize("name", SAMPLE)
