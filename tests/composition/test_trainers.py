@@ -41,7 +41,8 @@ def train_with_transformers(model: LanguageModel, examples, path, **options) -> 
         learning_rate=LR,
         lr_scheduler_type="constant",
         max_grad_norm=0.0,
-        remove_unused_columns=False,  # or the Trainer drops route_labels, which no forward of GPT-2 names
+        # Or the Trainer drops route_labels, which no forward of GPT-2 names, and of a RoutedModule all the others.
+        remove_unused_columns=options.pop("remove_unused_columns", False),
         use_cpu=True,
         report_to=[],
         save_strategy="no",
@@ -115,3 +116,20 @@ def test_a_trainer_that_compiles_moves_what_the_oracle_moves(form: str, tmp_path
     model = LanguageModel(form)
     train_with_transformers(model, examples, tmp_path, torch_compile=True, torch_compile_backend="aot_eager")
     assert_same(model.gpt2.state_dict(), trained_by_hand("oracle", examples, steps=STEPS, lr=LR), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("column", "options", "error"),
+    [
+        ("route_labels", {}, "without route_labels would not be routed"),
+        (None, {"remove_unused_columns": True}, "input_ids"),
+    ],
+    ids=["missing", "dropped"],
+)
+def test_columns_that_are_missing_or_dropped_stop_the_first_step(column, options, error: str, tmp_path) -> None:
+    model = LanguageModel("routed_module")
+    before = [parameter.clone() for parameter in model.module.parameters()]
+    examples = [{key: value for key, value in one.items() if key != column} for one in corpus()]
+    with pytest.raises(ValueError, match=error):
+        train_with_transformers(model, examples, tmp_path, **options)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.module.parameters(), strict=True))
