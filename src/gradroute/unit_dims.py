@@ -156,7 +156,7 @@ def _known_dims(module: nn.Module, on: End) -> Mapping[str, int] | None:
     facts = _LINEAR_OF_GPT2 if is_conv1d_of_transformers(module) else _FACTS.get(kind)
     if facts is None:
         return None
-    if isinstance(module, nn.LayerNorm | nn.RMSNorm) and len(module.normalized_shape) != 1:
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and len(module.normalized_shape) != 1:
         return None
     if on == "output":
         return facts.writers
