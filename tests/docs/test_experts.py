@@ -9,6 +9,7 @@ from torch.func import functional_call
 
 import gradroute as gr
 from docs.pages import ROOT
+from gradroute.optim import Isolation
 
 PAGE = (ROOT / "docs" / "how_to" / "experts.md").read_text(encoding="utf-8")
 
@@ -77,3 +78,25 @@ def test_labels_of_all_tokens_are_refused_by_an_expert_that_is_given_some() -> N
             pytest.raises(gr.RoutingError, match=r"labels of shape \(.*tensor of shape \(3, 8\).*of the selected ones"),
         ):
             mixture.experts[0](torch.randn(3, 8))
+
+
+def test_an_isolation_for_each_router_holds_the_experts_that_no_token_may_teach() -> None:
+    """Bit for bit against momentum and decay, though the experts run; without it they move."""
+    for isolated in (True, False):
+        names = page()
+        mixture = names["routed"](names["Mixture"]())
+        optimizer = torch.optim.AdamW(mixture.parameters(), lr=0.1, weight_decay=0.1)
+        held = [Isolation(router, optimizer) for router in mixture.blocks.values()] if isolated else []
+        x = torch.randn(8, 6, 8)
+        for label in ("other", "biology"):
+            before = {name: parameter.detach().clone() for name, parameter in mixture.named_parameters()}
+            optimizer.zero_grad()
+            mixture(x, names["gate_spec"].encode([label] * 8)[:, None].expand(8, 6)).square().sum().backward()
+            optimizer.step()
+        moved = [
+            not all(torch.equal(p, before[f"experts.{i}.{n}"]) for n, p in expert.named_parameters())
+            for i, expert in enumerate(mixture.experts)
+        ]
+        rows = (mixture.gate.weight != before["gate.weight"]).any(1).tolist()
+        assert moved == rows == ([True, True, False, False] if isolated else [True] * 4)
+        assert len(held) == (5 if isolated else 0)
