@@ -45,7 +45,7 @@ class RouteMask(Function):
             # Dynamo inlines this body only where `_dynamo` was not imported first, and what it makes of an inlined
             # Function loses the mask without a word inside torch.func transforms.
             raise RoutingError(
-                "to compile RouteMask.apply, `import gradroute.autograd._dynamo` first (of torch 2.12 or later), or use "
+                "to compile RouteMask.apply, `import gradroute.autograd._dynamo` first (torch 2.12 or later), or use "
                 "gradroute.route."
             )
         sizes = zip(reversed(mask.shape), reversed(x.shape), strict=False)
