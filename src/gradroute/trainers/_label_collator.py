@@ -59,7 +59,9 @@ class LabelCollator:
             )
         batch = self.collator([{key: example[key] for key in example if key != COLUMN} for example in examples])
         if isinstance(labels[0], Mapping):  # from the router's patterns to labels
-            batch[COLUMN] = {pattern: self._joined([label[pattern] for label in labels], batch) for pattern in labels[0]}
+            batch[COLUMN] = {
+                pattern: self._joined([label[pattern] for label in labels], batch) for pattern in labels[0]
+            }
         else:
             batch[COLUMN] = self._joined(labels, batch)
         return batch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -51,6 +51,14 @@ class RoutedTrainerMixin:
     Raises:
         UsageError: Neither a router nor sites are given, or both; the router is attached to another model; the model is
             a `RoutedModule`; or the trainer would use `nn.DataParallel`, or cut sequences up for several devices.
+        SiteError: As `Router`.
+        SpecError: No site knows one of the labels to ablate.
+
+    Examples:
+        >>> import gradroute as gr
+        >>> from transformers import Seq2SeqTrainer
+        >>> class RoutedSeq2SeqTrainer(gr.trainers.RoutedTrainerMixin, Seq2SeqTrainer):
+        ...     pass
     """
 
     def __init__(
@@ -73,8 +81,10 @@ class RoutedTrainerMixin:
             raise UsageError(f"evaluate_ablated must be a sequence of labels; write [{evaluate_ablated!r}].")
         model = kwargs.get("model", args[0] if args else None)
         if isinstance(model, RoutedModule):
-            raise UsageError("model must be the plain one: for a RoutedModule, model=routed.module, router=routed.router.")
-        self.router: Router = router  # type: ignore[assignment]  # until there is a model
+            raise UsageError(
+                "model must be the plain one: for a RoutedModule, model=routed.module, router=routed.router."
+            )
+        self.router: Router = router  # type: ignore[assignment]  # with sites, not before there is a model
         self.isolation: Isolation | None = None
         self._sites = sites
         self._missing_labels = missing_labels
@@ -87,7 +97,7 @@ class RoutedTrainerMixin:
         self._parent.__init__(*args, **kwargs)
         self._refuse_what_is_cut_up()
         if self.router is None:
-            self.router = Router(self._trainer.model, sites)  # type: ignore[arg-type]
+            self.router = Router(self._trainer.model, sites)
         self._check_router_of(self._trainer.model)
         for labels in self._evaluate_ablated:
             self._without(labels)  # they are labels
@@ -188,17 +198,28 @@ class RoutedTrainerMixin:
             self._evaluates = False
         return metrics
 
-    def evaluation_loop(
-        self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
-    ) -> Any:
+    def evaluation_loop(self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """The trainer's own; in `evaluate` once more for what is to be ablated."""
         output = self._parent.evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         for labels in self._evaluate_ablated if self._evaluates else ():
             prefix = "_".join([metric_key_prefix, "ablated", *map(str, _several(labels))])
-            with self._without(labels):
+            with self._without(labels), self._metrics_of_its_own(prefix) as metrics:
                 again = self._parent.evaluation_loop(dataloader, *args, metric_key_prefix=prefix, **kwargs)
-            output.metrics.update({key: value for key, value in again.metrics.items() if key not in output.metrics})
+            output.metrics.update(again.metrics, **metrics)
         return output
+
+    @contextlib.contextmanager
+    def _metrics_of_its_own(self, prefix: str) -> Iterator[dict[str, float]]:
+        """TRL's trainers collect metrics on the side: those of the block are apart from those before it."""
+        collected: dict[str, list[float]] = getattr(self, "_metrics", {}).get("eval", {})
+        before, found = dict(collected), dict[str, float]()
+        collected.clear()
+        try:
+            yield found
+            found.update({f"{prefix}_{key}": sum(each) / len(each) for key, each in collected.items() if each})
+        finally:
+            collected.clear()
+            collected.update(before)
 
     def _without(self, labels: Hashable) -> contextlib.AbstractContextManager[Any]:
         return self.router.ablated(*_several(labels))
@@ -217,7 +238,7 @@ class RoutedTrainerMixin:
         if args.n_gpu > 1:
             raise UsageError(
                 f"the trainer found {args.n_gpu} GPUs and would use nn.DataParallel, whose threads share one router. "
-                "Start one process for each with torchrun or `accelerate launch`, or show it one by CUDA_VISIBLE_DEVICES."
+                "Start one process for each by torchrun or `accelerate launch`, or show it one by CUDA_VISIBLE_DEVICES."
             )
         config = getattr(self._trainer.accelerator, "parallelism_config", None)
         sizes = [getattr(config, f"{kind}_size", 1) or 1 for kind in ("cp", "sp")]

@@ -17,9 +17,9 @@ __all__ = ["RoutedRolloutsMixin"]
 class RoutedRolloutsMixin(RoutedTrainerMixin):
     """`RoutedTrainerMixin` for TRL's `GRPOTrainer`: each rollout has one label, by which its loss is routed.
 
-    ``class RoutedGRPOTrainer(RoutedRolloutsMixin, GRPOTrainer): ...``. The label is that of the rollout's prompt, in the
-    column ``route_labels``; or what `label_rollouts` says of the rollout itself. Generation is not routed: it has no
-    backward pass.
+    ``class RoutedGRPOTrainer(RoutedRolloutsMixin, GRPOTrainer): ...``. The label is that of the rollout's prompt, in
+    the column ``route_labels``; or what `label_rollouts` says of the rollout itself. Generation is not routed: it has
+    no backward pass.
 
     Args:
         *args: The trainer's own.
@@ -28,7 +28,16 @@ class RoutedRolloutsMixin(RoutedTrainerMixin):
         **kwargs: The trainer's own, and those of `RoutedTrainerMixin`.
 
     Raises:
-        LabelError: `label_rollouts` returns another number of labels than there are rollouts.
+        LabelError: In a step, `label_rollouts` returns another number of labels than there are rollouts.
+        UsageError: As `RoutedTrainerMixin`.
+        SiteError: As `Router`.
+        SpecError: As `RoutedTrainerMixin`.
+
+    Examples:
+        >>> def label_rollouts(completions, **columns):
+        ...     return ["forget" if "shortcut" in text else "retain" for text in completions]
+        >>> label_rollouts(completions=["a shortcut", "the long way"])
+        ['forget', 'retain']
     """
 
     def __init__(self, *args: Any, label_rollouts: Callable[..., Sequence[Any]] | None = None, **kwargs: Any) -> None:
