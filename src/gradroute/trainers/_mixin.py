@@ -174,13 +174,22 @@ class RoutedTrainerMixin:
     # ------------------------------------------------------------------ the model and its optimizer
 
     def call_model_init(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """The trainer's own: a new model; it gets a router of its own."""
+        """The trainer's own: a new model; it gets a router of its own.
+
+        Raises:
+            SiteError: As `Router`.
+        """
         model: nn.Module = self._parent.call_model_init(*args, **kwargs)
         self.router, self.isolation = Router(model, self._sites), None  # type: ignore[arg-type]
         return model
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """The trainer's own, isolated where that was asked for."""
+        """The trainer's own, isolated where that was asked for.
+
+        Raises:
+            SiteError: As `gradroute.optim.Isolation`.
+            UsageError: As `gradroute.optim.Isolation`.
+        """
         optimizer: torch.optim.Optimizer = self._parent.create_optimizer(*args, **kwargs)
         if self._isolates and self.isolation is None:
             # A later call of train() finds it wrapped.
