@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import LabelError, did_you_mean, preview
 
-__all__ = ["COLUMN", "LabelCollator", "label_rows"]
+__all__ = ["COLUMN", "LabelCollator", "label_rows", "labels_in", "stacked"]
 
 #: The column of a data set, and the entry of a batch, that holds the labels.
 COLUMN = "route_labels"
@@ -48,15 +48,9 @@ class LabelCollator:
             LabelError: As the class says.
         """
         examples = [dict(feature) if isinstance(feature, Mapping) else dict(vars(feature)) for feature in features]
-        labels = [example.get(COLUMN) for example in examples]
-        missing = sum(label is None for label in labels)
-        if missing == len(labels):
-            return self.collator(list(features))  # none; or it makes them itself
-        if missing:
-            raise LabelError(
-                f"{missing} of the {len(labels)} examples of a batch have no {COLUMN}. Write gradroute.UNLABELED (-1) "
-                "for each example whose label is unknown."
-            )
+        labels = labels_in(examples)
+        if labels is None:
+            return self.collator(list(features))  # which may make labels itself
         batch = self.collator([{key: example[key] for key in example if key != COLUMN} for example in examples])
         if isinstance(labels[0], Mapping):  # from the router's patterns to labels
             batch[COLUMN] = {
@@ -82,12 +76,23 @@ class LabelCollator:
             )
         if _is_per_token(rows[0]) and isinstance(tokens, Tensor) and tokens.ndim == 2:
             rows = _along_tokens(rows, tokens, batch.get("attention_mask"))
-        if len({row.shape for row in rows}) > 1:
-            raise LabelError(
-                f"the {COLUMN} of a batch have different shapes: {preview([tuple(row.shape) for row in rows])}. Give "
-                "each example one label, or one label for each token."
-            )
-        return torch.stack(rows)
+        return stacked(rows)
+
+
+def labels_in(examples: Sequence[Mapping[str, Any]]) -> list[Any] | None:
+    """The labels of these examples; None if none of them has any.
+
+    Raises:
+        LabelError: Some have labels, and others none.
+    """
+    labels = [example.get(COLUMN) for example in examples]
+    missing = sum(label is None for label in labels)
+    if 0 < missing < len(labels):
+        raise LabelError(
+            f"{missing} of the {len(labels)} examples of a batch have no {COLUMN}. Write gradroute.UNLABELED (-1) for "
+            "each example whose label is unknown."
+        )
+    return None if missing else labels
 
 
 def label_rows(labels: Sequence[Any], ids: Mapping[Any, int]) -> list[Tensor]:
@@ -105,6 +110,20 @@ def label_rows(labels: Sequence[Any], ids: Mapping[Any, int]) -> list[Tensor]:
         return [encoded(each) for each in label] if isinstance(label, list | tuple) else label
 
     return [torch.as_tensor(encoded(label)) for label in labels]
+
+
+def stacked(rows: Sequence[Tensor]) -> Tensor:
+    """The labels of a batch.
+
+    Raises:
+        LabelError: They have different shapes.
+    """
+    if len({row.shape for row in rows}) > 1:
+        raise LabelError(
+            f"the {COLUMN} of a batch have different shapes: {preview([tuple(row.shape) for row in rows])}. Give each "
+            "example one label, or one label for each token."
+        )
+    return torch.stack(list(rows))
 
 
 def _is_per_token(row: Tensor) -> bool:

@@ -50,7 +50,8 @@ class RoutedTrainerMixin:
 
     Raises:
         UsageError: Neither a router nor sites are given, or both; the router is attached to another model; the model is
-            a `RoutedModule`; or the trainer would use `nn.DataParallel`, or cut sequences up for several devices.
+            a `RoutedModule`; or the trainer would use `nn.DataParallel`, cut sequences up for several devices, or pack
+            them.
         SiteError: As `Router`.
         SpecError: No site knows one of the labels to ablate.
 
@@ -249,6 +250,8 @@ class RoutedTrainerMixin:
                 f"the trainer found {args.n_gpu} GPUs and would use nn.DataParallel, whose threads share one router. "
                 "Start one process for each by torchrun or `accelerate launch`, or show it one by CUDA_VISIBLE_DEVICES."
             )
+        if getattr(args, "packing", False):
+            raise UsageError("packing=True joins examples without their labels: nothing would be routed. Turn it off.")
         config = getattr(self._trainer.accelerator, "parallelism_config", None)
         sizes = [getattr(config, f"{kind}_size", 1) or 1 for kind in ("cp", "sp")]
         if max(sizes) > 1:

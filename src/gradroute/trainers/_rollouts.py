@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
 from ..errors import LabelError
-from ._label_collator import COLUMN, label_rows
+from ._label_collator import COLUMN, label_rows, labels_in, stacked
 from ._mixin import RoutedTrainerMixin
 
 __all__ = ["RoutedRolloutsMixin"]
@@ -47,7 +45,8 @@ class RoutedRolloutsMixin(RoutedTrainerMixin):
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids: Any) -> Any:
         if self._label_rollouts is not None:
-            columns = {key: [example[key] for example in inputs] for key in inputs[0] if key not in ("prompt", COLUMN)}
+            known = ("prompt", "completion", "completion_ids", COLUMN)
+            columns = {key: [example[key] for example in inputs] for key in inputs[0] if key not in known}
             labels = self._label_rollouts(
                 prompts=prompts, completions=completions, completion_ids=completion_ids, **columns
             )
@@ -59,12 +58,10 @@ class RoutedRolloutsMixin(RoutedTrainerMixin):
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         self._rollout_labels = None
         output = self._parent._generate_and_score_completions(inputs)
-        labels = self._rollout_labels
-        if self._label_rollouts is None and all(example.get(COLUMN) is not None for example in inputs):
-            labels = [example[COLUMN] for example in inputs]
+        labels = self._rollout_labels if self._label_rollouts is not None else labels_in(inputs)
         if labels is not None:
             # The trainer shuffles and cuts this up along with the rest.
-            output[COLUMN] = torch.stack(label_rows(labels, self._ids)).to(output["completion_ids"].device)
+            output[COLUMN] = stacked(label_rows(labels, self._ids)).to(output["completion_ids"].device)
         return output
 
     def _wrap_collator(self) -> None:
