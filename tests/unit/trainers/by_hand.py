@@ -38,6 +38,11 @@ def examples(ids: list[int] | None = None, *, per_example: bool = False) -> list
     return found
 
 
+def evaluated() -> list[dict[str, Tensor]]:
+    """Four of them with as many targets each, so that it does not matter over what a trainer takes its means."""
+    return [examples()[number] for number in (0, 3, 6, 0)]
+
+
 class InOrder(RoutedTrainer):
     """Its batches are those of the data set from its beginning."""
 
