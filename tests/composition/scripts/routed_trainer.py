@@ -41,7 +41,9 @@ def data_of(ids):
 def train(ids, given, options):
     data = data_of(ids)
     given = {"eval_dataset": evaluated(), "evaluate_ablated": ["forget"], **given}
-    trainer = trainer_of(tempfile.mkdtemp(), data, trainer=given, ddp_backend="gloo", per_device_eval_batch_size=1, **options)
+    trainer = trainer_of(
+        tempfile.mkdtemp(), data, trainer=given, ddp_backend="gloo", per_device_eval_batch_size=1, **options
+    )
     trainer.train()
     assert isinstance(trainer.model_wrapped, DistributedDataParallel)
     assert isinstance(trainer.model, type(tiny_gpt2()))
