@@ -39,7 +39,7 @@ class RoutedTrainerMixin:
             `model_init`, each new model gets a router of its own.
         missing_labels: What a training batch without ``route_labels`` does: "raise", or count as "unlabeled".
         isolation: Whether units that a step does not teach are held by a `gradroute.optim.Isolation` of the trainer's
-            optimizer.
+            optimizer; or the names of the sites whose units are.
         evaluate_ablated: Labels that `evaluate` switches off, one after the other, for a second run over its data. Its
             metrics are called ``eval_ablated_forget_loss`` and so on. A tuple stands for several labels at once.
         **kwargs: The trainer's own.
@@ -68,7 +68,7 @@ class RoutedTrainerMixin:
         router: Router | None = None,
         sites: Sites | None = None,
         missing_labels: Literal["raise", "unlabeled"] = "raise",
-        isolation: bool = False,
+        isolation: bool | Collection[str] = False,
         evaluate_ablated: Collection[Hashable] = (),
         **kwargs: Any,
     ) -> None:
@@ -192,9 +192,10 @@ class RoutedTrainerMixin:
             UsageError: As `gradroute.optim.Isolation`.
         """
         optimizer: torch.optim.Optimizer = self._parent.create_optimizer(*args, **kwargs)
-        if self._isolates and self.isolation is None:
+        if self._isolates is not False and self.isolation is None:
             # A later call of train() finds it wrapped.
-            self.isolation = Isolation(self.router, getattr(optimizer, "optimizer", optimizer))
+            sites = None if self._isolates is True else self._isolates
+            self.isolation = Isolation(self.router, getattr(optimizer, "optimizer", optimizer), sites=sites)
         return optimizer
 
     # ------------------------------------------------------------------ evaluation

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 import gradroute as gr
 from composition.forms import WARNINGS_OF_TORCH
 from composition.language import SITE, moved_units, taught_units, tiny_gpt2
+from gradroute.errors import SiteError
 from gradroute.trainers import RoutedTrainer
 from unit.trainers.by_hand import OLD_NAME, SITES, STEPS, assert_same, differ, examples, trained_by_hand, trainer_of
 
@@ -115,6 +116,20 @@ def test_isolation_holds_what_no_micro_batch_of_a_step_teaches(isolation: bool, 
     assert moved[24:].all()
     assert moved[:24].any() != isolation
     assert (trainer.isolation is not None) == isolation
+
+
+def test_isolation_of_some_sites_holds_theirs_only(tmp_path) -> None:
+    options = {"optim": "adamw_torch", "weight_decay": 0.5}
+    names = ["transformer.h.0.mlp.c_fc"]
+    trainer = trainer_of(tmp_path, examples([1]), trainer={"isolation": names}, **options)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.train()
+    for block, held in ((0, True), (1, False)):
+        name = f"transformer.h.{block}.mlp.c_fc.weight"
+        assert (trainer.model.state_dict()[name] != before[name]).any(0)[:24].any() != held
+    assert trainer_of(tmp_path, examples([1]), trainer={"isolation": False}).isolation is None
+    with pytest.raises(SiteError, match="nowhere"):
+        trainer_of(tmp_path, examples([1]), trainer={"isolation": ["nowhere"]}).train()
 
 
 def test_an_optimizer_of_ones_own_is_isolated_too(tmp_path) -> None:
