@@ -11,7 +11,13 @@ from composition.two_processes import run_in_two_processes
 from unit.trainers.by_hand import SITES, assert_same, evaluated, examples, loss_of, trained_by_hand
 
 SCRIPT = Path(__file__).parent / "scripts" / "routed_trainer.py"
-TITLES = {"plain": "", "accumulation": ", accumulation", "checkpointing": ", checkpointing", "reentrant": ", reentrant"}
+TITLES = {
+    "plain": "",
+    "accumulation": ", accumulation",
+    "iterable": ", an `IterableDataset`",
+    "checkpointing": ", `gradient_checkpointing`",
+    "reentrant": ", `gradient_checkpointing` with `use_reentrant=True`",
+}
 pytestmark = pytest.mark.xdist_group("distributed")
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 

@@ -8,6 +8,7 @@ from transformers import Trainer, TrainingArguments
 
 from composition.forms import WARNINGS_OF_TORCH, assert_same
 from composition.language import LanguageModel, corpus, moved_units, taught_units, trained_by_hand
+from gradroute.trainers import RoutedTrainer
 
 pytestmark = WARNINGS_OF_TORCH
 
@@ -17,19 +18,6 @@ OLD_NAME = r"ignore:`gradient_checkpointing(_kwargs)?` is deprecated:FutureWarni
 # Lightning walks its batches with a class that torch deprecates.
 LEAF_SPEC = r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning"
 BATCHES = pytest.mark.parametrize("ids", [[0, 1, -1], [1], [0]], ids=["mixed", "forget only", "retain only"])
-
-
-class BlockTrainer(Trainer):
-    """For a `Router`: the whole training step, backward included, inside of the block."""
-
-    def __init__(self, *args, router, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self.router = router
-
-    def training_step(self, model, inputs, *args, **kwargs):
-        labels = inputs.pop("route_labels")
-        with self.router(labels):
-            return super().training_step(model, inputs, *args, **kwargs)
 
 
 def train_with_transformers(model: LanguageModel, examples, path, **options) -> None:
@@ -51,7 +39,7 @@ def train_with_transformers(model: LanguageModel, examples, path, **options) -> 
         dataloader_pin_memory=False,
         **options,
     )
-    kind, extra = (BlockTrainer, {"router": model.router}) if model.form == "router" else (Trainer, {})
+    kind, extra = (RoutedTrainer, {"router": model.router}) if model.form == "router" else (Trainer, {})
     kind(model=model.module, args=arguments, train_dataset=examples, **extra).train()
 
 

@@ -5,11 +5,11 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional
 from torch.utils.data import SequentialSampler
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, TrainingArguments
 
 import gradroute as gr
 from gradroute.errors import LabelError, UsageError
-from gradroute.trainers import RoutedRolloutsMixin, RoutedTrainerMixin
+from gradroute.trainers import RoutedRolloutsMixin, RoutedTrainer, RoutedTrainerMixin
 
 REASON = "TRL is not installed: pip install trl"
 trl = pytest.importorskip("trl", reason=REASON)
@@ -158,6 +158,26 @@ def test_sft_evaluates_ablated_and_saves_the_plain_model(tokenizer, tmp_path) ->
     assert metrics["eval_ablated_forget_entropy"] != trainer.state.log_history[-1]["eval_entropy"]
     loaded = GPT2LMHeadModel.from_pretrained(tmp_path / f"checkpoint-{STEPS}")
     assert_same(loaded.state_dict(), trainer.model.state_dict())
+
+
+def test_a_data_set_keeps_its_column_of_labels_and_no_other(tmp_path) -> None:
+    """transformers' own trainer, which drops what a model's forward does not name."""
+    columns = {
+        "input_ids": [[2, 3, 4]] * 4,
+        "labels": [[2, 3, 4]] * 4,
+        "source": [1] * 4,
+        "route_labels": ["forget"] * 4,
+    }
+    args = TrainingArguments(str(tmp_path), **{**PLAIN, "per_device_train_batch_size": 4})
+    trainer = RoutedTrainer(
+        model=tiny_gpt2(), sites=SITES, args=args, train_dataset=datasets.Dataset.from_dict(columns)
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert set(batch) == {"input_ids", "labels", "route_labels"}
+    assert batch["route_labels"].tolist() == [1] * 4
+    trainer.train()
+    moved = trainer.model.transformer.ln_f.bias != tiny_gpt2().transformer.ln_f.bias
+    assert moved.nonzero().flatten().tolist() == [5, 6, 7]
 
 
 # ------------------------------------------------------------------ GRPO

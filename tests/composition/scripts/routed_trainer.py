@@ -20,10 +20,18 @@ def reentrant(flag: bool) -> dict[str, object]:
     return {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": flag}}
 
 
-# name: the labels of the data, the trainer's own arguments, and the options of TrainingArguments.
+class Stream(torch.utils.data.IterableDataset):
+    """Data without a length, which one process reads for both."""
+
+    def __iter__(self):
+        return iter(examples())
+
+
+# name: the labels of the data or the data, the trainer's own arguments, and the options of TrainingArguments.
 RUNS = {
     "plain": (None, {}, {}),
     "accumulation": (None, {}, {"gradient_accumulation_steps": 2}),
+    "iterable": (Stream(), {}, {}),
     "checkpointing": (None, {}, reentrant(False)),
     "reentrant": (None, {}, reentrant(True)),
     "isolated, forget only": ([1], {"isolation": True}, DECAY),
@@ -33,6 +41,8 @@ RUNS = {
 
 
 def data_of(ids):
+    if isinstance(ids, Stream):
+        return ids
     if ids != "in turn":
         return examples(ids)
     return [{**each, "route_labels": torch.tensor(number // 2 % 2)} for number, each in enumerate(examples())]

@@ -46,8 +46,8 @@ def evaluated() -> list[dict[str, Tensor]]:
 class InOrder(RoutedTrainer):
     """Its batches are those of the data set from its beginning."""
 
-    def _get_train_sampler(self, *args: object) -> SequentialSampler:
-        return SequentialSampler(self.train_dataset)
+    def _get_train_sampler(self, *args: object) -> SequentialSampler | None:
+        return SequentialSampler(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None
 
 
 def arguments(path, **options: object) -> TrainingArguments:

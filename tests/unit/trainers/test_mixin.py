@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch.utils.data import SequentialSampler
 from transformers import (
     DataCollatorWithPadding,
@@ -269,6 +270,31 @@ def test_another_trainer_is_routed_by_the_mixin(tmp_path):
         model(**batch).loss.backward()
     torch.optim.SGD(model.parameters(), lr=0.5).step()
     assert_same(trainer.model.state_dict(), model.state_dict(), **CLOSE)
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft
+def test_an_adapter_of_peft_is_routed_and_saved_as_such(tmp_path):
+    def adapted():
+        model = tiny_gpt2()
+        torch.manual_seed(0)
+        return get_peft_model(model, LoraConfig(target_modules=["c_fc"], r=4, lora_dropout=0.0))
+
+    sites = {
+        "*.lora_A.default": gr.Site(
+            gr.RoutingSpec({"retain": slice(0, 2), "forget": slice(2, 4)}, 4), level="parameters"
+        )
+    }
+    trainer = trainer_of(tmp_path, examples([1]), trainer={"model": adapted(), "sites": sites})
+    torch.nn.init.normal_(trainer.model.base_model.model.transformer.h[0].mlp.c_fc.lora_B["default"].weight)
+    before = state_of(trainer.model)
+    trainer.train()
+    name = "base_model.model.transformer.h.0.mlp.c_fc.lora_A.default.weight"
+    moved = (trainer.model.state_dict()[name] != before[name]).any(1)
+    assert moved.tolist() == [False, False, True, True]
+    trainer.save_model(str(tmp_path / "adapter"))
+    again = PeftModel.from_pretrained(tiny_gpt2(), tmp_path / "adapter")
+    assert torch.equal(again.state_dict()[name], trainer.model.state_dict()[name])
 
 
 # ------------------------------------------------------------------ evaluation
