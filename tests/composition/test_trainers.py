@@ -121,3 +121,11 @@ def test_columns_that_are_missing_or_dropped_stop_the_first_step(column, options
     with pytest.raises(ValueError, match=error):
         train_with_transformers(model, examples, tmp_path, **options)
     assert all(torch.equal(a, b) for a, b in zip(before, model.module.parameters(), strict=True))
+
+
+def test_the_plain_trainer_does_not_save_a_routed_module_with_tied_weights(tmp_path) -> None:
+    model = LanguageModel("routed_module")
+    train_with_transformers(model, corpus(), tmp_path)
+    trainer = Trainer(model=model.module, args=TrainingArguments(str(tmp_path), use_cpu=True, report_to=[]))
+    with pytest.raises(RuntimeError, match="share memory"):
+        trainer.save_model()
