@@ -22,11 +22,6 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 FORMS = pytest.mark.parametrize("per_example", [False, True], ids=["per token", "per example"])
 
 
-@pytest.fixture(autouse=True)
-def reproducible() -> None:
-    torch.set_num_threads(1)
-
-
 # ------------------------------------------------------------------ what it trains
 
 
