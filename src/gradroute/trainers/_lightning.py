@@ -6,12 +6,13 @@ import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..errors import UsageError, missing_package
+
 try:
     from lightning.pytorch.callbacks import Callback
 except ImportError as error:
-    raise ImportError("gradroute.trainers.RoutedCallback needs Lightning: pip install gradroute[lightning].") from error
+    raise ImportError(missing_package("callbacks of Lightning", "lightning", "lightning")) from error
 
-from ..errors import UsageError
 from ..router import Router
 from ..router._attachment import Labels
 from ._label_collator import COLUMN

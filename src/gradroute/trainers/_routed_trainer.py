@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from ..errors import missing_package
+
 try:
     from transformers import Trainer
 except ImportError as error:
-    raise ImportError(
-        "gradroute.trainers.RoutedTrainer needs transformers and accelerate: pip install gradroute[transformers]."
-    ) from error
+    # Its own extra brings accelerate, without which a Trainer cannot be made.
+    raise ImportError(missing_package("trainers of transformers", "transformers[torch]", "transformers")) from error
 
 from ._mixin import RoutedTrainerMixin
 
