@@ -8,6 +8,7 @@ from transformers import Trainer, TrainingArguments
 
 from composition.forms import WARNINGS_OF_TORCH, assert_same
 from composition.language import LanguageModel, corpus, moved_units, taught_units, trained_by_hand
+from gradroute.trainers import RoutedTrainer
 
 pytestmark = WARNINGS_OF_TORCH
 
@@ -17,19 +18,6 @@ OLD_NAME = r"ignore:`gradient_checkpointing(_kwargs)?` is deprecated:FutureWarni
 # Lightning walks its batches with a class that torch deprecates.
 LEAF_SPEC = r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning"
 BATCHES = pytest.mark.parametrize("ids", [[0, 1, -1], [1], [0]], ids=["mixed", "forget only", "retain only"])
-
-
-class BlockTrainer(Trainer):
-    """For a `Router`: the whole training step, backward included, inside of the block."""
-
-    def __init__(self, *args, router, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self.router = router
-
-    def training_step(self, model, inputs, *args, **kwargs):
-        labels = inputs.pop("route_labels")
-        with self.router(labels):
-            return super().training_step(model, inputs, *args, **kwargs)
 
 
 def train_with_transformers(model: LanguageModel, examples, path, **options) -> None:
@@ -51,7 +39,7 @@ def train_with_transformers(model: LanguageModel, examples, path, **options) -> 
         dataloader_pin_memory=False,
         **options,
     )
-    kind, extra = (BlockTrainer, {"router": model.router}) if model.form == "router" else (Trainer, {})
+    kind, extra = (RoutedTrainer, {"router": model.router}) if model.form == "router" else (Trainer, {})
     kind(model=model.module, args=arguments, train_dataset=examples, **extra).train()
 
 
@@ -133,3 +121,11 @@ def test_columns_that_are_missing_or_dropped_stop_the_first_step(column, options
     with pytest.raises(ValueError, match=error):
         train_with_transformers(model, examples, tmp_path, **options)
     assert all(torch.equal(a, b) for a, b in zip(before, model.module.parameters(), strict=True))
+
+
+def test_the_plain_trainer_does_not_save_a_routed_module_with_tied_weights(tmp_path) -> None:
+    model = LanguageModel("routed_module")
+    train_with_transformers(model, corpus(), tmp_path)
+    trainer = Trainer(model=model.module, args=TrainingArguments(str(tmp_path), use_cpu=True, report_to=[]))
+    with pytest.raises(RuntimeError, match="share memory"):
+        trainer.save_model()
