@@ -1,7 +1,7 @@
 # Everything runs in .venv, made from the PYTHON below (3.11 or newer). Both main commands can be repeated at will.
 PYTHON ?= python3
 VENV := .venv
-BIN := $(VENV)/bin
+BIN = $(VENV)/bin
 RUN ?= runs/quick
 
 .DEFAULT_GOAL := help
@@ -37,7 +37,14 @@ docs: $(VENV)/.dev ## build the documentation into site/
 bench: $(VENV)/.dev ## run the benchmarks, one a claim, and write their tables into the documentation (about 12 minutes)
 	$(BIN)/python benchmarks --docs
 
-composition: $(VENV)/.dev ## run the composition tests and write their table into the documentation
+# With TORCH=2.8.0, in an environment of its own, with that torch (some gigabytes); the table gets what that run showed.
+ifdef TORCH
+composition: VENV := .venv-torch-$(TORCH)
+composition: .venv-torch-$(TORCH)/.dev
+else
+composition: $(VENV)/.dev
+endif
+composition: ## run the composition tests (TORCH=2.8.0: with that torch) and write their table into the documentation
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/composition --composition-table docs/assets/composition/table.md
 
 foreign: $(VENV)/.dev ## make each module of others' models a site, and write the table of it into the documentation
@@ -54,7 +61,12 @@ dist: $(VENV)/.dev ## build the sdist, and from it the wheel, into dist/
 	$(BIN)/python -m build
 
 clean: ## remove the environment and what was built; runs/ and data stay
-	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-torch-* build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+.venv-torch-%/.dev: pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --progress-bar off -e '.[dev]' torch==$*
+	@touch $@
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gradroute needs Python 3.11 or newer: make PYTHON=python3.11")'

@@ -6,7 +6,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src"
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+_CONFIGURATION = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = _CONFIGURATION["project"]
+#: What `hatch_build.py` is given.
+HOOK = _CONFIGURATION["tool"]["hatch"]["metadata"]["hooks"]["custom"]
 
 #: All modules of the library, the package first.
 MODULES = sorted(

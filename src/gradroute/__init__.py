@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 #: The modules with more public names, which are attributes of this one without an import of their own.
-_MODULES = ("blocks", "diagnostics", "errors", "optim", "surgery", "testing")
+_MODULES = ("blocks", "diagnostics", "errors", "optim", "surgery", "testing", "trainers")
 
 
 def __getattr__(name: str) -> Any:

@@ -14,6 +14,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+FUNCTIONS_COMPILE = torch.__version__ >= "2.12"
+"""Whether Dynamo keeps an `autograd.Function` whole that it is told to, inside of `torch.func` transforms too."""
+
 # ---------------------------------------------------------------------- torch.func
 
 
@@ -188,6 +191,14 @@ def schema(operation: Any) -> Any:
 def dynamo_is_loaded() -> bool:
     """Whether anything may have been compiled: without Dynamo nothing is, and it takes seconds to import."""
     return "torch._dynamo" in sys.modules
+
+
+_EXPORTING = "_is_exporting_flag" if hasattr(torch.compiler, "_is_exporting_flag") else "_is_compiling_flag"
+
+
+def is_exporting() -> bool:
+    """Whether `torch.export` is at work; before torch 2.12 Dynamo takes the public function for true in any case."""
+    return bool(getattr(torch.compiler, _EXPORTING))
 
 
 def make_compiled_code_look_at_hooks() -> None:

@@ -49,6 +49,18 @@ class UnroutedWarning(UserWarning):
     """A model with a router attached ran a training forward pass while no labels were set, so nothing was routed."""
 
 
+def missing_package(what: str, package: str, extra: str) -> str:
+    """The message for an optional package that is missing: its own name, which works wherever gradroute came from.
+
+    >>> missing_package("plots", "matplotlib", "plot")
+    "plots need matplotlib: pip install matplotlib. (The extra 'plot' brings it: pip install '.[plot]' in a clone.)"
+    """
+    return (
+        f"{what} need {package}: pip install {package}. (The extra {extra!r} brings it: pip install '.[{extra}]' in a "
+        "clone.)"
+    )
+
+
 def preview(items: Iterable[object], limit: int = 8) -> str:
     """The first few items as text, and how many more there are: no message prints a whole tensor.
 

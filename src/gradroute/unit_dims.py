@@ -54,6 +54,14 @@ MIXING: Final = (
     *(nn.Softmax, nn.Softmax2d, nn.Softmin, nn.LogSoftmax),
 )
 
+# Of these, each entry of the output is computed from that entry of the input alone, and they have no parameters.
+ELEMENTWISE: Final = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus),
+    *(nn.Tanh, nn.Sigmoid, nn.LogSigmoid, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.Softsign, nn.Tanhshrink),
+    *(nn.Hardshrink, nn.Softshrink, nn.Threshold, nn.Identity),
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
+)
+
 _LINEAR = LayerFacts(
     {"weight": 0, "bias": 0}, {"weight": 1}, {("weight", 0): "out_features", ("weight", 1): "in_features"}
 )
@@ -156,7 +164,7 @@ def _known_dims(module: nn.Module, on: End) -> Mapping[str, int] | None:
     facts = _LINEAR_OF_GPT2 if is_conv1d_of_transformers(module) else _FACTS.get(kind)
     if facts is None:
         return None
-    if isinstance(module, nn.LayerNorm | nn.RMSNorm) and len(module.normalized_shape) != 1:
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and len(module.normalized_shape) != 1:
         return None
     if on == "output":
         return facts.writers

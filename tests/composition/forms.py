@@ -12,6 +12,9 @@ from torch import Tensor, nn
 import gradroute as gr
 from gradroute.testing._oracle import along, closed_entries, oracle_row, scaled, stopped
 
+#: Of what Dynamo of these versions cannot do, or says otherwise, the tests of this folder ask less.
+BEFORE_2_12 = torch.__version__ < "2.12"
+
 FORMS = ("functional", "router", "routed_module")
 INPUTS, WIDTH, OUTPUTS = 5, 6, 3
 SPEC = gr.RoutingSpec({"retain": slice(0, 3), "forget": slice(3, 5)}, WIDTH, shared=5)

@@ -30,6 +30,16 @@ def test_a_replica_in_another_thread_refuses_the_labels_of_this_one() -> None:
         pool.submit(replica, x).result()
 
 
+def test_a_replica_at_level_parameters_is_refused() -> None:
+    """Its forward would be that of the module it was copied from, on that one's parameters."""
+    layer = nn.Linear(3, 4)
+    router = gr.Router(layer, {"": gr.Site(gr.RoutingSpec.one_per_label(4), level="parameters")})
+    replica = layer._replicate_for_data_parallel()
+    replica.weight, replica.bias = layer.weight.clone(), layer.bias.clone()
+    with router(torch.tensor([0, 1])), pytest.raises(gr.RoutingError, match="nn.DataParallel make such copies"):
+        replica(torch.ones(2, 3))
+
+
 @pytest.mark.refuses("`nn.DataParallel` over several devices", "UsageError", forms=["routed_module"])
 def test_two_threads_in_one_routed_module_never_exchange_their_labels() -> None:
     """At the same time in both threads, one of them is refused; whatever is not refused is routed rightly."""

@@ -8,8 +8,9 @@ from transformers import Trainer, TrainingArguments
 
 from composition.forms import WARNINGS_OF_TORCH
 from composition.language import LanguageModel, corpus, moved_units, taught_units
-from composition.test_trainers import LEAF_SPEC, BlockTrainer
+from composition.test_trainers import LEAF_SPEC
 from gradroute.optim import Isolation
+from gradroute.trainers import RoutedTrainer
 
 pytestmark = [*WARNINGS_OF_TORCH, pytest.mark.parametrize("form", ["router", "routed_module"])]
 
@@ -73,7 +74,7 @@ def test_transformers_wraps_the_optimizer_and_clips(form: str, ids: list[int], t
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
-    kind, extra = (BlockTrainer, {"router": model.router}) if model.form == "router" else (Trainer, {})
+    kind, extra = (RoutedTrainer, {"router": model.router}) if model.form == "router" else (Trainer, {})
     optimizers = isolated(model), None
     kind(model=model.module, args=arguments, train_dataset=examples, optimizers=optimizers, **extra).train()
     assert moved_units(model) == taught_units(ids)

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 import gradroute as gr
-from composition.forms import SOFT, SPEC, WARNINGS_OF_TORCH, Routed, batch, functional_loss, label_kinds
+from composition.forms import BEFORE_2_12, SOFT, SPEC, WARNINGS_OF_TORCH, Routed, batch, functional_loss, label_kinds
 from composition.parameter_forms import expected, oracle, routed, sites
 from composition.transforms import TRANSFORMS
 from gradroute.testing import oracle_mask
@@ -67,7 +67,8 @@ def test_compiled_without_recompiling(form: str, backend: str) -> None:
         model.zero_grad()
         model(x, labels, via=compiled).square().sum().backward()
         check(model.gradients(), expected(x, labels))
-    assert counter.frame_count == 1
+    # Before 2.12 the block that a `RoutedModule` begins is guarded on anew once.
+    assert counter.frame_count == 1 + (BEFORE_2_12 and form == "routed_module")
 
 
 @supports("`torch.compile`: routing off and on again")
@@ -113,6 +114,10 @@ def test_compiled_transforms(form: str, transform) -> None:
     x, labels = batch()
     loss, params = functional_loss(routed(form))
     compiled = torch.compile(lambda *args: transform(loss, *args), backend="aot_eager", fullgraph=True)
+    if BEFORE_2_12:
+        with pytest.raises(torch._dynamo.exc.Unsupported):
+            compiled(params, x, labels)
+        return
     wanted = transform(*functional_loss(oracle()), x, labels)
     torch.testing.assert_close(tree_leaves(compiled(params, x, labels)), tree_leaves(wanted), rtol=1e-4, atol=1e-4)
 

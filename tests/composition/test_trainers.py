@@ -8,6 +8,7 @@ from transformers import Trainer, TrainingArguments
 
 from composition.forms import WARNINGS_OF_TORCH, assert_same
 from composition.language import LanguageModel, corpus, moved_units, taught_units, trained_by_hand
+from gradroute.trainers import RoutedTrainer
 
 pytestmark = WARNINGS_OF_TORCH
 
@@ -19,19 +20,6 @@ LEAF_SPEC = r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarn
 BATCHES = pytest.mark.parametrize("ids", [[0, 1, -1], [1], [0]], ids=["mixed", "forget only", "retain only"])
 
 
-class BlockTrainer(Trainer):
-    """For a `Router`: the whole training step, backward included, inside of the block."""
-
-    def __init__(self, *args, router, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self.router = router
-
-    def training_step(self, model, inputs, *args, **kwargs):
-        labels = inputs.pop("route_labels")
-        with self.router(labels):
-            return super().training_step(model, inputs, *args, **kwargs)
-
-
 def train_with_transformers(model: LanguageModel, examples, path, **options) -> None:
     arguments = TrainingArguments(
         output_dir=str(path),
@@ -41,7 +29,8 @@ def train_with_transformers(model: LanguageModel, examples, path, **options) -> 
         learning_rate=LR,
         lr_scheduler_type="constant",
         max_grad_norm=0.0,
-        remove_unused_columns=False,  # or the Trainer drops route_labels, which no forward of GPT-2 names
+        # Or the Trainer drops route_labels, which no forward of GPT-2 names, and of a RoutedModule all the others.
+        remove_unused_columns=options.pop("remove_unused_columns", False),
         use_cpu=True,
         report_to=[],
         save_strategy="no",
@@ -50,7 +39,7 @@ def train_with_transformers(model: LanguageModel, examples, path, **options) -> 
         dataloader_pin_memory=False,
         **options,
     )
-    kind, extra = (BlockTrainer, {"router": model.router}) if model.form == "router" else (Trainer, {})
+    kind, extra = (RoutedTrainer, {"router": model.router}) if model.form == "router" else (Trainer, {})
     kind(model=model.module, args=arguments, train_dataset=examples, **extra).train()
 
 
@@ -115,3 +104,28 @@ def test_a_trainer_that_compiles_moves_what_the_oracle_moves(form: str, tmp_path
     model = LanguageModel(form)
     train_with_transformers(model, examples, tmp_path, torch_compile=True, torch_compile_backend="aot_eager")
     assert_same(model.gpt2.state_dict(), trained_by_hand("oracle", examples, steps=STEPS, lr=LR), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("column", "options", "error"),
+    [
+        ("route_labels", {}, "without route_labels would not be routed"),
+        (None, {"remove_unused_columns": True}, "input_ids"),
+    ],
+    ids=["missing", "dropped"],
+)
+def test_columns_that_are_missing_or_dropped_stop_the_first_step(column, options, error: str, tmp_path) -> None:
+    model = LanguageModel("routed_module")
+    before = [parameter.clone() for parameter in model.module.parameters()]
+    examples = [{key: value for key, value in one.items() if key != column} for one in corpus()]
+    with pytest.raises(ValueError, match=error):
+        train_with_transformers(model, examples, tmp_path, **options)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.module.parameters(), strict=True))
+
+
+def test_the_plain_trainer_does_not_save_a_routed_module_with_tied_weights(tmp_path) -> None:
+    model = LanguageModel("routed_module")
+    train_with_transformers(model, corpus(), tmp_path)
+    trainer = Trainer(model=model.module, args=TrainingArguments(str(tmp_path), use_cpu=True, report_to=[]))
+    with pytest.raises(RuntimeError, match="share memory"):
+        trainer.save_model()

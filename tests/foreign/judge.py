@@ -7,16 +7,17 @@ import dataclasses
 import functools
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import gradroute as gr
 
 from . import oracle
-from .models import LABELS, Batch, Foreign
+from .batches import LABELS, Batch, Foreign
+from .layers import layer, unit_dimension
 from .oracle import Gradients, Path, Run
 
 LEVELS = ("activations", "parameters")
@@ -32,6 +33,8 @@ class Outcome:
     #: "held", "refused", "not applicable" or "FAILED"
     result: str
     why: str = ""
+    #: Whether it was also seen that with every unit closed the module's own parameters get exactly 0.
+    exact: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,23 +47,38 @@ class Place:
     #: Why nothing can be routed here; with ``refuses=True`` a router must say so, too.
     nothing: str = ""
     refuses: bool = False
+    labels: Tensor = LABELS
 
 
 def outcomes(foreign: Foreign, only: tuple[str, ...] | None = None) -> Iterator[Outcome]:
-    """The outcomes of all modules of a model, or of those named, at both levels."""
+    """The outcomes of a model's modules, as many as it says, or of those named, at both levels."""
     model, batch = foreign.make()
     judge = Judge(model, batch, oracle.run(copy.deepcopy(model), batch))
     places = _places(model, batch)
-    for name, module in model.named_modules():
-        if only is not None and name not in only:
-            continue
+    for name in chosen(model, foreign.most) if only is None else only:
         for level in LEVELS:
-            kind = type(module).__name__
+            kind, exact = type(model.get_submodule(name)).__name__, False
             try:
                 result, why = judge.outcome(name, level, places[name])
+                if result == "held":
+                    wrong, exact = judge.closed(name, level, places[name])
+                    result, why = ("FAILED", wrong) if wrong else (result, why)
             except Exception:
                 result, why = "FAILED", traceback.format_exc(limit=-4)
-            yield Outcome(name, kind, level, result, why)
+            yield Outcome(name, kind, level, result, why, exact)
+
+
+def chosen(model: nn.Module, most: int | None) -> list[str]:
+    """The names of at most so many modules (or as many as there are classes): one of every class, the rest spread evenly."""
+    names = [name for name, _ in model.named_modules()]
+    if most is None or most >= len(names):
+        return names
+    first = {type(module): name for name, module in reversed(list(model.named_modules()))}
+    taken = set(first.values())
+    others = [name for name in names if name not in taken]
+    more = max(most - len(taken), 0)
+    taken |= {others[i * len(others) // more] for i in range(more)}
+    return [name for name in names if name in taken]
 
 
 # ---------------------------------------------------------------------- where
@@ -74,14 +92,14 @@ def _places(model: nn.Module, batch: Batch) -> dict[str, Place]:
         keep = lambda module, args, output, name=name: calls[name].append(_first(output))  # noqa: E731
         module.register_forward_hook(keep)
     oracle.run(twin, batch)
-    return {name: _place(found) for name, found in calls.items()}
+    return {name: _place(twin.get_submodule(name), found) for name, found in calls.items()}
 
 
 def _first(output: Any) -> tuple[Path, torch.Size, bool] | None:
     return next(((path, y.shape, y.requires_grad) for path, y in oracle.tensors(output)), None)
 
 
-def _place(calls: list[Any]) -> Place:
+def _place(module: nn.Module, calls: list[Any]) -> Place:
     if not calls:
         return Place(nothing="never called")
     if None in calls:
@@ -90,15 +108,22 @@ def _place(calls: list[Any]) -> Place:
     if not any(learning):
         return Place(nothing="computes nothing that learns")
     path, shape = paths[0], shapes[0]
-    dim = 1 if len(shape) == 4 else -1
-    if any(len(one) < 2 or one[0] != len(LABELS) for one in shapes):
+    dim = unit_dimension(module, len(shape))
+    rows = {one[0] if len(one) > 1 else 0 for one in shapes}
+    each = min(rows) // len(LABELS)
+    if len(rows) > 1 or rows != {each * len(LABELS)} or not each:
         return Place(path, dim, shape[dim] if shape else 0, "batch is not the first dimension", refuses=True)
     if len(set(paths)) > 1 or len({one[dim] for one in shapes}) > 1:
         return Place(nothing="returns other shapes from call to call")
-    return Place(path, dim, shape[dim])
+    # Tokens or windows in one dimension with the examples: a label for each.
+    return Place(path, dim, shape[dim], labels=LABELS.repeat_interleave(each))
 
 
-def _site(place: Place, level: str) -> gr.Site:
+def _site(place: Place, level: str, *, closed: bool = False) -> gr.Site:
+    index = place.path if len(place.path) > 1 else place.path[0] if place.path else None
+    if closed:
+        spec = gr.RoutingSpec({label: gr.Route([]) for label in range(2)}, place.width)
+        return gr.Site(spec, level=level, dim=place.dim, index=index)
     weights = oracle.unit_weights(place.width)
     routes = {}
     for label, row in enumerate(weights):
@@ -107,7 +132,6 @@ def _site(place: Place, level: str) -> gr.Site:
         own = [unit for unit in used if unit % 4 != 2]
         routes[label] = gr.Route(own, weight=float(row[own[0]]) if own else 1.0)
     spec = gr.RoutingSpec(routes, place.width, shared=[unit for unit in range(place.width) if unit % 4 == 2])
-    index = place.path if len(place.path) > 1 else place.path[0] if place.path else None
     return gr.Site(spec, level=level, dim=place.dim, index=index)
 
 
@@ -133,7 +157,7 @@ class Judge:
             warnings.simplefilter("always")
             try:
                 router = gr.Router(twin, {name: _site(place, level)})
-                routed = oracle.run(twin, self.batch, functools.partial(router, LABELS))
+                routed = oracle.run(twin, self.batch, functools.partial(router, place.labels))
             except gr.RoutingError as error:
                 return ("not applicable", nothing) if nothing else ("refused", str(error))
             except RuntimeError as error:
@@ -144,18 +168,63 @@ class Judge:
         said = [f"warned: {one.message}" for one in warned if issubclass(one.category, gr.UnroutedWarning)]
         if nothing:
             return "FAILED", f"no error, though: {nothing}"
-        return self._compared(routed, oracle.Spot(name, place.path, place.dim, LABELS), level, said)
+        return self._compared(routed, oracle.Spot(name, place.path, place.dim, place.labels), level, said)
+
+    def closed(self, name: str, level: str, place: Place) -> tuple[str, bool]:
+        """With every unit closed for all: what of the module learns though it must not, and whether all of its own is exactly 0."""
+        twin = copy.deepcopy(self.model)
+        router = gr.Router(twin, {name: _site(place, level, closed=True)})
+        found = oracle.run(twin, self.batch, functools.partial(router, place.labels)).gradients
+        uses = _uses(self.model)
+        own = {
+            uses[id(p)][0]: p for p in self.model.get_submodule(name).parameters() if p.requires_grad and id(p) in uses
+        }
+        learning = [key for key in own if key in found and bool(found[key].any())]
+        if not learning:
+            return "", any(key in self.plain.gradients for key in own)
+        # They may: by another of the module's outputs, or by another use of them. The oracle knows.
+        spot = oracle.Spot(name, place.path, place.dim, place.labels, closed=True)
+        expected = _at(level)(self.model, spot, functools.partial(oracle.run, batch=self.batch))
+        wrong = [
+            f"{key} learns by {float(found[key].abs().max()):.2g} though every unit is closed"
+            for key in learning
+            if _learns(found[key], expected.get(key), self.plain.gradients[key]) and not self._noise(spot, key)
+        ]
+        return "; ".join(wrong[:4]), False
 
     def _compared(self, routed: Run, spot: oracle.Spot, level: str, said: list[str]) -> tuple[str, str]:
-        at = oracle.at_activations if level == "activations" else oracle.at_parameters
-        expected = at(self.model, spot, functools.partial(oracle.run, batch=self.batch))
+        expected = _at(level)(self.model, spot, functools.partial(oracle.run, batch=self.batch))
         wrong = said + _differences(self.plain, routed, expected)
-        wrong += _not_silent(self.model, spot.module, routed.gradients)
+        wrong += self._not_silent(spot, routed.gradients, expected)
         if wrong:
             return "FAILED", "; ".join(wrong[:4])
         if not _unlike(self.plain.gradients, expected):
             return "not applicable", "teaches nothing by which routing could be seen"
         return "held", ""
+
+    def _not_silent(self, spot: oracle.Spot, found: Gradients, expected: Gradients) -> list[str]:
+        """Entries of the site's own layer that no label may teach, and that are not exactly 0."""
+        module = self.model.get_submodule(spot.module)
+        known, uses, wrong = layer(module), _uses(self.model), []
+        if known is None:
+            return []
+        for key, p in module.named_parameters(recurse=False):
+            name, dim = uses[id(p)][0], known.parameters[key]
+            if name not in found:
+                continue
+            silent = (oracle.unit_weights(p.shape[dim]) == 0).all(0).nonzero().flatten()
+            entries = [
+                None if grads.get(name) is None else grads[name].index_select(dim, silent)
+                for grads in (found, expected, self.plain.gradients)
+            ]
+            if silent.numel() and _learns(*entries) and not self._noise(spot, name, dim, silent):
+                wrong.append(f"{name} learns at units that nobody may teach")
+        return wrong
+
+    def _noise(self, spot: oracle.Spot, name: str, *rows: Any) -> bool:
+        """Whether these entries are reached by something else than the site's tensor, though all that comes there may cancel out."""
+        grad = oracle.at_activations(self.model, spot, functools.partial(oracle.run, batch=self.batch)).get(name)
+        return grad is not None and bool((grad.index_select(*rows) if rows else grad).any())
 
 
 def _differences(plain: Run, routed: Run, expected: Gradients) -> list[str]:
@@ -184,25 +253,20 @@ def _unlike(expected: Gradients, found: Gradients) -> list[str]:
     return wrong
 
 
-#: The layers whose units' own entries are known, and the dimension of the weight that counts units.
-_ROWS = {nn.Linear: 0, nn.Conv2d: 0, nn.LayerNorm: 0, nn.BatchNorm2d: 0, nn.Embedding: 1}
+def _at(level: str) -> Callable[..., Gradients]:
+    return oracle.at_activations if level == "activations" else oracle.at_parameters
 
 
-def _not_silent(model: nn.Module, name: str, gradients: Gradients) -> list[str]:
-    """Entries of the site's own layer that no label may teach, and that are not exactly 0."""
-    module = model.get_submodule(name)
-    if type(module) not in _ROWS:
-        return []
+def _uses(model: nn.Module) -> dict[int, list[str]]:
+    """The names of every parameter, by its id: more than one where it is tied."""
     names: dict[int, list[str]] = {}
-    for other, p in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(p), []).append(other)
-    wrong = []
-    for key, p in module.named_parameters(recurse=False):
-        dim = _ROWS[type(module)] if key == "weight" else 0
-        grad = gradients.get(f"{name}.{key}")
-        if len(names[id(p)]) > 1 or grad is None:
-            continue  # tied: what else uses it teaches it, too
-        silent = (oracle.unit_weights(p.shape[dim]) == 0).all(0)
-        if bool(grad.index_select(dim, silent.nonzero().flatten()).any()):
-            wrong.append(f"{name}.{key} learns at units that nobody may teach")
-    return wrong
+    for name, p in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(p), []).append(name)
+    return names
+
+
+def _learns(found: Tensor, expected: Tensor | None, plain: Tensor) -> bool:
+    """Whether entries learn that the oracle leaves at 0: they may where they are used outside of the module, too."""
+    may = float(expected.abs().max()) if expected is not None and expected.numel() else 0.0
+    # What the oracle of level "parameters" subtracts leaves a rest.
+    return bool(found.any()) and may <= 1e-10 * float(plain.abs().max())

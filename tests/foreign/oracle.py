@@ -36,9 +36,13 @@ class Spot:
     path: Path
     dim: int
     labels: Tensor
+    #: Every unit closed for all, in place of the weights above.
+    closed: bool = False
 
     def masked(self, grad: Tensor) -> Tensor:
         """The gradient, example by example along the first dimension, times the weights of the units."""
+        if self.closed:
+            return torch.zeros_like(grad)
         rows = unit_weights(grad.shape[self.dim])[self.labels].to(grad.dtype)
         shape = [1] * grad.ndim
         shape[0], shape[self.dim] = rows.shape

@@ -8,7 +8,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from project import PROJECT, ROOT
+from project import HOOK, PROJECT, ROOT
 
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -45,7 +45,7 @@ def test_the_citation_is_that_of_this_version():
     assert citation["keywords"] == PROJECT["keywords"]
     assert citation["abstract"] == PROJECT["description"]
     assert citation["authors"] == PROJECT["authors"]
-    assert PROJECT["urls"]["Paper"] in {reference["url"] for reference in citation["references"]}
+    assert HOOK["urls"]["Paper"] in {reference["url"] for reference in citation["references"]}
 
 
 # ------------------------------------------------------------------ workflows

@@ -1,6 +1,7 @@
 """Laws of `Isolation`: frozen is frozen whatever spec and labels, and the rest trains as if the frozen were cut out."""
 
 import contextlib
+import copy
 
 import pytest
 import torch
@@ -219,6 +220,60 @@ def test_clipping_a_route_depends_on_its_own_gradients_alone(spec, data) -> None
         assert spiked[in_group].norm() <= max_norm * 1.0001
         if not set(in_group) & set(mine):
             assert torch.equal(norm, calm_norms[name])
+
+
+ACTIVATIONS = [nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Dropout, nn.Identity]
+
+
+@given(specs(hard=True), st.sampled_from(ACTIVATIONS), st.sampled_from(sorted(OPTIMIZERS)), st.data())
+@settings(max_examples=60)
+def test_a_site_on_an_activation_holds_and_clips_as_one_on_the_layer_before_it(spec, activation, name, data) -> None:
+    """Bit for bit, weights and state. Weights are 1 and 0: times another, a gradient may round before or behind."""
+    kinds = data.draw(st.lists(st.sampled_from([kind for kind in KINDS if kind != "mixture"]), min_size=1, max_size=3))
+    steps = [(data.draw(label_tensors(spec, (3,), kind)), torch.randn(3, 2)) for kind in kinds]
+    clipped = data.draw(st.booleans())
+    behind = nn.Sequential(nn.Linear(2, spec.width), activation(), nn.Linear(spec.width, 2))
+    runs = []
+    for site, model in (("1", behind), ("0", copy.deepcopy(behind))):
+        router, optimizer = gr.Router(model, {site: spec}), OPTIMIZERS[name](model.parameters())
+        isolation = Isolation(router, optimizer)
+        norms = []
+        for labels, x in steps:
+            optimizer.zero_grad()
+            torch.manual_seed(0)
+            with router(labels):
+                model(x).square().sum().backward()
+            if clipped:
+                norms.append(clip_grad_norm_per_route_(router, 0.1))
+            optimizer.step()
+        isolation.remove()
+        state = [value for p in model.parameters() for _, value in sorted(optimizer.state[p].items())]
+        runs.append((norms, [*model.parameters(), *filter(torch.is_tensor, state)]))
+    (norms, mine), (their_norms, theirs) = runs
+    assert norms == their_norms
+    assert all(torch.equal(*pair) for pair in zip(mine, theirs, strict=True))
+
+
+@given(specs(max_width=4), st.data())
+@settings(max_examples=30)
+def test_a_site_behind_a_batch_norm_holds_it_and_the_layer_before_it(spec, data) -> None:
+    """As sites on both would; the channels of a batch norm do not meet, so that no closed one learns."""
+    kinds = data.draw(st.lists(st.sampled_from(KINDS), min_size=1, max_size=3))
+    steps = [(data.draw(label_tensors(spec, (3,), kind)), torch.randn(3, 2, 4, 4)) for kind in kinds]
+    model = nn.Sequential(nn.Conv2d(2, spec.width, 3), nn.BatchNorm2d(spec.width), nn.ReLU())
+    router = gr.Router(model, {"2": gr.Site(spec, dim=1)})
+    optimizer = OPTIMIZERS["AdamW"](model.parameters())
+    Isolation(router, optimizer)
+    for labels, x in steps:
+        optimizer.zero_grad()
+        with router(labels):
+            (model(x) * torch.randn(2, 2)).square().sum().backward()
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        optimizer.step()
+        closed = ~spec.mask(labels).ne(0).any(0)
+        for parameter, old in zip(model.parameters(), before, strict=True):
+            assert (parameter.grad[closed] == 0).all()
+            assert torch.equal(parameter[closed], old[closed])
 
 
 UNITS = st.sampled_from([[0, 2], [0, 1, 3], [1, 2], [3], [0, 1, 2, 3]])  # consecutive or not

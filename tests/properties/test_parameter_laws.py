@@ -148,13 +148,15 @@ def test_known_layers_are_bit_for_bit_unrouted_upstream_and_where_the_weight_is_
     x, labels = inputs(case.shape)
     x = x.to(dtype)
     module = case.module().to(dtype)
-    _, whole = run(module, module, x)
+    y, whole = run(module, module, x)
     router = gr.Router(module, sites(HARD, ends, case.dim))
     with router(labels):
-        _, found = run(module, module, x)
+        routed, found = run(module, module, x)
+    assert torch.equal(routed, y)
     assert torch.equal(found["input"], whole["input"])
     with router(torch.full_like(labels, gr.UNLABELED)):  # teaches all units
-        _, found = run(module, module, x)
+        routed, found = run(module, module, x)
+    assert torch.equal(routed, y)
     assert all(torch.equal(found[name], whole[name]) for name in whole)
 
 

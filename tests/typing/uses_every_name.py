@@ -3,6 +3,7 @@
 It runs too (the last lines), so that what type checks is what works.
 """
 
+import tempfile
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Literal, assert_type
 
@@ -10,6 +11,7 @@ import torch
 from hypothesis.strategies import SearchStrategy
 from matplotlib.figure import Figure
 from torch import Tensor, nn
+from transformers import TrainingArguments
 
 import gradroute as gr
 from gradroute.blocks import block_sites
@@ -42,6 +44,13 @@ from gradroute.errors import (
 from gradroute.optim import Isolation, clip_grad_norm_per_route_
 from gradroute.surgery import Contracted, ablate_, add_units_, contract, remove_units_
 from gradroute.testing import assert_routed, indices, label_tensors, oracle, oracle_mask, routes, specs, tensors
+from gradroute.trainers import (
+    LabelCollator,
+    RoutedCallback,
+    RoutedRolloutsMixin,
+    RoutedTrainer,
+    RoutedTrainerMixin,
+)
 
 
 def some_spec() -> gr.RoutingSpec:
@@ -151,6 +160,32 @@ def transformers(model: nn.Module, spec: gr.RoutingSpec) -> gr.Router:
     sites = block_sites(model, mlp=spec, heads=None)
     assert_type(sites, dict[str, gr.Site])
     return gr.Router(model, sites)
+
+
+def trainers(spec: gr.RoutingSpec) -> None:
+    plain = model()
+    router = gr.Router(plain, {"0": spec})
+    collator = LabelCollator(lambda examples: {"x": torch.tensor([example["x"] for example in examples])}, {"a": 0})
+    collator([{"x": 1.0, "route_labels": "a"}])
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = RoutedTrainer(plain, TrainingArguments(folder, use_cpu=True), router=router, isolation=["0"])
+    assert_type(trainer.router, gr.Router)
+    assert_type(trainer.isolation, Isolation | None)
+    mixin: RoutedTrainerMixin = trainer
+    assert_type(mixin.create_optimizer(), torch.optim.Optimizer)
+    # What the trainer itself calls:
+    assert callable(mixin.training_step)
+    assert callable(mixin.call_model_init)
+    assert callable(mixin.evaluate)
+    assert callable(mixin.evaluation_loop)
+    assert issubclass(RoutedRolloutsMixin, RoutedTrainerMixin)
+    callback = RoutedCallback(router, labels_of=lambda batch: batch["labels"])
+    assert_type(callback.router, gr.Router)
+    callback.on_train_start(None, nn.Sequential(plain))
+    callback.on_train_batch_start(None, None, {"labels": torch.tensor([0])}, 0)
+    callback.on_train_batch_end(None, None, None, None, 0)
+    callback.on_train_epoch_end(None, None)
+    callback.on_exception(None, None, RuntimeError())
 
 
 def audits(spec: gr.RoutingSpec) -> None:
@@ -285,6 +320,7 @@ def main() -> None:
     attached(spec)
     optimizers(spec)
     surgery(spec)
+    trainers(spec)
     audits(spec)
     watched(spec)
     specialized()

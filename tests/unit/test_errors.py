@@ -1,9 +1,13 @@
 """The error tree, and the helpers that keep messages short."""
 
+import ast
+import builtins
 import inspect
+from pathlib import Path
 
 import pytest
 
+import gradroute
 from gradroute import errors
 from gradroute.errors import did_you_mean, preview
 
@@ -13,6 +17,37 @@ def test_whatever_is_raised_can_be_caught_as_one():
     assert all(issubclass(kind, errors.RoutingError) for kind in classes)
     assert issubclass(errors.RoutingError, ValueError)
     assert all(inspect.getdoc(getattr(errors, name)) for name in errors.__all__)
+
+
+#: In which files an error of Python's own is raised, and why it is no `RoutingError`.
+OTHERS = {
+    "ImportError": {  # a package is missing
+        "diagnostics/_heatmaps.py",
+        "diagnostics/_linear_probes.py",
+        "diagnostics/audit/_periodic.py",
+        "testing/_strategies.py",
+    },
+    "AttributeError": {"__init__.py", "testing/__init__.py"},  # what Python asks of a module's __getattr__
+    "RuntimeError": {"optim/_clipping.py"},  # as torch.nn.utils.clip_grad_norm_ does
+    "AssertionError": {"surgery/_verify.py"},  # caught there
+    "NotImplementedError": {
+        "diagnostics/_reports.py",
+        "router/_layer_gradients.py",
+        "router/_router.py",
+    },  # of base classes
+}
+
+
+def test_no_error_of_another_kind_is_raised_but_these():
+    source = Path(gradroute.__file__).parent
+    found = {}
+    for path in source.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            raised = node.exc if isinstance(node, ast.Raise) else None
+            name = ast.unparse(raised.func if isinstance(raised, ast.Call) else raised) if raised else ""
+            if hasattr(builtins, name):
+                found.setdefault(name, set()).add(path.relative_to(source).as_posix())
+    assert found == OTHERS
 
 
 @pytest.mark.parametrize("kind", [errors.LeakError, errors.NotRoutedError])

@@ -168,6 +168,24 @@ def test_function_in_forward():
     assert found[1] is None, "in the recomputation no forward of a Function runs"
 
 
+def test_is_exporting():
+    found = []
+
+    class Asks(nn.Module):
+        def forward(self, x):
+            found.append(private.is_exporting())
+            return x + 1
+
+    torch._dynamo.reset()
+    x = torch.ones(2)
+    torch.compile(lambda x: x + 1 if private.is_exporting() else x, backend="eager", fullgraph=True)(x)
+    assert torch.equal(torch.compile(lambda x: x + private.is_exporting(), backend="eager")(x), x)
+    torch.export.export(Asks(), (x,), strict=False)
+    assert found
+    assert all(found)
+    assert not private.is_exporting()
+
+
 def test_is_compiled_node():
     """The compiler's Function is passed over by `function_in_forward`: what it is in is what counts."""
     torch._dynamo.reset()

@@ -12,7 +12,7 @@ from .. import _torch_private as private
 from ..errors import RoutingError
 from ..spec._masks import INTEGER_OF_SIZE, Mask, align
 from ..spec._spec import RoutingSpec
-from ._functions import ReplacingRouteMask, RouteMask, masked
+from ._functions import masked, route_by
 
 SMALL = 2**14
 """Up to this many elements, the number of operations is what a backward pass costs, and not memory: one `where`."""
@@ -104,15 +104,15 @@ def route_mask(x: Tensor, mask: Mask, dim: int, *, replacing: bool) -> Tensor:
     dim = mask.check_fits(x.shape, dim)
     mask.check_device(x.device)
     if torch.compiler.is_compiling():
-        if torch.compiler.is_exporting():
+        if private.is_exporting():
             if torch.is_grad_enabled() and x.requires_grad:
                 raise RoutingError(
                     "an exported program has no backward of its own, so whoever trained it would train it unrouted. "
                     "Export without labels or under torch.no_grad()."
                 )
             return x
-        from . import _dynamo  # noqa: F401, PLC0415  # runs while Dynamo traces: see there
-
+        if private.FUNCTIONS_COMPILE:
+            from . import _dynamo  # noqa: F401, PLC0415  # runs while Dynamo traces: see there
         return _route_transformed(x, mask, dim, replacing)
     if private.transforms_active():
         return _route_transformed(x, mask, dim, replacing)
@@ -125,9 +125,7 @@ def route_mask(x: Tensor, mask: Mask, dim: int, *, replacing: bool) -> Tensor:
 def _route_transformed(x: Tensor, mask: Mask, dim: int, replacing: bool) -> Tensor:
     # A bool mask where possible: it is a quarter of the size. The compiler saves labels and recomputes it.
     dtype = torch.bool if mask.is_hard else torch.float32
-    function = ReplacingRouteMask if replacing else RouteMask
-    weights = align(mask.tensor(dtype, x.device), x.ndim, dim)
-    return function.apply(x, weights)  # type: ignore[no-any-return]
+    return route_by(x, align(mask.tensor(dtype, x.device), x.ndim, dim), replacing=replacing)
 
 
 def masked_by(grad: Tensor, mask: Mask, dim: int) -> Tensor:

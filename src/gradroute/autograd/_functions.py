@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from .. import _torch_private as private
 from ..errors import RoutingError
+from . import _operations as operations
 
 
 class RouteMask(Function):
@@ -43,7 +45,8 @@ class RouteMask(Function):
             # Dynamo inlines this body only where `_dynamo` was not imported first, and what it makes of an inlined
             # Function loses the mask without a word inside torch.func transforms.
             raise RoutingError(
-                "to compile RouteMask.apply, `import gradroute.autograd._dynamo` first, or use gradroute.route."
+                "to compile RouteMask.apply, `import gradroute.autograd._dynamo` first (torch 2.12 or later), or use "
+                "gradroute.route."
             )
         sizes = zip(reversed(mask.shape), reversed(x.shape), strict=False)
         if mask.ndim > x.ndim or any(m not in (1, n) for m, n in sizes):
@@ -70,6 +73,21 @@ class ReplacingRouteMask(RouteMask):
     @staticmethod
     def forward(x: Tensor, mask: Tensor) -> Tensor:
         return x.detach()
+
+
+def route_by(x: Tensor, mask: Tensor, *, replacing: bool = False) -> Tensor:
+    """x, whose gradient is multiplied by a mask; with ``replacing=True`` it is no view of x."""
+    if torch.compiler.is_compiling() and not private.FUNCTIONS_COMPILE:
+        return operations.masked(x, mask, replacing=replacing)
+    function = ReplacingRouteMask if replacing else RouteMask
+    return function.apply(x, mask)  # type: ignore[no-any-return]
+
+
+def sum_of(value: Tensor, *parts: Tensor) -> Tensor:
+    """A value, whose gradient goes whole to each of the parts."""
+    if torch.compiler.is_compiling() and not private.FUNCTIONS_COMPILE:
+        return operations.summed(value, *parts)
+    return Sum.apply(value, *parts)  # type: ignore[no-any-return]
 
 
 def masked(grad: Tensor, mask: Tensor) -> Tensor:

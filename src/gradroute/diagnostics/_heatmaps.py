@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..errors import missing_package
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -25,7 +27,7 @@ def subplots(n: int) -> tuple[Figure, list[Axes]]:
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415  # optional, and slow to import
     except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install gradroute[plot].") from error
+        raise ImportError(missing_package("plots", "matplotlib", "plot")) from error
     columns = min(max(n, 1), 3)
     rows = -(-max(n, 1) // columns)
     figure = Figure(figsize=(5.5 * columns, 4.0 * rows), layout="constrained")

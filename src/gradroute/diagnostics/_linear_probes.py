@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from ..errors import missing_package
+
 if TYPE_CHECKING:  # torch does not import it, and it takes time
     from numpy.typing import NDArray
 
@@ -45,7 +47,7 @@ def sklearn(module: str) -> Any:
     try:
         return importlib.import_module(f"sklearn.{module}")  # optional, and slow to import
     except ImportError as error:
-        raise ImportError("specialization needs scikit-learn: pip install gradroute[probe].") from error
+        raise ImportError(missing_package("the probes of specialization", "scikit-learn", "probe")) from error
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ class SpecializationReport(tables.Report):
         """Heatmaps: mean activation of each unit by label, and the loss of each label with another's units off.
 
         Raises:
-            ImportError: matplotlib is missing: ``pip install gradroute[plot]``.
+            ImportError: matplotlib is missing: ``pip install matplotlib``.
         """
         from ._heatmaps import heatmap, subplots  # noqa: PLC0415  # matplotlib is optional
 

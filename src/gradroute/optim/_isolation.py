@@ -45,9 +45,10 @@ class Isolation:
 
     **What belongs to a unit** are the module's own parameters at a site. With ``on="output"`` these are the weight rows
     that write the unit and its bias; with ``on="input"`` and ``level="parameters"`` the weight columns that read it. (A
-    site with ``on="input"`` and ``level="activations"`` has none.) An entry is frozen if its row is, or its column. A
-    parameter that several modules share is frozen where all of them freeze it; so it never is if one of them is not
-    routed.
+    site with ``on="input"`` and ``level="activations"`` has none.) An element-wise module without parameters, such as a
+    ReLU or a dropout, has the units of the layer before it in the same `nn.Sequential`. An entry is frozen if its row
+    is, or its column. A parameter that several modules share is frozen where all of them freeze it; so it never is if
+    one of them is not routed.
 
     **A unit counts as taught** if an example of any forward pass since the last step may teach it, on any process.
     Labels decide, not gradients: a unit that is ablated in the pass counts too, and so does a pass without a backward

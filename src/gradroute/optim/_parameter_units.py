@@ -13,6 +13,7 @@ from ..router._attachment import attachment_of
 from ..router._router import Router
 from ..router._site import Site
 from ..unit_dims import channel_dims, unit_dims
+from ._writing_layers import WritingLayers
 
 # One use of a parameter by a module: each dimension of the parameter that counts routed units, with the number of the
 # group of sites whose units they are. In place of a dimension stands None where the whole parameter is one unit's.
@@ -33,6 +34,7 @@ def places_of(router: Router, sites: Collection[str] | None) -> dict[nn.Paramete
         if name not in router.sites:
             raise SiteError(f"sites names {name!r}, no site of this router. {did_you_mean(name, router.sites)}")
     modules = attachment_of(router).modules_by_every_name()
+    layers = WritingLayers(modules)
     own: dict[nn.Module, list[tuple[dict[str, int | None], int]]] = {}
     whole: dict[nn.Module, list[int]] = {}
     for attached in attachment_of(router).sites:
@@ -41,7 +43,9 @@ def places_of(router: Router, sites: Collection[str] | None) -> dict[nn.Paramete
             if _is_whole(attached.site):
                 whole.setdefault(module, []).append(attached.group)
             else:
-                own.setdefault(module, []).append((_owned(attached.name, attached.site, module), attached.group))
+                for layer in layers.of(attached.name, attached.site):
+                    owned = _owned(attached.name, layer, attached.site, modules[layer])
+                    own.setdefault(modules[layer], []).append((owned, attached.group))
     places: dict[nn.Parameter, tuple[Place, ...]] = {}
     for path, module in modules.items():
         around = [(None, group) for name in _ancestors(path) for group in whole.get(modules[name], ())]
@@ -65,8 +69,8 @@ def _is_whole(site: Site) -> bool:
     return site.level == "parameters" and site.on == "output" and site.spec.width == 1
 
 
-def _owned(name: str, site: Site, module: nn.Module) -> dict[str, int | None]:
-    """The parameters of a site's module that belong to its units, and the dimension of each that counts them."""
+def _owned(name: str, layer: str, site: Site, module: nn.Module) -> dict[str, int | None]:
+    """The parameters of a layer that belong to a site's units, and the dimension of each that counts them."""
     only_upstream = site.on == "input" and site.level == "activations"
     dims = None if only_upstream else unit_dims(module, site.on)
     if not dims:
@@ -81,16 +85,17 @@ def _owned(name: str, site: Site, module: nn.Module) -> dict[str, int | None]:
         )
     if site.level == "parameters" and site.spec.width == 1:
         return dict.fromkeys(dims)
+    where = "" if layer == name else f" of {layer!r}, which writes its units,"
     if site.dim not in channel_dims(module):
         raise SiteError(
-            f"site {name!r}: dim {site.dim} of the {site.on} of a {type(module).__name__} need not be the one that "
-            f"holds the units of its weights: expected dim={' or '.join(map(str, channel_dims(module)))}."
+            f"site {name!r}: dim {site.dim} of the {site.on}{where or f' of a {type(module).__name__}'} need not be "
+            f"the one that holds the units of its weights: expected dim={' or '.join(map(str, channel_dims(module)))}."
         )
     for parameter, dim in dims.items():
         size = getattr(module, parameter).shape[dim]
         if size != site.spec.width:
             raise SiteError(
-                f"site {name!r}: the spec routes {site.spec.width} units, but the {parameter} has {size} along its "
-                f"dim {dim}."
+                f"site {name!r}: the spec routes {site.spec.width} units, but the {parameter}{where} has {size} along "
+                f"its dim {dim}."
             )
     return {**dims}

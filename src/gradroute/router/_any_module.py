@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from .. import _torch_private as private
-from ..autograd._functions import Sum
+from ..autograd._functions import sum_of
 from ..errors import SiteError, UsageError
 from ._nested import edit_arguments, edit_output, map_tensors
 from ._second_run import Beginning, Call, chance_of_dropping, random_numbers, refuse_memory
@@ -230,13 +230,13 @@ def _run_twice(
             f"{type(module).__name__} returns a {type(whole).__name__}. Put sites on the layers inside of it."
         )
     if not writers:
-        return Sum.apply(whole.detach(), whole, own)
+        return sum_of(whole.detach(), whole, own)
     paths = list(dict.fromkeys(mask.path for mask in writers))
     for path in paths:
         masks = [mask for mask in writers if mask.path == path]
         learning = _at(own, path, masks[0].site)
-        whole = edit_output(whole, path, partial(_joined, learning, masks, bool(readers)), site=masks[0].site)
-    return _with_the_others(whole, own, [_at(whole, path, "") for path in paths], cut=bool(readers))
+        whole = edit_output(whole, path, partial(_joined, learning, masks, len(readers) > 0), site=masks[0].site)
+    return _with_the_others(whole, own, [_at(whole, path, "") for path in paths], cut=len(readers) > 0)
 
 
 def _at(output: Any, path: tuple[Any, ...], site: str) -> Tensor:
@@ -258,7 +258,7 @@ def _with_the_others(whole: Any, own: Any, routed: list[Tensor], *, cut: bool) -
         other = next(rest)
         if any(y is one for one in routed) or not y.is_floating_point():
             return y
-        return Sum.apply(y.detach(), y, other) if cut else other
+        return sum_of(y.detach(), y, other) if cut else other
 
     return map_tensors(whole, join)
 
@@ -275,7 +275,7 @@ def _joined(own: Tensor, masks: list[SiteMask], cut: bool, whole: Tensor) -> Ten
     m = product([mask.weights(whole) for mask in masks])
     assert m is not None
     rest = whole if cut else scaled(whole, 1 - m)
-    return Sum.apply(whole.detach(), scaled(own, m), rest)  # type: ignore[no-any-return]
+    return sum_of(whole.detach(), scaled(own, m), rest)
 
 
 def _without_gradient(tensor: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .. import _torch_private as private
 from ._attachment import STATES, State
 
 TOKEN = torch.zeros((), device="cpu")
@@ -73,7 +74,7 @@ def _(token: Tensor, *_: object) -> None:
 
 def ask_when_it_runs(check: str, hook: AnySite, *, trains: bool = False) -> None:
     """In code that is being traced: put a check into it, to be made each time that it runs."""
-    if torch.compiler.is_exporting():  # an exported program is run where there is no router
+    if private.is_exporting():  # an exported program is run where there is no router
         return
     torch.ops.gradroute.ask_guards(
         TOKEN,

@@ -273,7 +273,7 @@ def held_by_the_caller(x: Tensor, given: tuple[tuple[Any, ...], dict[str, Any]])
     for arg in args:  # a generator would not be traced
         if arg is x or (alias_of is not None and private.is_of(arg, alias_of)):
             return True
-        if isinstance(arg, tuple | list | dict) and held_by_the_caller(x, (_items(arg), {})):
+        if isinstance(arg, (tuple, list, dict)) and held_by_the_caller(x, (_items(arg), {})):
             return True
     return len(kwargs) > 0 and held_by_the_caller(x, (tuple(kwargs.values()), {}))
 

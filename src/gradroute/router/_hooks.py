@@ -81,7 +81,7 @@ class SiteHook:
         Where the caller still holds the tensor, one of the module's arguments, the routed one must not be written to.
         """
         kept = self.state.kept[self.group] if self.state.kept else None
-        routed = bool(masks) and not self.routes_parameters
+        routed = len(masks) > 0 and not self.routes_parameters
         if not routed and kept is None:
             return None
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..autograd._functions import Sum
+from ..autograd._functions import sum_of
 from ..unit_dims import kind_of, unit_dims
 from ._site_mask import SiteMask, detached, product, scaled, times
 
@@ -48,7 +48,7 @@ class Layer:
             parts.append(scaled(whole, 1 - m))
         if n is not None:
             parts.append(scaled(self.run(times(x, 1 - n), fixed[0], None), m))
-        return Sum.apply(whole.detach(), *parts)  # type: ignore[no-any-return]
+        return sum_of(whole.detach(), *parts)
 
 
 class _Linear(Layer):
@@ -146,7 +146,7 @@ class _Norm(Layer):
         parts = [scaled(self.run(x, weight, detached(bias)), of_weight), scaled(whole, 1 - of_weight)]
         if bias is not None:
             parts.append(scaled(self.run(x.detach(), weight.detach(), bias), m))
-        return Sum.apply(whole.detach(), *parts)  # type: ignore[no-any-return]
+        return sum_of(whole.detach(), *parts)
 
 
 def known_layer(module: nn.Module) -> Layer | None:

@@ -82,7 +82,7 @@ def _describe(value: Any) -> str:
         return f"a {type(value).__name__} with the keys {preview(value)}"
     if _is_dataclass(value):
         return f"a {type(value).__name__} with the fields {preview(f.name for f in dataclasses.fields(value))}"
-    if isinstance(value, tuple | list):
+    if isinstance(value, (tuple, list)):
         return f"a {type(value).__name__} of {len(value)} ({', '.join(type(item).__name__ for item in value[:4])})"
     return f"a {type(value).__name__}"
 
@@ -95,7 +95,7 @@ def any_requires_grad(tensors: Any) -> bool:
         tensors = tuple(tensors.values())
     elif dataclasses.is_dataclass(tensors):
         tensors = tuple(getattr(tensors, field.name) for field in dataclasses.fields(tensors))
-    return isinstance(tensors, tuple | list) and any(any_requires_grad(inner) for inner in tensors)
+    return isinstance(tensors, (tuple, list)) and any(any_requires_grad(inner) for inner in tensors)
 
 
 def map_tensors(nest: Any, function: Edit) -> Any:
@@ -107,7 +107,7 @@ def map_tensors(nest: Any, function: Edit) -> Any:
         return function(nest)
     if isinstance(nest, Mapping):
         steps: list[Step] = list(nest)
-    elif isinstance(nest, tuple | list):
+    elif isinstance(nest, (tuple, list)):
         steps = list(range(len(nest)))
     elif _is_dataclass(nest) and not isinstance(nest, type):
         steps = [field.name for field in dataclasses.fields(nest)]

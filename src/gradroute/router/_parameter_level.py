@@ -90,12 +90,12 @@ class OwnForward:
         learns = torch.is_grad_enabled() and has_learning_tensors(self.module)
         if not (writers or readers) or not (learns or transformed):
             return self.plain(*args, **kwargs)
-        if torch.compiler.is_exporting():
+        if private.is_exporting():
             raise RoutingError(
                 "an exported program has no backward of its own, so whoever trained it would train it unrouted. "
                 "Export without labels or under torch.no_grad()."
             )
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() and private.FUNCTIONS_COMPILE:
             from ..autograd import _dynamo  # noqa: F401, PLC0415  # runs while Dynamo traces: see there
         layer = known_layer(self.module) if self.previous is None else None
         if layer is None or kwargs or len(args) != 1 or any(mask.path not in ((), (0,)) for mask in readers):

@@ -143,7 +143,7 @@ def refuse_memory(module: nn.Module, call: Call) -> None:
     def look(value: Any) -> None:
         if isinstance(value, dict):
             value = tuple(value.values())
-        if isinstance(value, tuple | list):
+        if isinstance(value, (tuple, list)):
             for inner in value:
                 look(inner)
         elif not isinstance(value, _PLAIN) and not callable(value):

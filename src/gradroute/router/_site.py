@@ -66,7 +66,7 @@ class Site:
             raise SiteError(f"level must be 'activations' or 'parameters'; got {self.level!r}.")
         if not isinstance(self.dim, int) or isinstance(self.dim, bool):
             raise SiteError(f"dim must be an integer; got {self.dim!r}.")
-        if not all(isinstance(step, int | str) for step in self.path):
+        if not all(isinstance(step, (int, str)) for step in self.path):
             raise SiteError(f"index must be an integer, a string, a tuple of these or None; got {self.index!r}.")
 
     @property

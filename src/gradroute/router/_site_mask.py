@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..autograd._functional import masked_by
-from ..autograd._functions import RouteMask
+from ..autograd._functions import route_by
 from ..errors import LabelError, RoutingError
 from ..spec._masks import Mask, align
 from ._nested import Step
@@ -84,4 +84,4 @@ def times(x: Tensor, mask: Tensor | None) -> Tensor:
 
 def scaled(part: Tensor, mask: Tensor | None) -> Tensor:
     """A part whose gradient is multiplied by a mask."""
-    return part if mask is None else RouteMask.apply(part, mask)
+    return part if mask is None else route_by(part, mask)

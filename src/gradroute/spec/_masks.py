@@ -243,9 +243,15 @@ class Mask:
         if self.shape != others[: len(self.shape)] or len(self.shape) < shortest:
             columns = () if self.kind == "rows" else (len(self.table.labels),)
             expected = " or ".join(str(tuple(others[:n]) + columns) for n in range(1, len(others) + 1)) or str(columns)
+            some = (
+                " If the module is given a selection of the examples or tokens, as an expert is, call it in a block "
+                "with the labels of the selected ones."
+                if self.shape and others and self.shape.numel() > others[0]
+                else ""
+            )
             raise LabelError(
                 f"labels of shape {(*self.shape, *columns)} do not fit a tensor of shape {tuple(shape)} routed along "
-                f"dim {dim}: expected {expected}."
+                f"dim {dim}: expected {expected}.{some}"
             )
         return dim
 

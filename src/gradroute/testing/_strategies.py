@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..errors import SpecError, missing_package
+
 try:
     from hypothesis import strategies as st
 except ImportError as error:
-    raise ImportError("gradroute.testing's strategies need hypothesis: pip install gradroute[testing].") from error
+    raise ImportError(missing_package("gradroute.testing's strategies", "hypothesis", "testing")) from error
 
-from ..errors import SpecError
 from ..spec._masks import UNLABELED
 from ..spec._route import Route
 from ..spec._spec import RoutingSpec

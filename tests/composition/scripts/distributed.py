@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from composition.averaging import share_of
 from composition.forms import FORMS, SPEC, Net, Routed, batch
 from composition.parameter_forms import sites
 
@@ -69,12 +70,13 @@ def gradients(form: str, strategy: str) -> dict[str, torch.Tensor]:
     routed = Routed(form, make, sites=sites(SPEC) if level == "parameters" else None)
     model = wrap(routed, **options)
     x, labels = (joined.chunk(dist.get_world_size())[dist.get_rank()] for joined in batch(16))
+    share = share_of(strategy)
     for _ in range(2):  # the second step is the one of a running training: static graphs, rebuilt buckets
         routed.zero_grad()
         pieces = list(zip(x.chunk(parts), labels.chunk(parts), strict=True))
         for number, (x_piece, labels_piece) in enumerate(pieces):
             with without_sync(model, last=number == parts - 1) if parts > 1 else nullcontext():
-                (routed(x_piece, labels_piece, via=model).float().square().sum() / len(x)).backward()
+                (routed(x_piece, labels_piece, via=model).float().square().sum() / len(x) * share).backward()
     return {
         name: gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
         for name, gradient in routed.gradients().items()

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from composition.averaging import share_of
 from composition.forms import SPEC, Routed, batch
 from composition.isolation import FORGET, RETAIN, UNLABELED, entries
 from composition.parameter_forms import sites
@@ -36,11 +37,11 @@ def train(form: str, strategy: str) -> list[dict[str, torch.Tensor]]:
     model = STRATEGIES[strategy](routed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
     Isolation(routed.router, optimizer)
-    found = []
+    found, share = [], share_of(strategy)
     for number, labels in enumerate(STEPS):
         optimizer.zero_grad()
         x = batch(16, seed=number)[0].chunk(2)[dist.get_rank()]
-        (routed(x, labels[dist.get_rank()], via=model).square().sum() / len(x)).backward()
+        (routed(x, labels[dist.get_rank()], via=model).square().sum() / len(x) * share).backward()
         optimizer.step()
         found.append(entries(routed, optimizer))
     return found

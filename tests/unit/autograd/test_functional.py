@@ -19,6 +19,7 @@ NAMED = gr.RoutingSpec({"a": 0, "b": [1, 2]}, 10)
         ((4, 10), torch.tensor([0, 1, 2, -100]), SPEC, -1, "unknown label -100"),
         ((4, 10), torch.tensor([0, 1, 2, 0]), NAMED, -1, r"unknown label 2 .* the ids 0 to 1 of 'a', 'b'"),
         ((4, 10), torch.tensor([3, 4, 7, 3]), gr.RoutingSpec({3: 0, 7: 1}, 10), -1, r"unknown label 4 .* keys 3, 7"),
+        ((4, 10), torch.tensor([0]), SPEC, -1, r"labels of shape \(1,\) do not fit .* expected \(4,\)"),
         ((4, 10), torch.arange(3), SPEC, -1, r"labels of shape \(3,\) do not fit .* expected \(4,\)"),
         ((4, 5, 10), torch.zeros(4, 4).long(), SPEC, -1, r"labels of shape \(4, 4\) .* expected \(4,\) or \(4, 5\)"),
         ((4, 5, 10), torch.zeros(4, 5, 1).long(), SPEC, -1, r"labels of shape \(4, 5, 1\)"),

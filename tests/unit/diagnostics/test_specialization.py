@@ -199,5 +199,5 @@ def test_what_is_wrong_is_refused(monkeypatch):
     with pytest.raises(SiteError, match="did not run"):
         specialization(router, lambda x: x.sum(), x, labels, site="latent")
     monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
-    with pytest.raises(ImportError, match=r"pip install gradroute\[probe\]"):
+    with pytest.raises(ImportError, match=r"pip install scikit-learn.*pip install '\.\[probe\]' in a clone"):
         specialization(router, model.loss, x, labels, site="latent")

@@ -338,7 +338,8 @@ def test_sparse_gradients_are_told_by_their_entries():
 
 def test_columns_of_readers_and_sites_without_parameters():
     model = net()
-    router = gr.Router(model, {"1": SPEC, "2": gr.Site(SPEC, on="input", level="parameters")})
+    sites = {"1": gr.Site(SPEC, on="input"), "2": gr.Site(SPEC, on="input", level="parameters")}
+    router = gr.Router(model, sites)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
     with watch(model, optimizer, router) as watcher:
         step(model, optimizer, router)

@@ -216,8 +216,8 @@ class TestRefuses:
 
     def test_units_without_parameters_unless_named_otherwise(self):
         model = model_with_gradients()
-        router = gr.Router(model, {"0": SPEC, "1": SPEC})
-        with pytest.raises(SiteError, match="site '1': no parameters are known"):
+        router = gr.Router(model, {"0": SPEC, "2": gr.Site(SPEC, on="input")})
+        with pytest.raises(SiteError, match="site '2': no parameters are known"):
             clip_grad_norm_per_route_(router, 1.0)
         assert set(clip_grad_norm_per_route_(router, 1.0, sites=["0"])) == set(ROWS)
 

@@ -154,7 +154,7 @@ class TestUnits:
         ("sites", "message"),
         [
             ({"0": gr.Site(SPEC, on="input")}, "site '0': no parameters .*: it masks what the modules before it learn"),
-            ({"1": SPEC}, r"site '1': no parameters .*: those of a Tanh are not known.*sites=\[\.\.\.\]"),
+            ({"1": SPEC}, r"site '1': no parameters .*: those of a GLU are not known.*sites=\[\.\.\.\]"),
             (
                 {"": gr.Site(gr.RoutingSpec({"retain": 0, "forget": ()}, 1), on="input", level="parameters")},
                 "site '': no parameters .*: those of a Sequential are not known",  # its biases read nothing
@@ -167,7 +167,7 @@ class TestUnits:
         ],
     )
     def test_that_no_parameters_are_known_to_belong_to_are_refused(self, sites, message):
-        model = nn.Sequential(nn.Linear(4, 7), nn.Tanh())
+        model = nn.Sequential(nn.Linear(4, 7), nn.GLU())
         optimizer = OPTIMIZERS["AdamW"](model.parameters())
         router = gr.Router(model, sites)
         with pytest.raises(SiteError, match=message):

@@ -2,7 +2,9 @@
 
 import copy
 
+import pytest
 import torch
+from torch import nn
 
 import gradroute as gr
 from unit.router.small import SPEC, bias_gradient, mlp
@@ -20,6 +22,26 @@ class TestOrder:
             model(torch.ones(2, 2))
         penalty[0].backward()
         assert model[0].bias.grad.ne(0).tolist() == [False, True, False]
+
+
+class Keeps(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        self.given, self.made = x, x * self.scale
+        return self.made
+
+
+@pytest.mark.parametrize("on", ["output", "input"])
+@pytest.mark.parametrize("level", ["activations", "parameters"])
+def test_a_routed_tensor_is_not_copied(level, on):
+    model, x = Keeps(), torch.ones(2, 3, requires_grad=True)
+    with gr.Router(model, {"": gr.Site(SPEC, on=on, level=level)})(torch.tensor([0, 1])):
+        y = model(x)
+    assert model.given.data_ptr() == x.data_ptr()
+    assert y.data_ptr() == model.made.data_ptr()
 
 
 class TestOn:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from ...router._attachment import AttachedSite, Labels, attachment_of
 from ...router._router import Router
 from ...unit_dims import unit_dims
 from ..harness._batches import Group, batch_size, group_by_label, length
+from ..harness._joined_routers import joined, joined_labels
 from ..harness._runs import Run, Runs, Step
 from ..harness._untouched import Untouched, norm, trainable
 from ._bypasses import Leaks
@@ -24,7 +25,14 @@ from ._report import AuditReport, Bypass, ParameterGradients, SiteGradients, fro
 __all__ = ["audit"]
 
 
-def audit(router: Router, step: Step, batch: Any, labels: Labels, *, allow: Collection[str] = ()) -> AuditReport:
+def audit(
+    router: Router | Sequence[Router],
+    step: Step,
+    batch: Any,
+    labels: Labels | Sequence[Labels],
+    *,
+    allow: Collection[str] = (),
+) -> AuditReport:
     """Measure where the gradient of each label goes, and name what a label trains although its route leaves it out.
 
     The step is run again and again, on the examples of one label at a time, with routing and without it. Model,
@@ -42,7 +50,7 @@ def audit(router: Router, step: Step, batch: Any, labels: Labels, *, allow: Coll
     What changes or reads units of several labels belongs to all of them, and is no bypass.
 
     Args:
-        router: The router.
+        router: The router; or several on one model, whose masks are all on while each site is looked at.
         step: ``step(batch)``, the loss of a batch: a scalar tensor with a graph, a mean or a sum over examples. It must
             not call ``backward()``. It may use the router itself.
         batch: What `step` takes: any nest of tuples, lists, dicts and dataclasses, every tensor in it with the batch
@@ -53,6 +61,9 @@ def audit(router: Router, step: Step, batch: Any, labels: Labels, *, allow: Coll
             With one label per token nobody can say which gradient of a parameter is whose, since the loss of a token
             depends on those around it. So each label is tried on all tokens of the examples in which it occurs. The
             bypasses are the same; the numbers are those of such examples.
+
+            For several routers: one tensor for all of them, if their specs name the same labels; or a list with the
+            labels of each, one label for each example. Where these differ, a label of the report is a tuple of them.
         allow: Bypasses that are meant to be: globs over the names of targets, or kinds, such as
             ``("reader", "decoder.0.bias")``. They are listed apart and do not count.
 
@@ -60,8 +71,9 @@ def audit(router: Router, step: Step, batch: Any, labels: Labels, *, allow: Coll
         The report; ``report.clean`` says whether there is no bypass.
 
     Raises:
-        LabelError: The labels do not fit the router's specs.
-        UsageError: The step returns no scalar with a graph, gradients are not finite, or the batch cannot be cut up.
+        LabelError: The labels do not fit the routers' specs, or the number of routers.
+        UsageError: The step returns no scalar with a graph, gradients are not finite, the batch cannot be cut up, or
+            several routers are not on one model.
 
     Note:
         The examples of one label are a batch of their own. Where examples meet, as in a BatchNorm in training mode or
@@ -81,7 +93,8 @@ def audit(router: Router, step: Step, batch: Any, labels: Labels, *, allow: Coll
     References:
         What leaks in published code: readers and side losses, see Cloud et al., 2024 (arXiv:2410.04332).
     """
-    return audit_knowing(Known(), router, step, batch, labels, allow=allow)
+    one = joined(router)
+    return audit_knowing(Known(), one, step, batch, joined_labels(one, labels), allow=allow)
 
 
 def audit_knowing(

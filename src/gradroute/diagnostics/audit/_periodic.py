@@ -16,6 +16,7 @@ from ...router._router import Router
 from ...spec._masks import UNLABELED
 from .._reports import label_name
 from ..harness._batches import few_of_each
+from ..harness._joined_routers import joined, joined_labels
 from ..harness._runs import Step
 from ._audit import audit_knowing
 from ._graph_paths import Kind
@@ -40,7 +41,7 @@ class PeriodicAudit:
     `every` audits come more rarely than that.
 
     Args:
-        router: The router.
+        router: The router, or several, as for `gradroute.audit`.
         step: As for `gradroute.audit`.
         every: Audit in each step whose number is a multiple of this; the first step is number 0.
         examples: The most examples of each label in an audit.
@@ -79,7 +80,7 @@ class PeriodicAudit:
 
     def __init__(
         self,
-        router: Router,
+        router: Router | Sequence[Router],
         step: Step,
         *,
         every: int = 1000,
@@ -96,7 +97,7 @@ class PeriodicAudit:
             )
         self.report: AuditReport | None = None
         self.values: dict[str, float] = {}
-        self._router = router
+        self._router = joined(router)
         self._step = step
         self._every = every
         self._examples = examples
@@ -105,7 +106,7 @@ class PeriodicAudit:
         self._log = _as_log(log)
         self._allow = tuple(allow)
         self._clock = clock
-        specs = (group.spec for group in attachment_of(router).groups)
+        specs = (group.spec for group in attachment_of(self._router).groups)
         self._labels = [*dict.fromkeys(label for spec in specs for label in spec.labels), UNLABELED]
         self._known = Known()
         self._started = 0.0
@@ -113,7 +114,7 @@ class PeriodicAudit:
         self._steps = 0
         self._warned: set[tuple[str, str]] = set()
 
-    def __call__(self, batch: Any, labels: Labels) -> AuditReport | None:
+    def __call__(self, batch: Any, labels: Labels | Sequence[Labels]) -> AuditReport | None:
         """Count a step, and audit where one is due: the report, or None.
 
         Call it outside of the forward pass, before or after the optimizer's step: it changes nothing.
@@ -127,7 +128,7 @@ class PeriodicAudit:
         is_first = self.report is None
         if number % self._every or (not is_first and self._spent > self._overhead * (began - self._started)):
             return None
-        part, few = few_of_each(self._router, batch, labels, self._examples)
+        part, few = few_of_each(self._router, batch, joined_labels(self._router, labels), self._examples)
         self.report = audit_knowing(self._known, self._router, self._step, part, few, allow=self._allow)
         if is_first:
             self._started = self._clock()
@@ -183,7 +184,7 @@ def _as_log(log: Any) -> Log | None:
 
 # ------------------------------------------------------------------ callbacks
 
-LabelsOf = Callable[[Any], "tuple[Any, Labels]"]
+LabelsOf = Callable[[Any], "tuple[Any, Labels | Sequence[Labels]]"]
 
 
 def lightning_callback(periodic: PeriodicAudit, split: LabelsOf) -> Any:
@@ -219,7 +220,7 @@ def lightning_callback(periodic: PeriodicAudit, split: LabelsOf) -> Any:
     return AuditCallback()
 
 
-def transformers_callback(periodic: PeriodicAudit, batch: Any, labels: Labels) -> Any:
+def transformers_callback(periodic: PeriodicAudit, batch: Any, labels: Labels | Sequence[Labels]) -> Any:
     """A transformers `TrainerCallback` that audits on one batch at each step's end; its callbacks never see batches.
 
     What it finds is added to the trainer's `log_history`.

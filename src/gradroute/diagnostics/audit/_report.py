@@ -192,7 +192,7 @@ class AuditReport(tables.Report):
         """A heatmap for each site: labels by units, as routed.
 
         Raises:
-            ImportError: matplotlib is missing: ``pip install gradroute[plot]``.
+            ImportError: matplotlib is missing: ``pip install matplotlib``.
         """
         return plot_audit(self)
 

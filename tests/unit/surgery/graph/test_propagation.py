@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 import gradroute as gr
 from gradroute.errors import SiteError
@@ -63,6 +64,24 @@ from surgery_cases import (
             {"0": channels(6)},
             IMAGES,
             "a constant other than 0 .* at the padded edges",
+        ),
+        (
+            lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.ConvTranspose2d(6, 2, 3)),
+            {"0": channels(6)},
+            IMAGES,
+            "conv_transpose2d.*not known",
+        ),
+        (
+            lambda: nn.Sequential(nn.Linear(5, 8), nn.GRU(8, 4)),
+            {"0": spec(8)},
+            ROWS,
+            "gru in '1'.*not known",
+        ),
+        (
+            lambda: nn.Sequential(spectral_norm(nn.Linear(5, 8)), nn.GELU(), nn.Linear(8, 2)),
+            {"0": spec(8)},
+            ROWS,
+            "in '0.parametrizations.weight.0'.*not known",
         ),
         (lambda: nn.Sequential(nn.Linear(5, 8), nn.GLU(), nn.Linear(4, 2)), {"0": spec(8)}, ROWS, "glu.*not known"),
         (
