@@ -44,7 +44,9 @@ class Lesson(NamedTuple):
     ablates: bool
 
 
-LESSONS = st.builds(Lesson, st.booleans(), CHECKPOINT, ELSEWHERE, st.booleans(), ORDERS, some(False, False, False, True))
+LESSONS = st.builds(
+    Lesson, st.booleans(), CHECKPOINT, ELSEWHERE, st.booleans(), ORDERS, some(False, False, False, True)
+)
 
 
 @dataclasses.dataclass

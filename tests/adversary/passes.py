@@ -102,9 +102,7 @@ class Expected:
     value: Tensor
 
     @staticmethod
-    def of(
-        names: tuple[str, ...], state: dict[str, Tensor], places: list[Place], train: bool, seed: int
-    ) -> Expected:
+    def of(names: tuple[str, ...], state: dict[str, Tensor], places: list[Place], train: bool, seed: int) -> Expected:
         """The gradients by the oracle; and buffers and output of an ordinary model, unless something is ablated."""
         plain, pure = build(names).train(train), purely(build(names)).train(train)
         plain.load_state_dict(state)
