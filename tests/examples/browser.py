@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, TimeoutError, sync_playwright
 from torch import Tensor
 
 from mnist_vae.page.serve import make_server
@@ -82,6 +82,17 @@ def chromium() -> Iterator[Browser]:
             yield browser
         finally:
             browser.close()
+
+
+def take(what: Page | Locator, path: Path, **options: Any) -> None:
+    """A screenshot for people to look at. Chromium now and then never draws the frame that it waits for: so again."""
+    for last in (False, False, True):
+        try:
+            what.screenshot(path=path, timeout=30_000, **options)
+            return
+        except TimeoutError:
+            if last:
+                raise
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from browser import DESKTOP, PHONE, Watched, chromium, miss, served
+from browser import DESKTOP, PHONE, Watched, chromium, miss, served, take
 from playwright.sync_api import Browser, expect
 from torch import Tensor, nn
 
@@ -511,12 +511,12 @@ class TestLook:
         watched.draw(*DRAWINGS[5])
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=SCREENSHOTS / f"{device}-{scheme}.png", full_page=True)
+        take(page, SCREENSHOTS / f"{device}-{scheme}.png", full_page=True)
         page.locator("#from").select_option("1")
         page.locator("#to").select_option("7")
         page.locator("#blend").fill("0.6")
         watched.settle()
-        page.locator("#morph").screenshot(path=SCREENSHOTS / f"morph-{device}-{scheme}.png")
+        take(page.locator("#morph"), SCREENSHOTS / f"morph-{device}-{scheme}.png")
 
     def test_no_sideways_scrolling_at_any_width(self, opened: Watched) -> None:
         for width in (320, 360, 390, 480, 640, 768, 960, 1024, 1280, 1920):
