@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -200,11 +201,17 @@ def test_an_optimizer_for_each_part_is_an_isolation_of_the_writers() -> None:
 
 
 def test_its_optimizers_move_the_columns_that_a_whole_isolation_holds() -> None:
-    theirs, ours = with_its_optimizers(sgd, MODES), with_an_isolation(sgd, MODES, only_writers=False)
-    columns = [name for name in theirs if name.endswith((sgtm.NEURON_COLUMNS, sgtm.HEAD_COLUMNS))]
-    assert len(columns) == 2 * LAYERS
-    for name in columns:
-        assert not torch.allclose(theirs[name], ours[name])
+    """In a step of "retain", those that read forget units, by momentum and decay."""
+    moved = {}
+    for who, run in (("theirs", with_its_optimizers), ("ours", partial(with_an_isolation, only_writers=False))):
+        before, after = run(sgd, ["default"]), run(sgd, ["default", "retain"])
+        for inner, retain in ((sgtm.NEURON_COLUMNS, RETAIN_NEURONS), (sgtm.HEAD_COLUMNS, RETAIN_FEATURES)):
+            names = [name for name in before if name.endswith(inner)]
+            moved[who, inner] = [not torch.equal(before[n][:, retain:], after[n][:, retain:]) for n in names]
+            assert all(not torch.equal(before[n][:, :retain], after[n][:, :retain]) for n in names)
+    for inner in (sgtm.NEURON_COLUMNS, sgtm.HEAD_COLUMNS):
+        assert moved["theirs", inner] == [True] * LAYERS
+        assert moved["ours", inner] == [False] * LAYERS
 
 
 def test_under_adamw_an_optimizer_for_each_part_counts_its_own_steps() -> None:
