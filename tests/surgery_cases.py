@@ -208,6 +208,33 @@ class Twice(nn.Module):
         return self.last(self.act(self.first(self.first(x))))
 
 
+class UNet(nn.Module):
+    """Down and up again, with a skip connection that concatenates and the padding that makes odd sizes fit."""
+
+    def __init__(self, transposed=True):
+        super().__init__()
+        self.down = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU())
+        self.middle = nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(6, 8, 3, padding=1), nn.ReLU())
+        self.up = nn.ConvTranspose2d(8, 6, 2, stride=2) if transposed else nn.Conv2d(8, 6, 1)
+        self.transposed = transposed
+        self.decode = nn.Sequential(nn.Conv2d(12, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+        with torch.no_grad():
+            for tensor in (self.down[1].weight, self.down[1].bias, self.down[1].running_mean):
+                tensor.normal_()
+
+    def forward(self, x):
+        skip = self.down(x)
+        h = self.middle(skip)
+        if not self.transposed:
+            h = nn.functional.interpolate(h, scale_factor=2, mode="bilinear")
+        h = self.up(h)
+        rows, columns = (skip.shape[d] - h.shape[d] for d in (2, 3))
+        h = nn.functional.pad(h, [columns // 2, columns - columns // 2, rows // 2, rows - rows // 2])
+        return self.decode(torch.cat([skip, h], 1))
+
+
+ODD_IMAGES = torch.randn(2, 3, 11, 9, generator=torch.Generator().manual_seed(0))
+
 CASES = {
     "gpt2, activation": (gpt2, {"transformer.h.*.mlp.act": spec(64)}, IDS),
     "gpt2, first layer": (gpt2, {"transformer.h.*.mlp.c_fc": spec(64)}, IDS),
@@ -264,6 +291,30 @@ CASES = {
         ),
         {"0": channels(6)},
         IMAGES,
+    ),
+    "u-net, what a transposed convolution reads": (lambda: UNet().eval(), {"middle.2": channels(8)}, ODD_IMAGES),
+    "u-net, what a transposed convolution makes": (lambda: UNet().eval(), {"up": channels(6)}, ODD_IMAGES),
+    "u-net, input of a transposed convolution": (
+        lambda: UNet().eval(), {"up": gr.Site(spec(8), on="input", dim=1)}, ODD_IMAGES
+    ),
+    "u-net, what skips": (lambda: UNet().eval(), {"down.1": channels(6)}, ODD_IMAGES),
+    "u-net, interpolated": (
+        lambda: UNet(transposed=False).eval(), {"middle.2": channels(8), "up": channels(6)}, ODD_IMAGES
+    ),
+    "transposed convolutions, 1d": (
+        lambda: nn.Sequential(
+            nn.ConvTranspose1d(3, 6, 3, stride=2, output_padding=1), nn.GELU(), nn.ConvTranspose1d(6, 2, 3, bias=False)
+        ),
+        {"1": channels(6)},
+        IMAGES[..., 0],
+    ),
+    "transposed convolutions, 3d": (
+        lambda: nn.Sequential(nn.ConvTranspose3d(3, 6, 2, dilation=2), nn.ReLU(), nn.Conv3d(6, 2, 2)),
+        {"0": channels(6)},
+        IMAGES[:, :, None, :6, :6],
+    ),
+    "a transposed convolution of kernel 1, and a constant": (
+        lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.Sigmoid(), nn.ConvTranspose2d(6, 2, 1)), {"0": channels(6)}, IMAGES
     ),
     "convolution, sigmoid and mean": (
         lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.Sigmoid(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2)),

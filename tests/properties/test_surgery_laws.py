@@ -13,6 +13,7 @@ from gradroute.errors import SiteError
 from gradroute.surgery import ablate_, add_units_, contract, remove_units_
 from gradroute.surgery.graph._axis_rules import regroup
 from gradroute.testing import specs
+from gradroute.unit_dims import n_units
 
 ACTIVATIONS = [nn.ReLU(), nn.GELU(), nn.Tanh(), nn.Sigmoid(), nn.Softplus(), nn.SiLU(), nn.Softsign(), nn.PReLU()]
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
@@ -37,17 +38,29 @@ def routed(draw):
         if isinstance(module, norm):
             for tensor in (module.running_mean, module.running_var, module.weight, module.bias):
                 nn.init.uniform_(tensor, 0.5, 1.5)
+    position = draw(st.integers(0, len(between) + 1))
+    name, on = str(position), "input" if position == len(between) + 1 else "output"
     if images:
-        model, dim, x = nn.Sequential(nn.Conv2d(4, n, 3), *between, nn.Conv2d(n, 2, 2)), 1, IMAGES
+        first = draw(st.sampled_from([nn.Conv2d, nn.ConvTranspose2d]))(4, n, 3)
+        # A kernel of 1 spreads a constant that off units are worth evenly, and a transposed one of another size does not.
+        behind = nn.Sequential(*between[position:]).eval()
+        with torch.no_grad():
+            kernel = 1 if behind(torch.zeros(1, n, 1, 1)).any() else draw(st.sampled_from([1, 2]))
+        last = draw(st.sampled_from([nn.Conv2d(n, 2, 2), nn.ConvTranspose2d(n, 2, kernel)]))
+        model, dim, x = nn.Sequential(first, *between, last), 1, IMAGES
     else:
         model, dim, x = nn.Sequential(nn.Linear(4, n), *between, nn.Linear(n, 2)), -1, X
-    name = draw(st.sampled_from([str(position) for position in range(len(model))]))
-    on = "input" if int(name) == len(between) + 1 else "output"
     assume(list(model).count(model[int(name)]) == 1)  # a module that is called twice is a site twice
     router = gr.Router(model.eval(), {name: gr.Site(spec, on=on, dim=dim)})
     labels = draw(st.lists(st.sampled_from(spec.labels), min_size=1, max_size=2, unique=True))
     assume(spec.exclusive(*labels))
     return model, router, labels, x, name
+
+
+def of(layer, end, weight):
+    """A layer's weight, with the units that it writes or reads first."""
+    transposed = isinstance(layer, nn.ConvTranspose2d)
+    return weight.movedim(int((end == "input") != transposed), 0)
 
 
 def output(model, x):
@@ -68,7 +81,7 @@ EXPORTED = settings(max_examples=40, phases=[Phase.explicit, Phase.reuse, Phase.
 def test_an_ablation_for_good_is_the_ablated_model_and_nothing_else(case):
     model, router, labels, x, name = case
     module = model[int(name)]
-    own = isinstance(module, nn.Linear | nn.Conv2d | nn.BatchNorm2d)  # of a BatchNorm1d, dim=-1 may be time
+    own = isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d)  # of a BatchNorm1d, dim=-1 may be time
     before = copy.deepcopy(model.state_dict())
     with router.ablated(*labels):
         expected = output(model, x)
@@ -83,7 +96,9 @@ def test_an_ablation_for_good_is_the_ablated_model_and_nothing_else(case):
         if key in dict(model.named_buffers()):
             assert torch.equal(after[key], before[key])
         elif key == f"{last}.weight":
-            assert torch.equal(after[key][:, kept], before[key][:, kept])
+            assert torch.equal(of(model[-1], "input", after[key])[kept], of(model[-1], "input", before[key])[kept])
+        elif key == "0.weight":
+            assert torch.equal(of(model[0], "output", after[key])[kept], of(model[0], "output", before[key])[kept])
         elif after[key].shape[:1] == (spec.width,) and not key.startswith(last):
             assert torch.equal(after[key][kept], before[key][kept])
         elif key != f"{last}.bias":
@@ -122,7 +137,7 @@ def test_contracting_is_the_ablated_model_without_the_units(case):
     contracted = contract(router, *labels, example=x)
     smaller, left = contracted.model, spec.width - len(off)
     close(output(smaller, x), expected)
-    assert smaller[0].weight.shape[0] == smaller[-1].weight.shape[1] == left
+    assert len(of(smaller[0], "output", smaller[0].weight)) == len(of(smaller[-1], "input", smaller[-1].weight)) == left
     before, after = model.state_dict(), smaller.state_dict()
     for key, kept in contracted.kept.items():
         if key != f"{len(model) - 1}.bias":
@@ -144,7 +159,8 @@ def pairs(draw):
         layers, x = (nn.Linear(4, width), nn.Linear(width, 2)), X
     elif kind == "convolution":
         between += [nn.BatchNorm2d(width), nn.MaxPool2d(2)] * draw(st.booleans())
-        layers, x = (nn.Conv2d(4, width, 2), nn.Conv2d(width, 2, 2)), IMAGES
+        kinds = st.sampled_from([nn.Conv2d, nn.ConvTranspose2d])
+        layers, x = (draw(kinds)(4, width, 2), draw(kinds)(width, 2, 2)), IMAGES
     else:
         between.append(nn.Flatten())
         layers, x = (nn.Conv2d(4, width, 2), nn.Linear(16 * width, 2)), IMAGES
@@ -154,11 +170,11 @@ def pairs(draw):
 @given(pairs(), SOME)
 def test_adding_units_changes_no_output_and_removing_them_undoes_it(pair, extra):
     (producer, consumer), between, model, x = pair
-    width = producer.weight.shape[0]
+    width = n_units(producer, "output")
     expected, before = output(model, x), copy.deepcopy(model.state_dict())
     new = add_units_(producer, consumer, extra, between=between)
     assert list(range(width + extra))[new] == list(range(width, width + extra))
-    assert producer.weight.shape[0] == width + extra
+    assert n_units(producer, "output") == width + extra
     close(output(model, x), expected)
     remove_units_(producer, consumer, new, between=between)
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
@@ -167,12 +183,12 @@ def test_adding_units_changes_no_output_and_removing_them_undoes_it(pair, extra)
 @given(pairs(), st.data())
 def test_removing_units_is_what_zero_columns_compute(pair, data):
     (producer, consumer), between, model, x = pair
-    width = producer.weight.shape[0]
+    width = n_units(producer, "output")
     assume(width > 1)
     gone = data.draw(st.lists(st.integers(0, width - 1), min_size=1, max_size=width - 1, unique=True))
     zeroed = copy.deepcopy(model)
     with torch.no_grad():
-        zeroed[-1].weight.unflatten(1, (width, -1))[:, gone] = 0
+        of(zeroed[-1], "input", zeroed[-1].weight).unflatten(0, (width, -1))[gone] = 0
     remove_units_(producer, consumer, gone, between=between)
     close(output(model, x), output(zeroed, x))
 

@@ -137,7 +137,7 @@ def _own_entries(attached: AttachedSite, mask: Tensor) -> list[tuple[Tensor, int
     module, site = attached.module, attached.site
     kind, why = type(module).__name__, ""
     dims = units.unit_dims(module, site.on)
-    linear = isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    linear = isinstance(module, (nn.Linear, *units.CONVOLUTIONS, *units.TRANSPOSED_CONVOLUTIONS))
     first = tuple(argument_names(module)[:1])
     if not dims:
         why = f"of a {kind} no weights are known that make or read the units of its {site.on} alone"

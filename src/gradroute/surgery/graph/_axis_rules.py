@@ -33,9 +33,9 @@ TRANSPOSES: Final = frozenset({"permute", "transpose", "t", "numpy_T"})
 ATTENTION: Final = frozenset({"scaled_dot_product_attention", "matmul", "bmm"})
 POOLS: Final = {
     f"{kind}{n}d": n
-    for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "upsample_nearest")
+    for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "upsample_nearest", "_upsample_nearest_exact")
     for n in (1, 2, 3)
-}
+} | {"upsample_linear1d": 1, "upsample_bilinear2d": 2, "upsample_bicubic2d": 2, "upsample_trilinear3d": 3}
 
 
 class Linear(NamedTuple):
@@ -51,6 +51,7 @@ class Linear(NamedTuple):
 LINEAR: Final = {
     "addmm": Linear(x=1, weight=2, bias=0, makes=1, reads=0),
     **dict.fromkeys(("linear", "conv1d", "conv2d", "conv3d"), Linear(x=0, weight=1, bias=2, makes=0, reads=1)),
+    **{f"conv_transpose{n}d": Linear(x=0, weight=1, bias=2, makes=1, reads=0) for n in (1, 2, 3)},
 }
 
 
@@ -76,6 +77,24 @@ def edges(node: Node) -> list[Edge]:
 def channel_of(node: Node) -> int:
     """The dimension of a linear operation's input and of its output that holds the units."""
     return 1 if name_of(node).startswith("conv") else len(shape_of(node)) - 1
+
+
+def spreads_evenly(node: Node) -> bool:
+    """Whether a linear operation makes of a constant input the same at all positions: at the edges, too."""
+    name = name_of(node)
+    if not name.startswith("conv"):
+        return True
+    if name.startswith("conv_transpose"):
+        # Which of the kernel's entries reach a position, and how many, is another for each.
+        kernel = shape_of(argument(node, 1))[2:]
+        settings = [argument(node, 3, 1), *(argument(node, position, 0) for position in (4, 5))]
+        return set(kernel) == {1} and [_values(setting) for setting in settings] == [{1}, {0}, {0}]
+    padding = argument(node, 4, 0)
+    return padding == "valid" or _values(padding) == {0}
+
+
+def _values(setting: Any) -> set[Any]:
+    return set(setting) if isinstance(setting, list | tuple) else {setting}
 
 
 def regroup(
@@ -277,6 +296,17 @@ def _pool(node: Node) -> Iterator[Edge]:
     yield _along(x, node, {d: d for d in range(len(shape_of(x)) - POOLS[name_of(node)])})
 
 
+def padded_dims(node: Node) -> set[int]:
+    """The dimensions along which a padding adds or takes away positions."""
+    sizes, last = argument(node, 1), len(shape_of(node)) - 1
+    return {last - position // 2 for position, size in enumerate(sizes) if size != 0}
+
+
+def _pad(node: Node) -> Iterator[Edge]:
+    x = argument(node, 0)
+    yield _along(x, node, {d: d for d in range(len(shape_of(x))) if d not in padded_dims(node)})
+
+
 def _split(node: Node) -> Iterator[Edge]:
     x = argument(node, 0)
     yield _along(x, node, {d: d for d in range(len(shape_of(x)))})  # the parts are told apart by `getitem`
@@ -359,6 +389,7 @@ _RULES: Final[dict[str, Callable[[Node], Iterator[Edge]]]] = {
     "prelu": _prelu,
     "softmax": _softmax,
     "mean": _mean,
+    "pad": _pad,
     "expand": _pointwise,  # an operand that is stretched to a given size
     "getitem": _getitem,
     "select": _select,

@@ -129,6 +129,14 @@ def _prelu(node: Node, known: Values) -> Iterator[tuple[int, Tensor]]:
         yield dim, torch.where(values >= 0, values, values * below)
 
 
+def _pad(node: Node, known: Values) -> Iterator[tuple[int, Tensor]]:
+    x, padded = argument(node, 0), links.padded_dims(node)
+    with_constant = bool(padded) and argument(node, 2, "constant") == "constant"
+    for dim in set(_dims(x, known)) - padded:
+        values = known[x, dim]
+        yield dim, torch.where(values == (argument(node, 3) or 0.0), values, VARIES) if with_constant else values
+
+
 def _cat(node: Node, known: Values) -> Iterator[tuple[int, Tensor]]:
     over = argument(node, 1, 0) % len(shape_of(node))
     for dim in sorted({dim for part in argument(node, 0) for dim in _dims(part, known)}):
@@ -161,4 +169,5 @@ _RULES: Final[dict[str, Callable[[Node, Values], Iterator[tuple[int, Tensor]]]]]
     "batch_norm": _batch_norm,
     "prelu": _prelu,
     "cat": _cat,
+    "pad": _pad,
 }

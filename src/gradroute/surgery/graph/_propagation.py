@@ -134,12 +134,14 @@ class Flow:
             )
         if not bool(values.any()):
             return
-        padded = name_of(node).startswith("conv") and argument(node, 4, 0) not in (0, [0], [0, 0], [0, 0, 0], "valid")
-        if bias is None or padded or not {weight.name, bias.name} <= set(self._program.names):
+        even = links.spreads_evenly(node)
+        if bias is None or not even or not {weight.name, bias.name} <= set(self._program.names):
+            transposed = name_of(node).startswith("conv_transpose")
+            where = "" if even else " at each position" if transposed else " at the padded edges"
             raise SiteError(
                 f"when the units are off, {place(node)} still reads a constant other than 0 from them, since what lies "
                 "between turns 0 into that, and it has no bias that could make up for it"
-                f"{' at the padded edges' if padded and bias is not None else ''}. Put the site behind what lies "
+                f"{where if bias is not None else ''}. Put the site behind what lies "
                 "between, such as on the norm or the activation function."
             )
         yield Fold(self._program.names[weight.name], where.reads, self._program.names[bias.name], values)

@@ -46,6 +46,16 @@ CASES = {
         [(2, 4, 6), (4, 2, 2)],
         [dict.fromkeys(range(3), REFUSED)] * 2,
     ),
+    "transposed convolution": (
+        lambda x, w, b: F.conv_transpose1d(x, w, b, stride=2, output_padding=1),
+        [(2, 3, 6), (3, 5, 2), (5,)],
+        [{0: 0}, {1: 1}, {0: 1}],
+    ),
+    "grouped transposed convolution": (
+        lambda x, w: F.conv_transpose1d(x, w, groups=2),
+        [(2, 4, 6), (4, 2, 2)],
+        [dict.fromkeys(range(3), REFUSED)] * 2,
+    ),
     "embedding": (lambda w: F.embedding(torch.arange(3), w), [(3, 4)], [{1: 1}]),
     "PReLU": (lambda x, w: F.prelu(-x, w), [(2, 3, 4), (3,)], [ALL, {0: 1}]),
     "PReLU of one slope": (lambda x, w: F.prelu(-x, w), [(2, 3), (1,)], [ALL, {}]),
@@ -72,6 +82,12 @@ CASES = {
     "average pool": (lambda x: F.avg_pool2d(x, 2), [(2, 3, 4, 4)], [{0: 0, 1: 1}]),
     "adaptive max pool": (lambda x: F.adaptive_max_pool2d(x, 2), [(2, 3, 4, 4)], [None]),
     "upsampling": (lambda x: F.interpolate(x, scale_factor=2), [(2, 3, 4)], [{0: 0, 1: 1}]),
+    "upsampling of neighbours": (lambda x: F.interpolate(x, scale_factor=2, mode="nearest-exact"), [(2, 3, 4)], [{0: 0, 1: 1}]),
+    "bilinear upsampling": (
+        lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"), [(2, 3, 4, 4)], [{0: 0, 1: 1}]
+    ),
+    "padding": (lambda x: F.pad(x, [1, 0, 0, 0, 2, -1]), [(2, 3, 4, 4)], [{0: 0, 2: 2}]),
+    "padding of nothing": (lambda x: F.pad(x, [0, 0, 0, 0]), [(2, 3, 4)], [ALL]),
     "chunk": (lambda x: x.chunk(2, -1)[1], [(2, 6)], [ALL]),
     "split": (lambda x: x.split([1, 3, 2], 1)[1], [(2, 6)], [ALL]),
     "unbind": (lambda x: x.unbind(1)[2], [(2, 3, 4)], [{0: 0, 2: 1}]),
