@@ -38,6 +38,24 @@ class TestWholeParameters:
             assert all(torch.equal(*pair) is stays for pair in zip(model.parameters(), before, strict=True))
             assert bool(optimizer.state[model[1].bias]) is not stays
 
+    @pytest.mark.parametrize("on", ["output", "input"])
+    def test_belong_to_a_site_on_a_whole_tensor_as_to_one_whose_units_repeat(self, on):
+        one = gr.RoutingSpec({"retain": (), "forget": 0}, 1)
+        moved = []
+        for level in ("activations", "parameters") if on == "output" else ("parameters",):
+            for repeated in (False, True):
+                model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3), nn.ReLU())
+                site = gr.Site(one.repeat(3) if repeated else one, on=on, level=level, dim=-1 if repeated else None)
+                optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+                router = gr.Router(model, {"1": site})
+                Isolation(router, optimizer)
+                before = [parameter.detach().clone() for parameter in model.parameters()]
+                gradients_everywhere(model)
+                teach(router, RETAIN)
+                optimizer.step()
+                moved.append([not torch.equal(*pair) for pair in zip(model.parameters(), before, strict=True)])
+        assert moved == [[True, True, False, on == "input"]] * len(moved), "a bias reads nothing"
+
     def test_belong_to_the_one_unit_of_a_site_on_the_model_itself(self):
         one = gr.RoutingSpec({"retain": (), "forget": 0}, 1)
         model = Neurons()
