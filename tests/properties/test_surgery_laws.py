@@ -81,7 +81,9 @@ EXPORTED = settings(max_examples=40, phases=[Phase.explicit, Phase.reuse, Phase.
 def test_an_ablation_for_good_is_the_ablated_model_and_nothing_else(case):
     model, router, labels, x, name = case
     module = model[int(name)]
-    own = isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d)  # of a BatchNorm1d, dim=-1 may be time
+    own = isinstance(
+        module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d
+    )  # of a BatchNorm1d, dim=-1 may be time
     before = copy.deepcopy(model.state_dict())
     with router.ablated(*labels):
         expected = output(model, x)

@@ -134,7 +134,10 @@ class TestAddUnits:
                 lambda m: add_units_(nn.Conv1d(4, 8, 1), nn.ConvTranspose1d(8, 4, 1, groups=2), 2),
                 "the consumer is a grouped convolution, whose groups must stay of one size",
             ),
-            (lambda m: add_units_(nn.ConvTranspose1d(4, 8, 1, groups=2), m[4], 2), r"nn\.ConvTranspose3d \(ungrouped on its"),
+            (
+                lambda m: add_units_(nn.ConvTranspose1d(4, 8, 1, groups=2), m[4], 2),
+                r"nn\.ConvTranspose3d \(ungrouped on its",
+            ),
             (lambda m: add_units_(nn.Conv1d(4, 8, 1, groups=2), m[4], 2), "the producer is a grouped convolution"),
             (lambda m: add_units_([], m[4], 2), "expected a module or several; got none"),
             (lambda m: remove_units_(m[0], m[4], [8]), "no unit 8: they are numbered 0 to 7"),

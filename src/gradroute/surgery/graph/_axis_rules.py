@@ -31,10 +31,9 @@ POINTWISE: Final = IDENTITIES | ACTIVATIONS | SUMS | PRODUCTS
 VIEWS: Final = frozenset({"view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze", "squeeze"})
 TRANSPOSES: Final = frozenset({"permute", "transpose", "t", "numpy_T"})
 ATTENTION: Final = frozenset({"scaled_dot_product_attention", "matmul", "bmm"})
+_POOLS = ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool")
 POOLS: Final = {
-    f"{kind}{n}d": n
-    for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "upsample_nearest", "_upsample_nearest_exact")
-    for n in (1, 2, 3)
+    f"{kind}{n}d": n for kind in (*_POOLS, "upsample_nearest", "_upsample_nearest_exact") for n in (1, 2, 3)
 } | {"upsample_linear1d": 1, "upsample_bilinear2d": 2, "upsample_bicubic2d": 2, "upsample_trilinear3d": 3}
 
 
