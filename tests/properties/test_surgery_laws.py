@@ -128,8 +128,21 @@ def test_contracting_is_the_ablated_model_without_the_units(case):
     off = spec.exclusive(*labels)
     with router.ablated(*labels):
         expected = output(model, x)
+    module = model[int(name)]
+    if spec.width == 1 and router.sites[name][0].on == "output" and next(module.parameters(), None) is not None:
+        if x is IMAGES and module is model[0]:  # a kernel of 3 without padding
+            with pytest.raises(SiteError, match="may be of another shape for another input"):
+                contract(router, *labels, example=x)
+            return
+        contracted = contract(router, *labels, example=x)
+        close(output(contracted.model, x), expected)
+        assert contracted.gone == tuple(key for key in model.state_dict() if key.startswith(f"{name}."))
+        return
     if len(off) == spec.width:
-        with pytest.raises(SiteError, match="would be gone"):
+        reason = "would be gone"
+        if spec.width == 1:
+            reason = "goes on being needed" if router.sites[name][0].on == "input" else "neither parameters nor buffers"
+        with pytest.raises(SiteError, match=reason):
             contract(router, *labels, example=x)
         return
     if silent(model, name, router, x, expected):
@@ -148,6 +161,70 @@ def test_contracting_is_the_ablated_model_without_the_units(case):
             assert torch.equal(after[key], before[key].index_select(dim, torch.tensor(positions)))
     ablate_(router, *labels, example=x)
     close(output(smaller, x), output(model, x))
+
+
+class Add(nn.Module):
+    """A residual connection around something."""
+
+    def __init__(self, add):
+        super().__init__()
+        self.add = add
+
+    def forward(self, x):
+        return x + self.add(x)
+
+
+BRANCHES = [
+    lambda: nn.Linear(4, 4),
+    lambda: nn.Sequential(nn.Linear(4, 3), nn.GELU(), nn.Linear(3, 4, bias=False)),
+    lambda: nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4), nn.Tanh()),
+    lambda: nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.LayerNorm(4)),
+    lambda: nn.Sequential(nn.Linear(4, 4), nn.Sigmoid()),  # which makes something of zeros
+    lambda: Add(nn.Linear(4, 4)),
+    lambda: nn.Sequential(Add(nn.Linear(4, 4)), nn.Linear(4, 4)),
+]
+
+
+@EXPORTED
+@given(specs(max_width=1), st.data(), st.integers(0, 2**16))
+def test_a_module_that_is_taken_out_or_zeroed_is_one_that_is_ablated(spec, data, seed):
+    """For inputs of other sizes too, and what goes on learning learns the same."""
+    torch.manual_seed(seed)
+    branches = data.draw(st.lists(st.sampled_from(BRANCHES), min_size=1, max_size=3))
+    model = nn.Sequential(*(Add(make()) for make in branches), nn.Linear(4, 2)).eval()
+    gone = data.draw(st.lists(st.integers(0, len(branches) - 1), min_size=1, unique=True))
+    sites = {f"{number}.add": gr.Site(spec, dim=None) for number in gone}
+    if data.draw(st.booleans()):
+        sites = {name: gr.Site(spec, level="parameters") for name in sites}
+    labels = data.draw(st.lists(st.sampled_from(spec.labels), min_size=1, max_size=2, unique=True))
+    assume(spec.exclusive(*labels))
+    router, x, other = gr.Router(model, sites), X, torch.randn(2, 5, 4)
+    with router.ablated(*labels):
+        expected = output(model, other)
+    smaller = contract(router, *labels, example=x).model
+    close(output(smaller, other), expected)
+    inside = tuple(f"{name}." for name in sites)
+    assert {name for name, _ in smaller.named_parameters()} == {
+        name for name, _ in model.named_parameters() if not name.startswith(inside)
+    }
+    with torch.random.fork_rng(), router.ablated(*labels):
+        gradients = torch.autograd.grad(model(other).square().sum(), list(model.parameters()), allow_unused=True)
+    smaller(other).square().sum().backward()
+    for (name, _), gradient in zip(model.named_parameters(), gradients, strict=True):
+        if name.startswith(inside):
+            assert gradient is None or not gradient.any()
+        else:
+            close(smaller.get_parameter(name).grad, gradient)
+    before = copy.deepcopy(model.state_dict())
+    try:
+        ablate_(router, *labels, example=x)
+    except SiteError:  # zeros there would not do; and nothing was written
+        assert any(branches[number] in BRANCHES[4:6] for number in gone)
+        assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+        return
+    close(output(model, other), expected)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]) if not name.startswith(inside) else not tensor.any()
 
 
 @st.composite
