@@ -109,6 +109,25 @@ class Attention(nn.Module):
         return self.out((weights @ v).transpose(1, 2).flatten(2))
 
 
+class Sized(Attention):
+    """Attention that knows its number of heads, and takes their sizes from its weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_heads = 3
+
+    def forward(self, x):
+        q, k, v = (layer(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        return self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def heads_and_features(heads, features, size):
+    """The spec in which "forget" has these heads, and these features of all heads: what is left is a product."""
+    kept = [head * size + f for head in range(heads[0]) for f in range(features[0])]
+    width = heads[1] * size
+    return gr.RoutingSpec({"retain": kept, "forget": [unit for unit in range(width) if unit not in kept]}, width)
+
+
 class Grouped(Attention):
     """Attention whose four heads share two of keys and values."""
 
@@ -278,6 +297,12 @@ CASES = {
     "mlp, norm and sigmoid": (lambda: mlp(nn.Sigmoid(), norm=True), {"0": spec(8)}, ROWS),
     "mlp, softplus, site behind": (lambda: mlp(nn.Softplus()), {"2": spec(8)}, ROWS),
     "gated": (Gated, {"gate": spec(8)}, torch.randn(2, 3, 6)),
+    "new heads, and new features of all heads": (
+        Sized, {"out": gr.Site(heads_and_features((2, 3), (3, 4), 4), on="input")}, torch.randn(2, 5, 6)
+    ),
+    "new features of all heads": (
+        Sized, {"out": gr.Site(heads_and_features((3, 3), (3, 4), 4), on="input")}, torch.randn(2, 5, 6)
+    ),
     "attention by hand": (
         Attention,
         {"out": gr.Site(gr.RoutingSpec({"retain": [0, 2], "forget": 1}, 3).repeat(4), on="input")},

@@ -14,6 +14,7 @@ from gradroute.surgery import ablate_, add_units_, contract, remove_units_
 from gradroute.surgery.graph._axis_rules import regroup
 from gradroute.testing import specs
 from gradroute.unit_dims import n_units
+from surgery_cases import Sized
 
 ACTIVATIONS = [nn.ReLU(), nn.GELU(), nn.Tanh(), nn.Sigmoid(), nn.Softplus(), nn.SiLU(), nn.Softsign(), nn.PReLU()]
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
@@ -291,3 +292,31 @@ def test_values_follow_a_reshape_as_the_entries_do(data):
         for position, value in enumerate(found.tolist()):
             same = bool((rows[position] == rows[position, 0]).all())
             assert value == (rows[position, 0] if same else -1)
+
+
+@EXPORTED
+@given(st.integers(0, 2**12 - 1), st.sets(st.integers(0, 2)), st.sets(st.integers(0, 3)), st.booleans())
+def test_of_heads_and_features_goes_what_leaves_a_product_and_no_other_part(drawn, heads, features, product):
+    """Whole heads and the same features of all heads: then attention gets smaller, and stays that of the ablated one."""
+    if product:
+        off = {head * 4 + feature for head in range(3) for feature in range(4) if head in heads or feature in features}
+    else:
+        off = {unit for unit in range(12) if drawn >> unit & 1}
+    kept = torch.tensor([unit not in off for unit in range(12)]).view(3, 4)
+    is_product = torch.equal(kept, kept.any(1)[:, None] & kept.any(0))
+    assume(off)
+    torch.manual_seed(0)
+    model, x = Sized().eval(), torch.randn(2, 5, 6)
+    router = gr.Router(model, {"out": gr.Site(gr.RoutingSpec({0: sorted(off), 1: []}, 12), on="input")})
+    with router.ablated(0):
+        expected = output(model, x)
+    if len(off) == 12 or not is_product:
+        with pytest.raises(SiteError, match="would be gone|whole heads can be cut"):
+            contract(router, 0, example=x)
+    else:
+        smaller = contract(router, 0, example=x).model
+        close(output(smaller, x), expected)
+        assert smaller.out.weight.shape[1] == smaller.v.weight.shape[0] == 12 - len(off)
+        assert smaller.q.weight.shape[0] == 4 * int(kept.any(1).sum())
+    ablate_(router, 0, example=x)
+    close(output(model, x), expected)

@@ -73,7 +73,13 @@ class Site:
                     "dimension holds them, or give a spec of one unit."
                 )
         elif not isinstance(self.dim, int) or isinstance(self.dim, bool):
-            raise SiteError(f"dim must be an integer or None; got {self.dim!r}.")
+            several = (
+                " A mask over several dimensions, such as heads and their features, is one over the dimension that they "
+                "are flattened into: put the site there, as on the input of the output projection."
+                if isinstance(self.dim, tuple | list)
+                else ""
+            )
+            raise SiteError(f"dim must be an integer or None; got {self.dim!r}.{several}")
         if not all(isinstance(step, (int, str)) for step in self.path):
             raise SiteError(f"index must be an integer, a string, a tuple of these or None; got {self.index!r}.")
 

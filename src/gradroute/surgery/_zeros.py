@@ -188,10 +188,11 @@ def _made_by(program: Program, seed: Node) -> list[Cut]:
         if len(tensors) != 1 or not _keeps_zero(node):
             break
         try:
-            found = [edge.back(dim, mask) for edge in links.edges(node) if edge.b is node]
+            edges = [edge for edge in links.edges(node) if edge.b is node]
+            found = [axis for edge in edges if (axis := edge.back(dim, mask)) is not None]
         except SiteError:
             break
-        if not found or found[0] is None:
+        if len(found) != 1:
             break
         (dim, mask), node = found[0], tensors[0]
     return []

@@ -22,6 +22,7 @@ def model():
         ({"on": "outputs"}, "on must be 'output' or 'input'; got 'outputs'"),
         ({"level": "weights"}, "level must be 'activations' or 'parameters'; got 'weights'"),
         ({"dim": "1"}, "dim must be an integer or None; got '1'"),
+        ({"dim": (2, 3)}, "dim must be an integer or None; got .* put the site there, as on the input of the output"),
         ({"dim": None}, "dim=None takes the whole tensor for one unit, and the spec has 3"),
         ({"index": 1.5}, "index must be an integer, a string, a tuple of these or None; got 1.5"),
     ],

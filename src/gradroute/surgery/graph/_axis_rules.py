@@ -254,20 +254,41 @@ def _softmax(node: Node) -> Iterator[Edge]:
 
 
 def _view(node: Node) -> Iterator[Edge]:
-    def follow(old: Node, new: Node) -> Step:
+    """An edge to each dimension that units may come to lie along: whole heads, and features of all heads, say."""
+
+    def follow(old: Node, new: Node, along: int) -> Step:
         def step(dim: int, mask: Tensor) -> Axis | None:
-            for new_dim, found in regroup(mask.long(), dim, shape_of(old), shape_of(new), -1):
-                if bool((found >= 0).all()) and (shape_of(new)[new_dim] > 1 or shape_of(old)[dim] == 1):
-                    return new_dim, found.bool()
-            raise SiteError(
-                f"{place(node)} turns a tensor of shape {shape_of(old)} into {shape_of(new)}, and the units are no "
-                "whole slices of it: whole heads, or whole channels, can be cut, and no part of one."
-            )
+            found = _slices(mask, dim, shape_of(old), shape_of(new))
+            if found is None:
+                raise SiteError(
+                    f"{place(node)} turns a tensor of shape {shape_of(old)} into {shape_of(new)}, and the units are no "
+                    "whole slices of it: whole heads can be cut, whole channels, or the same features of all heads, "
+                    "and no part of one."
+                )
+            return (along, found[along]) if along in found else None
 
         return step
 
     x = argument(node, 0)
-    yield Edge(x, node, follow(x, node), follow(node, x))
+    for d in range(max(len(shape_of(x)), len(shape_of(node)))):
+        yield Edge(x, node, follow(x, node, d), follow(node, x, d))
+
+
+def _slices(mask: Tensor, dim: int, old: Sequence[int], new: Sequence[int]) -> dict[int, Tensor] | None:
+    """The whole slices of a reshaped tensor, bool [size] for some of its dimensions, that units are along one of before.
+
+    None where they are more than all of these slices.
+    """
+    found = {d: whole == 1 for d, whole in regroup(mask.long(), dim, old, new, -1) if new[d] > 1 or old[dim] == 1}
+    alone = [d for d, off in found.items() if bool(off.all())]
+    if alone:  # all of it, by whichever dimension: by one
+        return {alone[0]: found[alone[0]]}
+    covered = torch.zeros(tuple(new[d] for d in found), dtype=torch.bool)
+    for position, off in enumerate(found.values()):
+        covered |= off.view([-1 if n == position else 1 for n in range(len(found))])
+    if int(covered.sum()) * old[dim] != int(mask.sum()) * covered.numel():
+        return None
+    return {d: off for d, off in found.items() if bool(off.any())}
 
 
 def _transpose(node: Node) -> Iterator[Edge]:

@@ -107,6 +107,34 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("off", "expected"),
+    [
+        ([8, 9, 10, 11], {1: [2]}),
+        ([3, 7, 11], {2: [3]}),
+        ([3, 7, 8, 9, 10, 11], {1: [2], 2: [3]}),
+        (list(range(12)), {1: [0, 1, 2]}),
+        ([3, 7], None),
+        ([3, 7, 8, 9, 10], None),
+    ],
+    ids=["a head", "a feature of all heads", "both", "all", "a feature of some heads", "part of a head"],
+)
+def test_units_are_followed_into_whole_slices_along_each_dimension_or_not_at_all(off, expected):
+    graph = torch.export.export(Model(lambda x: x.view(2, 3, 4)), (torch.ones(2, 12),), strict=False).graph
+    [view] = [node for node in graph.nodes if node.op == "call_function"]
+    mask = torch.zeros(12, dtype=torch.bool)
+    mask[off] = True
+    if expected is None:
+        with pytest.raises(SiteError, match="whole heads can be cut, whole channels, or the same features of all heads"):
+            [edge.forth(1, mask) for edge in edges(view)]
+        return
+    found = dict(axis for edge in edges(view) if (axis := edge.forth(1, mask)) is not None)
+    assert {dim: part.nonzero().flatten().tolist() for dim, part in found.items()} == expected
+    back = [axis for dim, part in found.items() for edge in edges(view) if (axis := edge.back(dim, part)) is not None]
+    assert all(dim == 1 for dim, _ in back)
+    assert torch.equal(torch.stack([part for _, part in back]).any(0), mask)
+
+
 def follow(graph, start, axis, *, back=False):
     """The axis of the program's output that an axis of one of its inputs becomes, step by step; or backwards."""
     axes = {start: axis}
