@@ -298,10 +298,14 @@ CASES = {
     "mlp, softplus, site behind": (lambda: mlp(nn.Softplus()), {"2": spec(8)}, ROWS),
     "gated": (Gated, {"gate": spec(8)}, torch.randn(2, 3, 6)),
     "new heads, and new features of all heads": (
-        Sized, {"out": gr.Site(heads_and_features((2, 3), (3, 4), 4), on="input")}, torch.randn(2, 5, 6)
+        Sized,
+        {"out": gr.Site(heads_and_features((2, 3), (3, 4), 4), on="input")},
+        torch.randn(2, 5, 6),
     ),
     "new features of all heads": (
-        Sized, {"out": gr.Site(heads_and_features((3, 3), (3, 4), 4), on="input")}, torch.randn(2, 5, 6)
+        Sized,
+        {"out": gr.Site(heads_and_features((3, 3), (3, 4), 4), on="input")},
+        torch.randn(2, 5, 6),
     ),
     "attention by hand": (
         Attention,

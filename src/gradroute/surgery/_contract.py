@@ -114,7 +114,7 @@ def contract(router: Router, *labels: Hashable, example: Example, optimizer: Opt
     Raises:
         SpecError: No site knows one of the labels.
         SiteError: The units are used in another way: in a residual stream, in the model's output, by a norm over all
-            units (a LayerNorm), by an operation that is not known; or they are part of an attention head; or nothing
+            units (a LayerNorm), by an operation that is not known; or they are part of one attention head; or nothing
             would be left; or the units that stay make no difference on the example; or the zeros in place of a whole
             module may be of another shape for another input, or it returns more than they.
         UsageError: Nothing would go, or the optimizer cannot be carried along.

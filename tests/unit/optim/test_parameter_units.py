@@ -191,6 +191,24 @@ class TestUnits:
         with pytest.raises(SiteError, match=message):
             Isolation(router, optimizer)
 
+    @pytest.mark.parametrize("end", ["output", "input"])
+    def test_of_heads_and_features_may_be_any_set_that_no_product_gives(self, end):
+        """Two old heads of three old features, in four heads of five: what is new is an L, and stays still for "old"."""
+        old = [head * 5 + feature for head in range(2) for feature in range(3)]
+        spec = gr.RoutingSpec({"old": old, "new": [unit for unit in range(20) if unit not in old]}, 20)
+        model = nn.Linear(3, 20) if end == "output" else nn.Linear(20, 3)
+        router = gr.Router(model, {"": gr.Site(spec, on=end, level="parameters")})
+        optimizer = OPTIMIZERS["AdamW"](model.parameters())
+        Isolation(router, optimizer)
+        for names in (["old", "new"], ["old"], ["new"]):
+            optimizer.zero_grad()
+            with router(spec.encode(names)):
+                model(torch.ones(len(names), 3 if end == "output" else 20)).square().sum().backward()
+            before = model.weight.detach().clone()
+            optimizer.step()
+            moved = (model.weight != before).any(1 if end == "output" else 0).nonzero().flatten().tolist()
+            assert moved == sorted(unit for name in names for unit in spec.indices(name))
+
     def test_of_some_sites_alone_can_be_held(self):
         model = nn.Sequential(nn.Linear(4, 7), nn.Tanh(), nn.Linear(7, 7))
         optimizer = OPTIMIZERS["AdamW"](model.parameters())

@@ -125,7 +125,9 @@ def test_units_are_followed_into_whole_slices_along_each_dimension_or_not_at_all
     mask = torch.zeros(12, dtype=torch.bool)
     mask[off] = True
     if expected is None:
-        with pytest.raises(SiteError, match="whole heads can be cut, whole channels, or the same features of all heads"):
+        with pytest.raises(
+            SiteError, match="whole heads can be cut, whole channels, or the same features of all heads"
+        ):
             [edge.forth(1, mask) for edge in edges(view)]
         return
     found = dict(axis for edge in edges(view) if (axis := edge.forth(1, mask)) is not None)
