@@ -74,8 +74,8 @@ class Site:
                 )
         elif not isinstance(self.dim, int) or isinstance(self.dim, bool):
             several = (
-                " A mask over several dimensions, such as heads and their features, is one over the dimension that they "
-                "are flattened into: put the site there, as on the input of the output projection."
+                " A mask over several dimensions, such as heads and their features, is one over the dimension that "
+                "they are flattened into: put the site there, as on the input of the output projection."
                 if isinstance(self.dim, tuple | list)
                 else ""
             )

@@ -275,7 +275,7 @@ def _view(node: Node) -> Iterator[Edge]:
 
 
 def _slices(mask: Tensor, dim: int, old: Sequence[int], new: Sequence[int]) -> dict[int, Tensor] | None:
-    """The whole slices of a reshaped tensor, bool [size] for some of its dimensions, that units are along one of before.
+    """The whole slices of a reshaped tensor, bool [size] by dimension, that are the units along a dimension of before.
 
     None where they are more than all of these slices.
     """
