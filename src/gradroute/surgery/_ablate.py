@@ -70,6 +70,7 @@ def ablate_(
         momentum and averages of an optimizer that goes on, fill them again.
 
     Examples:
+        >>> from torch import nn
         >>> from gradroute import RoutingSpec
         >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1))
         >>> router = Router(model, {"0": RoutingSpec({"retain": 0, "forget": 1}, 2)})
