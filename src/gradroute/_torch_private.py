@@ -172,7 +172,12 @@ def own_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 def tensors_in(nested: Any) -> list[Tensor]:
     """The tensors in nested containers of all kinds that are registered with torch's pytrees, as outputs of models."""
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(nested) if isinstance(leaf, Tensor)]
+    return [leaf for leaf in leaves_of(nested) if isinstance(leaf, Tensor)]
+
+
+def leaves_of(nested: Any) -> list[Any]:
+    """All that nested containers of the kinds that are registered with torch's pytrees hold."""
+    return list(torch.utils._pytree.tree_leaves(nested))
 
 
 def lets_hooks_see_steps(optimizer: Any) -> bool:

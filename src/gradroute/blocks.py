@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,8 +43,9 @@ def block_sites(
     mlp: RoutingSpec | None = None,
     heads: RoutingSpec | None = None,
     fused: Fused | None = None,
+    blocks: int | slice | Iterable[int] | None = None,
 ) -> dict[str, Site]:
-    """Sites for all transformer blocks of a model, to give to a `Router`: what writes and reads neurons and heads.
+    """Sites for the transformer blocks of a model, to give to a `Router`: what writes and reads neurons and heads.
 
     Of each neuron: the weight rows and the bias that write it (in gated MLPs, of both layers that do) and the weight
     columns that read it. Of each head: its rows in the projections to queries, keys and values, with their biases, and
@@ -68,13 +69,17 @@ def block_sites(
             ``"projections"`` for the queries of all heads, then all keys, then all values (nanoGPT, MPT, timm's ViT);
             ``"heads"`` for all three of one head, then of the next (GPT-NeoX, BLOOM, Persimmon). GPT-2's is known.
             Other orders, such as CodeGen's, need sites of their own.
+        blocks: Only these blocks: a number, several, a range or a slice, counted as in a list: from 0, and -1 is the
+            last. An encoder's blocks and a decoder's are counted in one row, in the order in which the model holds
+            them. None: all.
 
     Returns:
         A site for each layer, by its qualified name.
 
     Raises:
         SiteError: No spec was given, no block was found, or a block is built in another way, such as on
-            `nn.MultiheadAttention`, whose weights are no modules; or `fused` is needed.
+            `nn.MultiheadAttention`, whose weights are no modules; or `fused` is needed; or `blocks` names one that does
+            not exist or that is built in another way than the others, or none at all.
         SpecError: A spec's width is not the number of neurons or heads.
 
     Examples:
@@ -92,7 +97,7 @@ def block_sites(
     if mlp is None and heads is None:
         raise SiteError("block_sites needs a spec: mlp= over a block's neurons, or heads= over its attention heads.")
     sites: dict[str, Site] = {}
-    for block, projections in _blocks(model).items():
+    for block, projections in _chosen(_blocks(model), blocks).items():
         layers = {name: model.get_submodule(name) for name in (*projections.up, *projections.heads)}
         if mlp is not None:
             for name in projections.up:
@@ -170,21 +175,22 @@ def _grouped(spec: RoutingSpec, size: int) -> RoutingSpec:
 # ------------------------------------------------------------------ finding the blocks
 
 
-def _blocks(model: nn.Module) -> dict[str, _Projections]:
-    found: dict[str, _Projections] = {}
+def _blocks(model: nn.Module) -> dict[str, _Projections | str]:
+    """The blocks by name, each with its projections; or with what is not as expected, beside others that are."""
+    found: dict[str, _Projections | str] = {}
     reasons: list[str] = []
     for prefix, module in model.named_modules():
         children = dict(module.named_children())
         repeated = isinstance(module, nn.ModuleList | nn.Sequential) and len({*map(kind_of, children.values())}) == 1
-        if not repeated or any(prefix == block or prefix.startswith(f"{block}.") for block in found):
+        within = (block for block, projections in found.items() if not isinstance(projections, str))
+        if not repeated or any(prefix == block or prefix.startswith(f"{block}.") for block in within):
             continue
-        for child, block in children.items():
-            name = f"{prefix}.{child}" if prefix else child
-            projections = _projections(name, block)
-            if isinstance(projections, str):
-                reasons.append(projections)
-            else:
-                found[name] = projections
+        names = {f"{prefix}.{child}" if prefix else child: block for child, block in children.items()}
+        projections = {name: _projections(name, block) for name, block in names.items()}
+        if all(isinstance(one, str) for one in projections.values()):
+            reasons += map(str, projections.values())
+        else:
+            found |= projections
     if found:
         return found
     why = f" Looked at: {preview(reasons, 2)}." if reasons else ""
@@ -192,6 +198,35 @@ def _blocks(model: nn.Module) -> dict[str, _Projections]:
         f"no transformer block was found in {type(model).__name__}: modules of one class in a ModuleList, each with an "
         f"MLP and an attention of linear layers.{why} Give a Router the names of the layers instead."
     )
+
+
+def _chosen(
+    found: Mapping[str, _Projections | str], blocks: int | slice | Iterable[int] | None
+) -> dict[str, _Projections]:
+    """The blocks that were asked for, in the order of the model."""
+    if blocks is None:
+        return {name: block for name, block in found.items() if not isinstance(block, str)}
+    if isinstance(blocks, slice):
+        numbers = list(range(len(found)))[blocks]
+    else:
+        numbers = [blocks] if isinstance(blocks, int) else list(blocks)
+    for number in numbers:
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise SiteError(f"blocks must be integers; got {number!r}.")
+        if not -len(found) <= number < len(found):
+            raise SiteError(
+                f"there is no block {number}: the model has {len(found)}, numbered 0 to {len(found) - 1}, or "
+                f"{-len(found)} to -1."
+            )
+    if not numbers:
+        raise SiteError(f"blocks={blocks!r} names none of the {len(found)} blocks: leave it out for all of them.")
+    chosen: dict[str, _Projections] = {}
+    for number in sorted({number % len(found) for number in numbers}):
+        name, block = list(found.items())[number]
+        if isinstance(block, str):
+            raise SiteError(f"block {number} cannot be routed as the others: {block}. Give a Router its layers' names.")
+        chosen[name] = block
+    return chosen
 
 
 def _projections(name: str, block: nn.Module) -> _Projections | str:

@@ -40,12 +40,18 @@ def _convolution(spatial: int) -> LayerFacts:
     return LayerFacts({"weight": 0, "bias": 0}, {"weight": 1}, sizes, (1, -1 - spatial))
 
 
+def _transposed_convolution(spatial: int) -> LayerFacts:
+    sizes = {("weight", 0): "in_channels", ("weight", 1): "out_channels"}
+    return LayerFacts({"weight": 1, "bias": 0}, {"weight": 0}, sizes, (1, -1 - spatial))
+
+
 def _batch_norm(*channels: int) -> LayerFacts:
     sizes = {("weight", 0): "num_features", ("running_mean", 0): "num_features"}
     return LayerFacts({"weight": 0, "bias": 0}, {"weight": 0}, sizes, channels)
 
 
 CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED_CONVOLUTIONS: Final = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 BATCH_NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 # Of these, an output unit depends on all input units, so that it matters to the others when one comes or goes.
 MIXING: Final = (
@@ -74,6 +80,9 @@ _FACTS: Final[dict[type[nn.Module], LayerFacts]] = {
     nn.Conv1d: _convolution(1),
     nn.Conv2d: _convolution(2),
     nn.Conv3d: _convolution(3),
+    nn.ConvTranspose1d: _transposed_convolution(1),
+    nn.ConvTranspose2d: _transposed_convolution(2),
+    nn.ConvTranspose3d: _transposed_convolution(3),
     nn.Embedding: LayerFacts({"weight": 1}, sizes={("weight", 1): "embedding_dim"}),
     nn.LayerNorm: _NORM_OF_FEATURES,
     nn.RMSNorm: _NORM_OF_FEATURES,
@@ -102,7 +111,7 @@ def unit_dims(module: nn.Module, on: End) -> dict[str, int] | None:
 
     ``on="output"``: what writes the units, weight rows and bias. ``on="input"``: what reads them, weight columns; a
     bias reads nothing. None where this is not known for a module of this kind, or of these settings: a parametrized
-    weight, the input of a grouped convolution.
+    weight, the input of a grouped convolution, the output of a grouped transposed one.
 
     Examples:
         >>> unit_dims(nn.Linear(3, 5), "output"), unit_dims(nn.Linear(3, 5), "input")
@@ -167,7 +176,8 @@ def _known_dims(module: nn.Module, on: End) -> Mapping[str, int] | None:
     if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and len(module.normalized_shape) != 1:
         return None
     if on == "output":
-        return facts.writers
+        # The dimension of a grouped transposed convolution counts the outputs of one group; of a plain one, its inputs.
+        return None if isinstance(module, TRANSPOSED_CONVOLUTIONS) and module.groups != 1 else facts.writers
     if isinstance(module, CONVOLUTIONS) and module.groups != 1:
         return None
     return facts.readers or None

@@ -100,3 +100,17 @@ def test_an_isolation_for_each_router_holds_the_experts_that_no_token_may_teach(
         rows = (mixture.gate.weight != before["gate.weight"]).any(1).tolist()
         assert moved == rows == ([True, True, False, False] if isolated else [True] * 4)
         assert len(held) == (5 if isolated else 0)
+
+
+def test_a_gate_whose_bias_says_so_never_chooses_an_expert() -> None:
+    mixture = page()["Mixture"]()
+    calls: list[int] = []
+    mixture.experts[3].register_forward_hook(lambda *args: calls.append(len(args[2])))
+    x = torch.randn(4, 6, 8)
+    mixture(x)
+    assert calls
+    calls.clear()
+    with torch.no_grad():
+        mixture.gate.bias[3] = -torch.inf
+    assert mixture(x).isfinite().all()
+    assert not calls

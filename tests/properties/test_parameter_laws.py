@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 import gradroute as gr
 from gradroute.router import _layer_gradients as own_layers
+from gradroute.testing import label_tensors, specs
 from gradroute.unit_dims import unit_dims
 
 WIDTH = 6  # of every routed tensor here
@@ -287,3 +288,24 @@ def test_the_fast_way_is_taken_for_known_layers(monkeypatch) -> None:
         module = case.module()
         with gr.Router(module, sites(HARD, ("output", "input"), case.dim))(labels):
             run(module, module, x)
+
+
+@given(specs(max_width=1), st.data(), st.integers(0, 2**16))
+@settings(max_examples=60)
+def test_a_whole_tensor_is_routed_as_one_whose_units_are_all_alike(spec, data, seed) -> None:
+    """Bit for bit: at both levels and ends, for each example or token, for layers, modules and embeddings."""
+    name, on = data.draw(st.sampled_from([("0", "output"), ("1", "output"), ("1", "input"), ("2", "output")]))
+    level = data.draw(st.sampled_from(["activations", "parameters"]))
+    labels = data.draw(label_tensors(spec, data.draw(st.sampled_from([(3,), (3, 4)]))))
+    tokens = torch.randint(0, 5, (3, 4))
+    found = []
+    for dim in (None, -1):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Embedding(5, 6), nn.Sequential(nn.Linear(6, 6), nn.Tanh()), nn.Linear(6, 6))
+        site = gr.Site(spec if dim is None else spec.repeat(6), on=on, level=level, dim=dim)
+        router = gr.Router(model, {name: site})
+        with router(labels):
+            y = model(tokens)
+            y.square().sum().backward()
+        found.append([y.detach(), *(parameter.grad for parameter in model.parameters())])
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))

@@ -42,7 +42,7 @@ from gradroute.errors import (
     UsageError,
 )
 from gradroute.optim import Isolation, clip_grad_norm_per_route_
-from gradroute.surgery import Contracted, ablate_, add_units_, contract, remove_units_
+from gradroute.surgery import Absent, Contracted, ablate_, add_units_, contract, remove_units_
 from gradroute.testing import assert_routed, indices, label_tensors, oracle, oracle_mask, routes, specs, tensors
 from gradroute.trainers import (
     LabelCollator,
@@ -102,10 +102,11 @@ def model() -> nn.Sequential:
 def attached(spec: gr.RoutingSpec) -> None:
     site = gr.Site(spec, on="output", level="parameters", dim=-1, index=None)
     assert_type(site.path, tuple[int | str, ...])
+    assert_type((site.axis, site.is_whole), tuple[int, bool])
     assert_type(site.spec, gr.RoutingSpec)
     assert_type(site.on, Literal["output", "input"])
     assert_type(site.level, Literal["activations", "parameters"])
-    assert_type(site.dim, int)
+    assert_type(site.dim, int | None)
     assert_type(site.index, int | str | tuple[int | str, ...] | None)
     plain = model()
     router = gr.Router(plain, {"0": [site, gr.Site(spec)], "2": gr.Site(spec, on="input")})
@@ -154,6 +155,9 @@ def surgery(spec: gr.RoutingSpec) -> None:
     assert_type(smaller.model, nn.Module)
     assert_type(smaller.optimizer, torch.optim.Optimizer | None)
     assert_type(smaller.kept, Mapping[str, Mapping[int, tuple[int, ...]]])
+    assert_type(smaller.gone, tuple[str, ...])
+    absent = Absent("Linear", [torch.ones(2, 3)], torch.ones(2, 4), dim=-1)
+    print(absent, absent.forward(torch.ones(2, 3)))
 
 
 def transformers(model: nn.Module, spec: gr.RoutingSpec) -> gr.Router:

@@ -157,7 +157,54 @@ def test_one_layer_for_queries_keys_and_values_is_routed_in_the_order_that_is_sa
     assert (~routed.any(1)).sum() == 3 * WIDTH // 4
 
 
+@pytest.mark.parametrize(
+    ("blocks", "expected"),
+    [
+        (1, [1]),
+        (-1, [3]),
+        ([2, 0], [0, 2]),
+        ([1, -3, 1], [1]),
+        (range(-2, 0), [2, 3]),
+        (slice(1, None, 2), [1, 3]),
+        ((n for n in (0, 3)), [0, 3]),
+        (None, [0, 1, 2, 3]),
+    ],
+)
+def test_only_the_blocks_that_were_asked_for_have_sites(blocks, expected) -> None:
+    model = transformers.GPT2Model(transformers.GPT2Config(vocab_size=20, n_embd=8, n_layer=4, n_head=4, n_inner=24))
+    every = block_sites(model, mlp=NEURONS, heads=HEADS)
+    sites = block_sites(model, mlp=NEURONS, heads=HEADS, blocks=blocks)
+    assert list(sites.items()) == [
+        (name, site) for name, site in every.items() if name.startswith(tuple(f"h.{number}." for number in expected))
+    ]
+    assert len(sites) == 4 * len(expected)
+
+
+def test_blocks_are_counted_where_some_are_built_in_another_way_too() -> None:
+    model = gpt2()
+    model.transformer.h[0].mlp.c_fc = nn.Identity()
+    assert len(block_sites(model, heads=HEADS)) == 2
+    assert set(block_sites(model, heads=HEADS, blocks=1)) == set(block_sites(model, heads=HEADS))
+    with pytest.raises(gr.errors.SiteError, match=r"block 0 cannot be routed as the others: transformer\.h\.0 has 3"):
+        block_sites(model, heads=HEADS, blocks=[0, 1])
+
+
 class TestMisuse:
+    @pytest.mark.parametrize(
+        ("blocks", "message"),
+        [
+            (2, "there is no block 2: the model has 2, numbered 0 to 1, or -2 to -1"),
+            ([0, -3], "there is no block -3: the model has 2"),
+            ([], r"blocks=\[\] names none of the 2 blocks"),
+            (slice(5, 9), "names none of the 2 blocks"),
+            ([0.5], r"blocks must be integers; got 0\.5"),
+            ([True], "blocks must be integers; got True"),
+        ],
+    )
+    def test_blocks_that_do_not_exist(self, blocks, message) -> None:
+        with pytest.raises(gr.errors.SiteError, match=message):
+            block_sites(gpt2(), mlp=NEURONS, blocks=blocks)
+
     def test_an_order_that_no_shape_tells(self) -> None:
         with pytest.raises(gr.errors.SiteError, match='say fused="projections".* or fused="heads".*got fused=None'):
             block_sites(gpt_neox(), heads=HEADS)

@@ -450,3 +450,10 @@ def test_schema():
     assert schema.name == "aten::linear"
     assert [argument.name for argument in schema.arguments] == ["input", "weight", "bias"]
     assert private.schema("output") is None
+
+
+def test_leaves_of():
+    one = torch.ones(1)
+    cache = object()
+    assert private.leaves_of(({"a": one, "b": [None, 2]}, cache))[0] is one
+    assert private.leaves_of(({"a": one, "b": [None, 2]}, cache))[-2:] == [2, cache]

@@ -15,6 +15,9 @@ LAYERS = {
     "Conv1d": (lambda: nn.Conv1d(3, 4, 2), (2, 3, 5)),
     "Conv2d": (lambda: nn.Conv2d(3, 4, 2), (2, 3, 5, 6)),
     "Conv3d": (lambda: nn.Conv3d(3, 4, 2), (2, 3, 5, 6, 4)),
+    "ConvTranspose1d": (lambda: nn.ConvTranspose1d(3, 4, 2, stride=2), (2, 3, 5)),
+    "ConvTranspose2d": (lambda: nn.ConvTranspose2d(3, 4, 2, output_padding=1, stride=2), (2, 3, 5, 6)),
+    "ConvTranspose3d": (lambda: nn.ConvTranspose3d(3, 4, 2, bias=False), (2, 3, 5, 6, 4)),
     "LayerNorm": (lambda: nn.LayerNorm(4), (2, 4)),
     "RMSNorm": (lambda: nn.RMSNorm(4), (2, 4)),
     "BatchNorm1d": (lambda: nn.BatchNorm1d(4), (3, 4, 2)),
@@ -63,6 +66,7 @@ def test_what_reads_a_unit_is_all_that_a_batch_of_this_unit_alone_teaches(name):
     ("layer", "on"),
     [
         (nn.Conv2d(4, 4, 2, groups=2), "input"),
+        (nn.ConvTranspose1d(4, 4, 2, groups=2), "output"),
         (nn.Embedding(3, 4), "input"),
         (nn.LayerNorm((2, 4)), "output"),
         (nn.LSTM(3, 4), "output"),
@@ -75,6 +79,17 @@ def test_of_others_it_is_not_known(layer, on):
     assert unit_dims(layer, on) is None
     with pytest.raises(SiteError, match=f"no known parameters for the units of its {on}"):
         n_units(layer, on)
+
+
+def test_groups_leave_one_end_of_a_convolution_known():
+    """Of a plain one the output, of a transposed one the input: there a whole row of the weight is one unit's."""
+    assert unit_dims(nn.Conv1d(4, 6, 2, groups=2), "output") == {"weight": 0, "bias": 0}
+    transposed = nn.ConvTranspose1d(4, 6, 2, groups=2)
+    assert unit_dims(transposed, "input") == {"weight": 0}
+    x = torch.zeros(2, 4, 5)
+    x[:, 1].normal_()
+    transposed(x).sum().backward()
+    assert transposed.weight.grad.flatten(1).any(1).nonzero().flatten().tolist() == [1]
 
 
 @pytest.mark.parametrize("dim", [0, 1, 2, -1])

@@ -86,11 +86,12 @@ def route(x: Tensor, labels: Tensor, spec: RoutingSpec, *, dim: int = -1) -> Ten
     return route_mask(x, spec.masks.resolve(labels), dim, replacing=False)
 
 
-def route_mask(x: Tensor, mask: Mask, dim: int, *, replacing: bool) -> Tensor:
+def route_mask(x: Tensor, mask: Mask, dim: int, *, replacing: bool, broadcast: bool = False) -> Tensor:
     """`route` with labels already resolved.
 
     With ``replacing=True`` the result shares x's memory without being a view of it, so that later in-place operations
-    work on it: right where the result replaces x, as in a hook.
+    work on it: right where the result replaces x, as in a hook. With ``broadcast=True`` a mask of one unit fits any
+    number of them.
     """
     if not (x.is_floating_point() or x.is_complex()):
         raise RoutingError(f"only floating tensors carry gradients to route; got {x.dtype}.")
@@ -101,7 +102,7 @@ def route_mask(x: Tensor, mask: Mask, dim: int, *, replacing: bool) -> Tensor:
             "a DTensor cannot be routed: of a sharded activation this process holds a part only. Put the site on a "
             "module whose output is gathered (tensor parallelism: output_layouts=Replicate(), use_local_output=True)."
         )
-    dim = mask.check_fits(x.shape, dim)
+    dim = mask.check_fits(x.shape, dim, broadcast=broadcast)
     mask.check_device(x.device)
     if torch.compiler.is_compiling():
         if private.is_exporting():

@@ -167,7 +167,9 @@ def _activations(attached: AttachedSite, run: Callable[[], Any], router: Router,
         run()
     if not found:
         raise SiteError(f"site {attached.name!r} did not run in this step.")
-    x = found[0].movedim(attached.site.dim, -1).double()
+    x = found[0].movedim(attached.site.axis, -1).double()
+    if attached.site.is_whole:  # of which the size tells
+        x = x.norm(dim=-1, keepdim=True)
     if len(x) != size:
         raise SiteError(f"site {attached.name!r} has {len(x)} examples first, and there are {size} labels.")
     return x.reshape(size, -1, x.shape[-1]).mean(1).cpu().numpy()

@@ -40,7 +40,7 @@ def places_of(router: Router, sites: Collection[str] | None) -> dict[nn.Paramete
     for attached in attachment_of(router).sites:
         if sites is None or attached.name in sites:
             module = modules[attached.name]
-            if _is_whole(attached.site):
+            if _is_whole(attached.site, module):
                 whole.setdefault(module, []).append(attached.group)
             else:
                 for layer in layers.of(attached.name, attached.site):
@@ -64,9 +64,9 @@ def _ancestors(path: str) -> Iterator[str]:
         yield ".".join(parts[:depth])
 
 
-def _is_whole(site: Site) -> bool:
+def _is_whole(site: Site, module: nn.Module) -> bool:
     """Whether all that is in a module, of whatever kind, belongs to the site's one unit."""
-    return site.level == "parameters" and site.on == "output" and site.spec.width == 1
+    return site.is_whole and site.on == "output" and next(module.parameters(), None) is not None
 
 
 def _owned(name: str, layer: str, site: Site, module: nn.Module) -> dict[str, int | None]:
@@ -83,7 +83,7 @@ def _owned(name: str, layer: str, site: Site, module: nn.Module) -> dict[str, in
             f"site {name!r}: no parameters are known to belong to its units alone: {why}. Put a site on the layer that "
             "writes the units, or leave this site out: sites=[...] with the names of the others."
         )
-    if site.level == "parameters" and site.spec.width == 1:
+    if site.is_whole:
         return dict.fromkeys(dims)
     where = "" if layer == name else f" of {layer!r}, which writes its units,"
     if site.dim not in channel_dims(module):

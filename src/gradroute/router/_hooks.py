@@ -33,6 +33,7 @@ class SiteHook:
         self.state = state
         self.time_first = time_first
         self.routes_parameters = attached.routes_parameters
+        self.dim, self.is_whole = attached.site.axis, attached.site.is_whole
 
     def attach(self, module: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
         """Register with the site's module."""
@@ -73,7 +74,7 @@ class SiteHook:
         return self._site_mask(masks) if len(masks) > 0 else None
 
     def _site_mask(self, masks: tuple[Mask, ...]) -> SiteMask:
-        return SiteMask(masks[self.group], self.site.dim, self.site.path, self.name, self.time_first)
+        return SiteMask(masks[self.group], self.dim, self.site.path, self.name, self.time_first)
 
     def _edit(self, masks: tuple[Mask, ...], given: Any) -> Callable[[Tensor], Tensor] | None:
         """What is to be done to the site's tensor; None where nothing is.
@@ -90,12 +91,11 @@ class SiteHook:
                 if self.time_first:
                     self._site_mask(masks).check_order(x)
                 try:
-                    x = route_mask(
-                        x, masks[self.group], self.site.dim, replacing=not guards.held_by_the_caller(x, given)
-                    )
+                    replacing = not guards.held_by_the_caller(x, given)
+                    x = route_mask(x, masks[self.group], self.dim, replacing=replacing, broadcast=self.is_whole)
                 except RoutingError as error:
                     raise type(error)(f"site {self.name!r}: {error}") from None
-            return x if kept is None else _switched_off(x, kept, self.site.dim)
+            return x if kept is None else _switched_off(x, kept, self.dim)
 
         return edit
 

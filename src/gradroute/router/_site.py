@@ -36,8 +36,10 @@ class Site:
         level: ``"activations"`` masks the gradient of the activation, for the module and all upstream of it.
             ``"parameters"`` masks what the module's *own* parameters learn, and upstream sees the whole gradient: of
             the output's units their weight rows and biases, of the input's units the weight columns that read them (a
-            bias reads nothing, and learns whole). A spec of one unit routes the module as a whole.
-        dim: The dimension that holds the units.
+            bias reads nothing, and learns whole). A spec of one unit routes the module as a whole at this level.
+        dim: The dimension that holds the units. None: no dimension does, and the one unit of the spec is the whole
+            tensor, whatever its size; labels lead its shape as with ``dim=-1``. At level ``"activations"`` this must be
+            said: there a spec of one unit with a number for `dim` expects a tensor of size 1 along it.
         index: Which tensor, where the module returns or takes several: a position in a tuple or list, a key of a
             dict, a field of a dataclass, or a tuple of these to reach into nested ones. For inputs, a position or an
             argument's name, whichever way the caller passes it. None: the output, or the first argument, is a tensor.
@@ -54,7 +56,7 @@ class Site:
     _: dataclasses.KW_ONLY
     on: Literal["output", "input"] = "output"
     level: Literal["activations", "parameters"] = "activations"
-    dim: int = -1
+    dim: int | None = -1
     index: Step | tuple[Step, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -64,10 +66,32 @@ class Site:
             raise SiteError(f"on must be 'output' or 'input'; got {self.on!r}.")
         if self.level not in ("activations", "parameters"):
             raise SiteError(f"level must be 'activations' or 'parameters'; got {self.level!r}.")
-        if not isinstance(self.dim, int) or isinstance(self.dim, bool):
-            raise SiteError(f"dim must be an integer; got {self.dim!r}.")
+        if self.dim is None:
+            if self.spec.width != 1:
+                raise SiteError(
+                    f"dim=None takes the whole tensor for one unit, and the spec has {self.spec.width}: say which "
+                    "dimension holds them, or give a spec of one unit."
+                )
+        elif not isinstance(self.dim, int) or isinstance(self.dim, bool):
+            several = (
+                " A mask over several dimensions, such as heads and their features, is one over the dimension that "
+                "they are flattened into: put the site there, as on the input of the output projection."
+                if isinstance(self.dim, tuple | list)
+                else ""
+            )
+            raise SiteError(f"dim must be an integer or None; got {self.dim!r}.{several}")
         if not all(isinstance(step, (int, str)) for step in self.path):
             raise SiteError(f"index must be an integer, a string, a tuple of these or None; got {self.index!r}.")
+
+    @property
+    def axis(self) -> int:
+        """The dimension along which the mask lies, which for a whole tensor stretches along it."""
+        return -1 if self.dim is None else self.dim
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the spec's one unit is all of the tensor, whatever its size."""
+        return self.spec.width == 1 and (self.dim is None or self.level == "parameters")
 
     @property
     def path(self) -> tuple[Step, ...]:

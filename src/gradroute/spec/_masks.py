@@ -233,9 +233,15 @@ class Mask:
             if labels == shape[: len(labels)] and len(labels) < ndim:
                 return dim
         if shape[dim] != self.width and not (broadcast and self.width == 1):
+            units = f"{self.width} units" if self.width != 1 else "one unit"
+            whole = (
+                f" Is the whole tensor the unit? Say so by Site(..., dim=None), or route by spec.repeat({shape[dim]})."
+                if self.width == 1
+                else ""
+            )
             raise LabelError(
-                f"the spec routes {self.width} units, but the tensor of shape {tuple(shape)} has {shape[dim]} along "
-                f"dim {dim}: build the spec with width={shape[dim]}, or name the right dim."
+                f"the spec routes {units}, but the tensor of shape {tuple(shape)} has {shape[dim]} along "
+                f"dim {dim}: build the spec with width={shape[dim]}, or name the right dim.{whole}"
             )
         others = shape[:dim] + shape[dim + 1 :]
         # A multi-hot or mixture row for a whole batch is refused: [n_labels] might as well be n_labels examples.

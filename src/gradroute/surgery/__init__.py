@@ -8,10 +8,14 @@ read them. On the way they compute what the units are worth there, since a funct
 result is a plan of cuts and folds (`_plan`). It is carried out by zeros or by smaller tensors (`_resize`), and the
 outputs on the example are then compared with those of the ablated model (`_verify`). An operation that is not known
 ends in an error, never in a guess.
+
+A whole module needs no following (`_whole_modules`): `contract` puts an `Absent` in its place, and `ablate_` clears its
+parameters where its own program shows that zeros make zeros.
 """
 
 from ._ablate import ablate_
+from ._absent import Absent
 from ._add_remove_units import add_units_, remove_units_
 from ._contract import Contracted, contract
 
-__all__ = ["Contracted", "ablate_", "add_units_", "contract", "remove_units_"]
+__all__ = ["Absent", "Contracted", "ablate_", "add_units_", "contract", "remove_units_"]

@@ -17,6 +17,7 @@ Layers: TypeAlias = "nn.Module | Sequence[nn.Module]"
 
 # What a new unit meets in a batch norm: such values that it passes unchanged, but for eps.
 _FRESH_NORM: Final = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
+_CONVOLUTIONS: Final = (*units.CONVOLUTIONS, *units.TRANSPOSED_CONVOLUTIONS)
 _NO_LAYERS: Final = (*units.MIXING, *units.BATCH_NORMS, nn.Embedding)
 
 # A tensor, how it changes, and the dimension whose size does.
@@ -40,8 +41,9 @@ def add_units_(
     these columns, and the next the rows behind them.
 
     Args:
-        producer: The layer whose output the units are: nn.Linear, nn.Conv1d to nn.Conv3d, or Conv1D of transformers. Or
-            several of the same width, which all get the units, such as the gate and up projections of a gated MLP.
+        producer: The layer whose output the units are: nn.Linear, nn.Conv1d to nn.Conv3d, nn.ConvTranspose1d to
+            nn.ConvTranspose3d, or Conv1D of transformers. Or several of the same width, which all get the units, such
+            as the gate and up projections of a gated MLP.
         consumer: The layer that reads them, of the same kinds; or several that all read them. A linear layer behind a
             convolution and nn.Flatten reads k features of each unit, and gets k columns for each.
         extra: How many units.
@@ -187,13 +189,14 @@ class _Chain:
         if len(widths) != 1:
             raise SiteError(f"the producers make different numbers of units: {preview(sorted(widths))}.")
         self.width = widths.pop()
-        if any(isinstance(layer, units.CONVOLUTIONS) and layer.groups != 1 for layer in producers):
-            raise SiteError("the producer is a grouped convolution, whose groups must stay of one size.")
+        for end, layers in (("producer", producers), ("consumer", consumers)):
+            if any(isinstance(layer, _CONVOLUTIONS) and layer.groups != 1 for layer in layers):
+                raise SiteError(f"the {end} is a grouped convolution, whose groups must stay of one size.")
         made = {id(getattr(layer, name)) for layer, name, _ in self.made}
         if any(id(getattr(layer, name)) in made for layer, name, _ in self.read):
             raise SiteError("one weight both makes the units and reads them: untie it first, by a copy.")
         flattened = any(isinstance(module, nn.Flatten) for module in inner)
-        flattened = flattened and all(isinstance(layer, units.CONVOLUTIONS) for layer in producers)
+        flattened = flattened and all(isinstance(layer, _CONVOLUTIONS) for layer in producers)
         for layer in consumers:
             self._check_reader(layer, flattened=flattened)
         for module in inner:

@@ -12,12 +12,13 @@ from typing import Final
 from torch import nn
 from torch.optim import Optimizer
 
-from ..errors import SiteError, UsageError
+from ..errors import SiteError, UsageError, preview
 from ..router._hooks import drop_orphans
 from ..router._router import Router
 from ._plan import Heads, Plan
 from ._resize import check_optimizer, kept, resize
 from ._verify import Example, arguments, compare, in_evaluation, model_of, off, outputs, refuse_silent
+from ._whole_modules import WholeModules, take_out
 from .graph._exported import Program, first_line
 from .graph._propagation import Flow
 
@@ -46,6 +47,8 @@ class _Kept(Mapping[str, Mapping[int, tuple[int, ...]]]):
             for name, kept in itertools.islice(self._positions.items(), 4)
         ]
         more = len(self) - len(shown)
+        if not shown:
+            return "<nothing smaller>"
         return f"<kept {'; '.join(shown)}{f'; and of {more} more' if more else ''}>"
 
 
@@ -58,6 +61,7 @@ class Contracted:
         optimizer: A copy of the optimizer for it, with the state of what is left; None where none was given.
         kept: For each parameter and buffer that got smaller, by its name, and each dimension along which it did: the
             positions that are left. What is kept elsewhere for each weight, such as a moving average, is cut by these.
+        gone: The names of the parameters and buffers of modules that were taken out as a whole.
 
     Examples:
         >>> import torch
@@ -74,10 +78,12 @@ class Contracted:
     model: nn.Module
     optimizer: Optimizer | None
     kept: Mapping[str, Mapping[int, tuple[int, ...]]]
+    gone: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         optimizer = None if self.optimizer is None else f"<{type(self.optimizer).__name__}>"
-        return f"Contracted(model=<{type(self.model).__name__}>, optimizer={optimizer}, kept={self.kept!r})"
+        gone = f", gone=<{preview(self.gone, 3)}>" if self.gone else ""
+        return f"Contracted(model=<{type(self.model).__name__}>, optimizer={optimizer}, kept={self.kept!r}{gone})"
 
 
 def contract(router: Router, *labels: Hashable, example: Example, optimizer: Optimizer | None = None) -> Contracted:
@@ -89,6 +95,10 @@ def contract(router: Router, *labels: Hashable, example: Example, optimizer: Opt
     back to the weights that make them and on to those that read them: through activation functions, batch norms, pools,
     reshapes, gates and whole attention heads. Where an activation function turns 0 into another constant, that goes
     into the bias of the layer that reads it.
+
+    A site of one unit that is all of what a module returns (``Site(..., dim=None)``, or any at level ``"parameters"``)
+    takes the module out as a whole: an `Absent` stands in its place, which returns zeros. Of such modules no program is
+    needed. A gate that chooses among experts goes on choosing one that is gone, and gets zeros.
 
     Args:
         router: A router on the model, which stays as it is.
@@ -104,8 +114,9 @@ def contract(router: Router, *labels: Hashable, example: Example, optimizer: Opt
     Raises:
         SpecError: No site knows one of the labels.
         SiteError: The units are used in another way: in a residual stream, in the model's output, by a norm over all
-            units (a LayerNorm), by an operation that is not known; or they are part of an attention head; or nothing
-            would be left; or the units that stay make no difference on the example.
+            units (a LayerNorm), by an operation that is not known; or they are part of one attention head; or nothing
+            would be left; or the units that stay make no difference on the example; or the zeros in place of a whole
+            module may be of another shape for another input, or it returns more than they.
         UsageError: Nothing would go, or the optimizer cannot be carried along.
 
     Examples:
@@ -125,15 +136,24 @@ def contract(router: Router, *labels: Hashable, example: Example, optimizer: Opt
     """
     model = model_of(router)
     found_off = off(router, labels)
-    sites = [(attached.name, attached.site.dim, keep) for attached, keep in found_off]
+    whole = WholeModules()
+    for attached, keep in found_off:
+        if len(keep) == 1:
+            whole.add(attached)
+    found_off = [(attached, keep) for attached, keep in found_off if len(keep) > 1]
+    sites = [(attached.name, attached.site.axis, keep) for attached, keep in found_off]
     if optimizer is not None:
         own = set(model.parameters())
         if any(parameter not in own for group in optimizer.param_groups for parameter in group["params"]):
             raise UsageError("the optimizer trains parameters that are not the model's: contract cannot copy these.")
     args, kwargs = arguments(example)
+    if whole.sites:
+        with in_evaluation(model, caches=True), router.ablated(*labels), whole.watching():
+            outputs(model, args, kwargs)
+    absent = whole.absent()
     with in_evaluation(model), router.ablated(*labels):
         expected = outputs(model, args, kwargs)
-        plan = Flow(Program(model, args, kwargs, sites)).plan()
+        plan = Flow(Program(model, args, kwargs, sites, absent)).plan() if sites else Plan()
     for cut in plan.cuts:
         if bool(cut.mask.all()):
             raise SiteError(
@@ -143,22 +163,26 @@ def contract(router: Router, *labels: Hashable, example: Example, optimizer: Opt
     with in_evaluation(model), router.ablated(*labels):
         refuse_silent([attached for attached, _ in found_off], model, args, kwargs, expected)
     if optimizer is not None:
-        names = plan.names
+        names = plan.names | {
+            f"{name}.{inner}" for name in absent for inner, _ in model.get_submodule(name).named_parameters()
+        }
         check_optimizer(optimizer, [parameter for name, parameter in model.named_parameters() if name in names])
     smaller, carried = copy.deepcopy((model, optimizer))
     drop_orphans(smaller)
     left = _cut(smaller, plan, carried)
+    gone = take_out(smaller, absent, carried)
     with in_evaluation(smaller):
         try:
             found = outputs(smaller, args, kwargs)
         except Exception as error:
+            why = f"or reaches into {preview(absent, 3)}, which is gone " if absent else ""
             raise SiteError(
-                "the smaller model cannot run: its forward code computes with sizes that are fixed in it "
+                f"the smaller model cannot run: its forward code computes with sizes that are fixed in it {why}"
                 f"({type(error).__name__}: {first_line(error)}). ablate_ folds the "
                 "ablation into the weights without changing a size."
             ) from error
         compare(expected, found)
-    return Contracted(smaller, carried, _Kept(left))
+    return Contracted(smaller, carried, _Kept({name: kept for name, kept in left.items() if name not in gone}), gone)
 
 
 def _cut(model: nn.Module, plan: Plan, optimizer: Optimizer | None) -> dict[str, dict[int, tuple[int, ...]]]:

@@ -112,8 +112,8 @@ def entries(module: nn.Module, on: units.End) -> dict[str, int]:
     if dims is None:
         raise SiteError(
             f"of a {type(module).__name__} it is not known which entries belong to the units of its {on}: it must be "
-            "an nn.Linear, nn.Conv1d to nn.Conv3d (ungrouped on its input), or Conv1D of transformers, and not "
-            "parametrized."
+            "an nn.Linear, nn.Conv1d to nn.Conv3d (ungrouped on its input), nn.ConvTranspose1d to nn.ConvTranspose3d "
+            "(ungrouped on its output), or Conv1D of transformers, and not parametrized."
         )
     for name in dims:
         check_writable(module, name)

@@ -57,11 +57,14 @@ def arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def in_evaluation(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, and without the cache of keys and values that transformers' models return."""
+def in_evaluation(model: nn.Module, *, caches: bool = False) -> Iterator[None]:
+    """The model in evaluation mode, and without the cache of keys and values that transformers' models return.
+
+    With ``caches=True`` it keeps one if it does so by itself.
+    """
     modes = {module: module.training for module in model.modules()}
     config = getattr(model, "config", None)
-    cached = getattr(config, "use_cache", None)
+    cached = not caches and getattr(config, "use_cache", None)
     try:
         model.eval()
         if cached:

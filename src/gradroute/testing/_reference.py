@@ -72,7 +72,7 @@ def _aligned(mask: Tensor, x: Tensor, dim: int) -> Tensor:
 
 
 def _routed(site: Site, mask: Tensor, x: Tensor) -> Tensor:
-    return masked(x, _aligned(mask, x, site.dim))
+    return masked(x, _aligned(mask, x, site.axis))
 
 
 def _route_output(site: Site, mask: Tensor, name: str, *call: Any) -> Any:
@@ -111,7 +111,7 @@ def _own(module: nn.Module, sites: list[tuple[Site, Tensor]], *args: Any, **kwar
         of_bias = _call(module, run, {**buffers, **without}, seen, named)
         of_weight = own - of_bias
         for site, mask in readers:
-            of_weight = _scaled(of_weight, _aligned(mask, of_weight, site.dim))
+            of_weight = _scaled(of_weight, _aligned(mask, of_weight, site.axis))
         own = of_bias + of_weight
     writers = [(site, mask) for site, mask in sites if site.on == "output"]
     if not writers:
@@ -124,7 +124,7 @@ def _own(module: nn.Module, sites: list[tuple[Site, Tensor]], *args: Any, **kwar
         _finite(learning[0])
     change = learning[0] - learning[0].detach()
     for site, mask in writers:
-        change = _scaled(change, _aligned(mask, change, site.dim))
+        change = _scaled(change, _aligned(mask, change, site.axis))
     return edit_output(whole, path, lambda y: y + change, site=site_name)
 
 
@@ -173,7 +173,7 @@ def argument_names_of(run: Callable[..., Any]) -> list[str]:
 
 
 def _times(site: Site, mask: Tensor, x: Tensor) -> Tensor:
-    return x * _aligned(mask, x, site.dim)
+    return x * _aligned(mask, x, site.axis)
 
 
 class _Bound(nn.Module):

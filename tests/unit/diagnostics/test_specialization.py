@@ -124,6 +124,12 @@ def test_units_are_looked_at_for_each_example_along_their_own_dimension():
     assert report.activation == ((2.0, 0.0), (0.0, 2.0))
 
 
+def test_a_whole_tensor_is_one_unit_of_its_size():
+    x = torch.tensor([[3.0, 4.0], [0.0, 0.0]] * 10)
+    site = gr.Site(gr.RoutingSpec({0: 0, 1: []}, 1), dim=None)
+    assert of_units(x, site, torch.arange(20) % 2).activation == ((5.0,), (0.0,))
+
+
 def test_the_site_that_is_asked_for_is_the_one_that_is_looked_at():
     model = Coder()
     with torch.no_grad():

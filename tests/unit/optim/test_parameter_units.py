@@ -38,6 +38,24 @@ class TestWholeParameters:
             assert all(torch.equal(*pair) is stays for pair in zip(model.parameters(), before, strict=True))
             assert bool(optimizer.state[model[1].bias]) is not stays
 
+    @pytest.mark.parametrize("on", ["output", "input"])
+    def test_belong_to_a_site_on_a_whole_tensor_as_to_one_whose_units_repeat(self, on):
+        one = gr.RoutingSpec({"retain": (), "forget": 0}, 1)
+        moved = []
+        for level in ("activations", "parameters") if on == "output" else ("parameters",):
+            for repeated in (False, True):
+                model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3), nn.ReLU())
+                site = gr.Site(one.repeat(3) if repeated else one, on=on, level=level, dim=-1 if repeated else None)
+                optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+                router = gr.Router(model, {"1": site})
+                Isolation(router, optimizer)
+                before = [parameter.detach().clone() for parameter in model.parameters()]
+                gradients_everywhere(model)
+                teach(router, RETAIN)
+                optimizer.step()
+                moved.append([not torch.equal(*pair) for pair in zip(model.parameters(), before, strict=True)])
+        assert moved == [[True, True, False, on == "input"]] * len(moved), "a bias reads nothing"
+
     def test_belong_to_the_one_unit_of_a_site_on_the_model_itself(self):
         one = gr.RoutingSpec({"retain": (), "forget": 0}, 1)
         model = Neurons()
@@ -172,6 +190,24 @@ class TestUnits:
         router = gr.Router(model, sites)
         with pytest.raises(SiteError, match=message):
             Isolation(router, optimizer)
+
+    @pytest.mark.parametrize("end", ["output", "input"])
+    def test_of_heads_and_features_may_be_any_set_that_no_product_gives(self, end):
+        """Two old heads of three old features, in four heads of five: what is new is an L, and stays still for "old"."""
+        old = [head * 5 + feature for head in range(2) for feature in range(3)]
+        spec = gr.RoutingSpec({"old": old, "new": [unit for unit in range(20) if unit not in old]}, 20)
+        model = nn.Linear(3, 20) if end == "output" else nn.Linear(20, 3)
+        router = gr.Router(model, {"": gr.Site(spec, on=end, level="parameters")})
+        optimizer = OPTIMIZERS["AdamW"](model.parameters())
+        Isolation(router, optimizer)
+        for names in (["old", "new"], ["old"], ["new"]):
+            optimizer.zero_grad()
+            with router(spec.encode(names)):
+                model(torch.ones(len(names), 3 if end == "output" else 20)).square().sum().backward()
+            before = model.weight.detach().clone()
+            optimizer.step()
+            moved = (model.weight != before).any(1 if end == "output" else 0).nonzero().flatten().tolist()
+            assert moved == sorted(unit for name in names for unit in spec.indices(name))
 
     def test_of_some_sites_alone_can_be_held(self):
         model = nn.Sequential(nn.Linear(4, 7), nn.Tanh(), nn.Linear(7, 7))

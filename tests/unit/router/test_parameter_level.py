@@ -69,6 +69,14 @@ def test_an_embedding_learns_by_route() -> None:
     assert model.weight.grad.nonzero().tolist() == [[1, 0], [3, 2]]
 
 
+def test_an_embedding_as_a_whole() -> None:
+    model = nn.Embedding(5, 4)
+    one = gr.RoutingSpec({"retain": 0, "forget": []}, 1)
+    with gr.Router(model, {"": own(one)})(torch.tensor([0, 1])):
+        model(torch.tensor([1, 3])).sum().backward()
+    assert model.weight.grad.nonzero()[:, 0].unique().tolist() == [1], "the example of label 0 learns, and it alone"
+
+
 @pytest.mark.parametrize("kind", ["known", "other"])
 def test_a_spec_of_one_unit_routes_a_module_as_a_whole(kind: str) -> None:
     """Two experts in one mixed batch: each learns from its own examples, and what is upstream from all."""

@@ -21,7 +21,9 @@ def model():
         ({"spec": {0: 0}}, "a site needs a RoutingSpec; got dict"),
         ({"on": "outputs"}, "on must be 'output' or 'input'; got 'outputs'"),
         ({"level": "weights"}, "level must be 'activations' or 'parameters'; got 'weights'"),
-        ({"dim": "1"}, "dim must be an integer; got '1'"),
+        ({"dim": "1"}, "dim must be an integer or None; got '1'"),
+        ({"dim": (2, 3)}, "dim must be an integer or None; got .* put the site there, as on the input of the output"),
+        ({"dim": None}, "dim=None takes the whole tensor for one unit, and the spec has 3"),
         ({"index": 1.5}, "index must be an integer, a string, a tuple of these or None; got 1.5"),
     ],
 )
@@ -50,6 +52,26 @@ def test_patterns_match_across_dots_and_never_the_model_itself():
     assert list(gr.Router(model(), {"*.0": SPEC}).sites) == ["encoder.0"]
     assert list(gr.Router(nn.Sequential(nn.ReLU(), nn.ReLU()), {"*": SPEC}).sites) == ["0", "1"]
     assert list(gr.Router(nn.ReLU(), {"": SPEC}).sites) == [""]
+
+
+@pytest.mark.parametrize("on", ["output", "input"])
+def test_a_spec_of_one_unit_is_not_taken_for_a_whole_tensor_unless_that_is_said(on):
+    one = gr.RoutingSpec({"a": 0, "b": []}, 1)
+    with gr.Router(model(), {"decoder": gr.Site(one, on=on)})(LABELS[:1]) as router:
+        size = 2 if on == "output" else 3
+        message = rf"'decoder': the spec routes one unit, .* has {size} along dim 1.*Site\(..., dim=None\), .*repeat\({size}\)"
+        with pytest.raises(LabelError, match=message):
+            router.model["decoder"](torch.ones(1, 3))
+
+
+def test_what_a_site_says_of_whole_tensors():
+    one = gr.RoutingSpec({"a": 0, "b": []}, 1)
+    whole = gr.Site(one, dim=None)
+    assert (whole.is_whole, whole.axis) == (True, -1)
+    assert gr.Site(one, level="parameters", dim=1).is_whole
+    assert not gr.Site(one).is_whole
+    assert not gr.Site(SPEC, level="parameters").is_whole
+    assert eval(repr(whole), {"Site": gr.Site, "RoutingSpec": gr.RoutingSpec, "Route": gr.Route}) == whole
 
 
 def test_a_module_with_two_names_is_one_site_and_answers_to_both():

@@ -8,7 +8,7 @@ from torch import nn
 
 from gradroute.errors import SiteError
 from gradroute.surgery import add_units_, remove_units_
-from surgery_cases import IDS, IMAGES, ROWS, Gated, Shared, agree, gpt2, mlp, output, resnet
+from surgery_cases import IDS, IMAGES, ODD_IMAGES, ROWS, Gated, Shared, UNet, agree, gpt2, mlp, output, resnet
 
 PAIRS = {
     "linear": (
@@ -22,6 +22,19 @@ PAIRS = {
     ),
     "gpt2": (gpt2, lambda m: (m.transformer.h[0].mlp.c_fc, m.transformer.h[0].mlp.c_proj, [m.transformer.h[0].mlp.act]), IDS),
     "gated": (Gated, lambda m: ([m.gate, m.up], m.down, []), torch.randn(2, 3, 6)),
+    "transposed": (UNet, lambda m: (m.middle[1], m.up, [m.middle[2]]), ODD_IMAGES),
+    "transposed, both": (
+        lambda: nn.Sequential(
+            nn.ConvTranspose1d(3, 4, 3, stride=2, output_padding=1), nn.Tanh(), nn.ConvTranspose1d(4, 2, 3, bias=False)
+        ),
+        lambda m: (m[0], m[2], [m[1]]),
+        IMAGES[..., 0],
+    ),
+    "transposed and flattened": (
+        lambda: nn.Sequential(nn.ConvTranspose2d(3, 4, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(4 * 324, 2)),
+        lambda m: (m[0], m[3], [m[1], m[2]]),
+        IMAGES,
+    ),
     "two readers": (Shared, lambda m: (m.first, [m.a, m.b], [m.act]), ROWS),
 }  # fmt: skip
 
@@ -117,6 +130,15 @@ class TestAddUnits:
             (lambda m: add_units_(nn.LSTM(5, 8), m[4], 2), "of a LSTM it is not known"),
             (lambda m: add_units_(nn.LayerNorm(8), m[4], 2), "LayerNorm is no layer between whose output"),
             (lambda m: add_units_([m[0], nn.Linear(5, 4)], m[4], 2), "different numbers of units: 4, 8"),
+            (
+                lambda m: add_units_(nn.Conv1d(4, 8, 1), nn.ConvTranspose1d(8, 4, 1, groups=2), 2),
+                "the consumer is a grouped convolution, whose groups must stay of one size",
+            ),
+            (
+                lambda m: add_units_(nn.ConvTranspose1d(4, 8, 1, groups=2), m[4], 2),
+                r"nn\.ConvTranspose3d \(ungrouped on its",
+            ),
+            (lambda m: add_units_(nn.Conv1d(4, 8, 1, groups=2), m[4], 2), "the producer is a grouped convolution"),
             (lambda m: add_units_([], m[4], 2), "expected a module or several; got none"),
             (lambda m: remove_units_(m[0], m[4], [8]), "no unit 8: they are numbered 0 to 7"),
             (lambda m: remove_units_(m[0], m[4], slice(None)), "all 8 units would go"),

@@ -15,6 +15,7 @@ from surgery_cases import (
     Attention,
     agree,
     gpt2,
+    heads_and_features,
     output,
     resnet,
     spec,
@@ -93,6 +94,19 @@ def test_a_forward_that_computes_with_fixed_sizes_is_refused():
     _, sites, x = CASES["attention by hand"]
     with pytest.raises(SiteError, match=r"cannot run: its forward code computes with sizes.*ablate_"):
         contract(gr.Router(Fixed(), sites), "forget", example=x)
+
+
+def test_features_of_heads_whose_size_the_code_knows_are_made_of_zeros_alone():
+    """GPT-2 computes with one size of heads, which no weight tells: `contract` refuses it, and `ablate_` can."""
+    model = gpt2()
+    spec = heads_and_features((1, 2), (7, 8), 8)
+    router = gr.Router(model, {"transformer.h.0.attn.c_proj": gr.Site(spec, on="input")})
+    with router.ablated("forget"):
+        expected = output(model, IDS)
+    with pytest.raises(SiteError, match=r"cannot run: its forward code computes with sizes that are fixed.*ablate_"):
+        contract(router, "forget", example=IDS)
+    ablate_(router, "forget", example=IDS)
+    agree(output(model, IDS), expected)
 
 
 class Averaged(nn.Module):

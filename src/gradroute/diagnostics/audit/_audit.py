@@ -17,6 +17,7 @@ from ...unit_dims import unit_dims
 from ..harness._batches import Group, batch_size, group_by_label, length
 from ..harness._joined_routers import joined, joined_labels
 from ..harness._runs import Run, Runs, Step
+from ..harness._site_probes import along_units
 from ..harness._untouched import Untouched, norm, trainable
 from ._bypasses import Leaks
 from ._ownership import Known, Ownership
@@ -166,7 +167,7 @@ def _of_tensor(attached: AttachedSite, gradients: list[Tensor | None]) -> tuple[
     squares = torch.zeros(attached.site.spec.width, dtype=torch.float64)
     for gradient in gradients:
         if gradient is not None:
-            squares += gradient.detach().double().square().movedim(attached.site.dim, 0).flatten(1).sum(1).cpu()
+            squares += along_units(gradient.detach().double().square(), attached.site).flatten(1).sum(1).cpu()
     return tuple(squares.sqrt().tolist())
 
 

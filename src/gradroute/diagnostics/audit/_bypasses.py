@@ -12,6 +12,7 @@ from ...router._attachment import attachment_of
 from ...spec._masks import Mask
 from ..harness._batches import Group
 from ..harness._runs import Run, Runs
+from ..harness._site_probes import along_units
 from ..harness._untouched import norm, trainable
 from ._experiments import module_of
 from ._graph_paths import Kind, Paths
@@ -82,7 +83,7 @@ class Leaks:
 
         if not attached.routes_parameters:
             for seen, gradient in zip(run.seen[position], run.at_sites[position], strict=True):
-                leaked = 0.0 if gradient is None else norm([gradient.movedim(attached.site.dim, 0)[~taught]])
+                leaked = 0.0 if gradient is None else norm([along_units(gradient, attached.site)[~taught]])
                 if leaked > 0 and seen.edge is not None:
                     for kind in around().kinds(seen.edge):
                         yield _Leak(attached.name, kind, leaked / norm([gradient]))

@@ -134,7 +134,7 @@ class ReaderSearch:
                 if one.site == position and original is not None and original.shape == x.shape:
                     size = original.square().mean().sqrt() if bool(original.any()) else 1.0
                     moved = original + one.size * size * noise(x, one.seed)
-                    x = torch.where(spread(one.units.to(x.device), x, attached.site.dim), moved, x)
+                    x = torch.where(spread(one.units.to(x.device), x, attached.site.axis), moved, x)
             return x
 
         reads = Reads(self._runs.router.model, found.append)

@@ -67,7 +67,7 @@ class _Search:
     def __init__(self, runs: Runs, labels: Labels, site: int, graph: Probes, uses: WeightUses) -> None:
         self._router = runs.router
         self._labels = labels
-        self._dim = attachment_of(runs.router).sites[site].site.dim
+        self._dim = attachment_of(runs.router).sites[site].site.axis
         self._seen = [(item.edge, item.like) for item in graph.seen[site] if item.edge is not None]
         self._names = list(uses.parameters)
         self._inputs: list[Any] = list(uses.parameters.values())

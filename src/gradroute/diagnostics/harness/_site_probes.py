@@ -16,6 +16,7 @@ from ...router._attachment import AttachedSite, attachment_of
 from ...router._hooks import is_of_a_router
 from ...router._nested import edit_arguments, edit_output
 from ...router._router import Router
+from ...router._site import Site
 from ...unit_dims import End
 
 Edit: TypeAlias = Callable[[AttachedSite, Tensor], Tensor]
@@ -112,6 +113,11 @@ class Probes:
         if kind == "input":
             return module.register_forward_pre_hook(lambda _, args: note(args), prepend=True)
         return module.register_forward_hook(lambda _, __, output: note(output), prepend=True)
+
+
+def along_units(tensor: Tensor, site: Site) -> Tensor:
+    """A site's tensor, or its gradient, with the units first; all of it at the one unit that is the whole tensor."""
+    return tensor.unsqueeze(0) if site.is_whole else tensor.movedim(site.axis, 0)
 
 
 def foreign_hooks(module: nn.Module) -> list[End]:

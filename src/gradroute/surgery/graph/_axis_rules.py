@@ -31,11 +31,10 @@ POINTWISE: Final = IDENTITIES | ACTIVATIONS | SUMS | PRODUCTS
 VIEWS: Final = frozenset({"view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze", "squeeze"})
 TRANSPOSES: Final = frozenset({"permute", "transpose", "t", "numpy_T"})
 ATTENTION: Final = frozenset({"scaled_dot_product_attention", "matmul", "bmm"})
+_POOLS = ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool")
 POOLS: Final = {
-    f"{kind}{n}d": n
-    for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "upsample_nearest")
-    for n in (1, 2, 3)
-}
+    f"{kind}{n}d": n for kind in (*_POOLS, "upsample_nearest", "_upsample_nearest_exact") for n in (1, 2, 3)
+} | {"upsample_linear1d": 1, "upsample_bilinear2d": 2, "upsample_bicubic2d": 2, "upsample_trilinear3d": 3}
 
 
 class Linear(NamedTuple):
@@ -51,6 +50,7 @@ class Linear(NamedTuple):
 LINEAR: Final = {
     "addmm": Linear(x=1, weight=2, bias=0, makes=1, reads=0),
     **dict.fromkeys(("linear", "conv1d", "conv2d", "conv3d"), Linear(x=0, weight=1, bias=2, makes=0, reads=1)),
+    **{f"conv_transpose{n}d": Linear(x=0, weight=1, bias=2, makes=1, reads=0) for n in (1, 2, 3)},
 }
 
 
@@ -76,6 +76,24 @@ def edges(node: Node) -> list[Edge]:
 def channel_of(node: Node) -> int:
     """The dimension of a linear operation's input and of its output that holds the units."""
     return 1 if name_of(node).startswith("conv") else len(shape_of(node)) - 1
+
+
+def spreads_evenly(node: Node) -> bool:
+    """Whether a linear operation makes of a constant input the same at all positions: at the edges, too."""
+    name = name_of(node)
+    if not name.startswith("conv"):
+        return True
+    if name.startswith("conv_transpose"):
+        # Which of the kernel's entries reach a position, and how many, is another for each.
+        kernel = shape_of(argument(node, 1))[2:]
+        settings = [argument(node, 3, 1), *(argument(node, position, 0) for position in (4, 5))]
+        return set(kernel) == {1} and [_values(setting) for setting in settings] == [{1}, {0}, {0}]
+    padding = argument(node, 4, 0)
+    return padding == "valid" or _values(padding) == {0}
+
+
+def _values(setting: Any) -> set[Any]:
+    return set(setting) if isinstance(setting, list | tuple) else {setting}
 
 
 def regroup(
@@ -236,20 +254,41 @@ def _softmax(node: Node) -> Iterator[Edge]:
 
 
 def _view(node: Node) -> Iterator[Edge]:
-    def follow(old: Node, new: Node) -> Step:
+    """An edge to each dimension that units may come to lie along: whole heads, and features of all heads, say."""
+
+    def follow(old: Node, new: Node, along: int) -> Step:
         def step(dim: int, mask: Tensor) -> Axis | None:
-            for new_dim, found in regroup(mask.long(), dim, shape_of(old), shape_of(new), -1):
-                if bool((found >= 0).all()) and (shape_of(new)[new_dim] > 1 or shape_of(old)[dim] == 1):
-                    return new_dim, found.bool()
-            raise SiteError(
-                f"{place(node)} turns a tensor of shape {shape_of(old)} into {shape_of(new)}, and the units are no "
-                "whole slices of it: whole heads, or whole channels, can be cut, and no part of one."
-            )
+            found = _slices(mask, dim, shape_of(old), shape_of(new))
+            if found is None:
+                raise SiteError(
+                    f"{place(node)} turns a tensor of shape {shape_of(old)} into {shape_of(new)}, and the units are no "
+                    "whole slices of it: whole heads can be cut, whole channels, or the same features of all heads, "
+                    "and no part of one."
+                )
+            return (along, found[along]) if along in found else None
 
         return step
 
     x = argument(node, 0)
-    yield Edge(x, node, follow(x, node), follow(node, x))
+    for d in range(max(len(shape_of(x)), len(shape_of(node)))):
+        yield Edge(x, node, follow(x, node, d), follow(node, x, d))
+
+
+def _slices(mask: Tensor, dim: int, old: Sequence[int], new: Sequence[int]) -> dict[int, Tensor] | None:
+    """The whole slices of a reshaped tensor, bool [size] by dimension, that are the units along a dimension of before.
+
+    None where they are more than all of these slices.
+    """
+    found = {d: whole == 1 for d, whole in regroup(mask.long(), dim, old, new, -1) if new[d] > 1 or old[dim] == 1}
+    alone = [d for d, off in found.items() if bool(off.all())]
+    if alone:  # all of it, by whichever dimension: by one
+        return {alone[0]: found[alone[0]]}
+    covered = torch.zeros(tuple(new[d] for d in found), dtype=torch.bool)
+    for position, off in enumerate(found.values()):
+        covered |= off.view([-1 if n == position else 1 for n in range(len(found))])
+    if int(covered.sum()) * old[dim] != int(mask.sum()) * covered.numel():
+        return None
+    return {d: off for d, off in found.items() if bool(off.any())}
 
 
 def _transpose(node: Node) -> Iterator[Edge]:
@@ -275,6 +314,17 @@ def _mean(node: Node) -> Iterator[Edge]:
 def _pool(node: Node) -> Iterator[Edge]:
     x = argument(node, 0)
     yield _along(x, node, {d: d for d in range(len(shape_of(x)) - POOLS[name_of(node)])})
+
+
+def padded_dims(node: Node) -> set[int]:
+    """The dimensions along which a padding adds or takes away positions."""
+    sizes, last = argument(node, 1), len(shape_of(node)) - 1
+    return {last - position // 2 for position, size in enumerate(sizes) if size != 0}
+
+
+def _pad(node: Node) -> Iterator[Edge]:
+    x = argument(node, 0)
+    yield _along(x, node, {d: d for d in range(len(shape_of(x))) if d not in padded_dims(node)})
 
 
 def _split(node: Node) -> Iterator[Edge]:
@@ -359,6 +409,7 @@ _RULES: Final[dict[str, Callable[[Node], Iterator[Edge]]]] = {
     "prelu": _prelu,
     "softmax": _softmax,
     "mean": _mean,
+    "pad": _pad,
     "expand": _pointwise,  # an operand that is stretched to a given size
     "getitem": _getitem,
     "select": _select,

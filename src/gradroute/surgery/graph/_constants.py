@@ -19,7 +19,7 @@ VARIES: Final = float("nan")
 
 # Of these, the result is constant wherever the first operand is.
 _PASSING: Final = frozenset(
-    {"mean", "expand", "split", "split_with_sizes", "chunk", "unbind", "getitem", "select", "slice"}
+    {"embedding", "mean", "expand", "split", "split_with_sizes", "chunk", "unbind", "getitem", "select", "slice"}
     | links.TRANSPOSES
     | {pool for pool in links.POOLS if not pool.startswith("avg")}  # which averages the padding too
 )
@@ -51,6 +51,12 @@ def _axes(node: Node, program: Program, known: Values) -> Iterator[tuple[int, Te
         tensor = program.tensors[node.name].detach()
         if tensor.ndim and tensor.numel() == max(tensor.shape):
             yield tensor.shape.index(max(tensor.shape)), tensor.flatten().cpu().double()
+        elif tensor.numel():
+            for dim in range(tensor.ndim):
+                others = [d for d in range(tensor.ndim) if d != dim]
+                yield dim, torch.where((tensor != 0).any(others).cpu(), VARIES, torch.zeros((), dtype=torch.double))
+    elif node in program.silent:
+        yield from ((dim, torch.zeros(size, dtype=torch.double)) for dim, size in enumerate(shape_of(node)))
     elif node in program.seeds:
         x = argument(node, 1)
         seed_dim, keep = program.seeds[node]
@@ -110,15 +116,42 @@ def _view(node: Node, known: Values) -> Iterator[tuple[int, Tensor]]:
         yield from links.regroup(known[x, dim], dim, shape_of(x), shape_of(node), VARIES)
 
 
+def _linear(node: Node, known: Values) -> Iterator[tuple[int, Tensor]]:
+    """Of weights that are 0, the bias is what is left."""
+    where = links.LINEAR[name_of(node)]
+    weight, bias = argument(node, where.weight), argument(node, where.bias)
+    grouped = name_of(node).startswith("conv_transpose") and argument(node, 6, 1) != 1
+    if (weight, where.makes) in known and not grouped and (bias is None or len(shape_of(bias)) == 1):
+        yield links.channel_of(node), _where_0(known[weight, where.makes], bias, known)
+
+
+def _where_0(weight: Tensor, bias: Node | None, known: Values) -> Tensor:
+    return torch.where(weight == 0, 0.0 if bias is None else _known(bias, 0, known), VARIES)
+
+
+# Of norms of one dimension, of which each entry is scaled and shifted: weight and bias, and the dimension.
+_NORMS: Final = {"layer_norm": (2, 3, -1), "rms_norm": (2, None, -1), "group_norm": (2, 3, 1)}
+
+
+def _norm(node: Node, known: Values) -> Iterator[tuple[int, Tensor]]:
+    weight_at, bias_at, dim = _NORMS[name_of(node)]
+    weight, bias = argument(node, weight_at), None if bias_at is None else argument(node, bias_at)
+    if weight is not None and len(shape_of(weight)) == 1 and (weight, 0) in known:
+        yield dim % len(shape_of(node)), _where_0(known[weight, 0], bias, known)
+
+
 def _batch_norm(node: Node, known: Values) -> Iterator[tuple[int, Tensor]]:
     x, of_batch = argument(node, 0), argument(node, 5)
-    if (x, 1) in known and not of_batch:
+    if not of_batch:
         scale, shift, mean, variance = (
             None if operand is None else _known(operand, 0, known)
             for operand in (argument(node, position) for position in range(1, 5))
         )
-        eps = argument(node, 7)
-        yield 1, nn.functional.batch_norm(known[x, 1][None], mean, variance, scale, shift, False, 0.0, eps)[0]
+        eps, before = argument(node, 7), _known(x, 1, known)[None]
+        values = nn.functional.batch_norm(before, mean, variance, scale, shift, False, 0.0, eps)[0]
+        if scale is not None:
+            values = torch.where(scale == 0, 0.0 if shift is None else shift, values)
+        yield 1, values
 
 
 def _prelu(node: Node, known: Values) -> Iterator[tuple[int, Tensor]]:
@@ -127,6 +160,14 @@ def _prelu(node: Node, known: Values) -> Iterator[tuple[int, Tensor]]:
         values = known[x, dim]
         below = _known(slope, 0, known) if dim == 1 or shape_of(slope) == (1,) else VARIES
         yield dim, torch.where(values >= 0, values, values * below)
+
+
+def _pad(node: Node, known: Values) -> Iterator[tuple[int, Tensor]]:
+    x, padded = argument(node, 0), links.padded_dims(node)
+    with_constant = bool(padded) and argument(node, 2, "constant") == "constant"
+    for dim in set(_dims(x, known)) - padded:
+        values = known[x, dim]
+        yield dim, torch.where(values == (argument(node, 3) or 0.0), values, VARIES) if with_constant else values
 
 
 def _cat(node: Node, known: Values) -> Iterator[tuple[int, Tensor]]:
@@ -158,7 +199,10 @@ def _rest(node: Node, known: Values) -> Iterator[tuple[int, Tensor]]:
 _RULES: Final[dict[str, Callable[[Node, Values], Iterator[tuple[int, Tensor]]]]] = {
     **dict.fromkeys(links.POINTWISE, _pointwise),
     **dict.fromkeys(links.VIEWS, _view),
+    **dict.fromkeys(links.LINEAR, _linear),
+    **dict.fromkeys(_NORMS, _norm),
     "batch_norm": _batch_norm,
     "prelu": _prelu,
     "cat": _cat,
+    "pad": _pad,
 }

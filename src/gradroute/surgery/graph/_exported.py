@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 import torch
@@ -27,7 +27,9 @@ class Program:
         model: The model, inside the ``with router.ablated(...)`` block.
         args: Its arguments by position.
         kwargs: Its arguments by name.
-        sites: The name of each site's module, the dimension of its units, and which of them stay on (bool [width]).
+        sites: The name of each site's module, the dimension of its units, and which of them stay on (bool [width]; one
+            for all where the spec has one unit).
+        silent: The names of modules that have sites of one unit, and of which all that comes out is off.
 
     Attributes:
         graph: The operations, in the order in which they run.
@@ -35,6 +37,8 @@ class Program:
         buffers: The names of those that are buffers.
         tensors: The tensors behind all nodes that are parameters, buffers or constants, by the name of the node.
         seeds: Where units go off: by node, the dimension, and which units stay on.
+        silent: Where all that comes out of a module goes off.
+        live: The nodes that the program's result depends on.
 
     Raises:
         SiteError: The model cannot be exported, or does not run a site.
@@ -46,6 +50,7 @@ class Program:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         sites: Sequence[tuple[str, int, Tensor]],
+        silent: Collection[str] = (),
     ) -> None:
         try:
             with torch.no_grad(), warnings.catch_warnings():
@@ -66,6 +71,11 @@ class Program:
             node: held[name] for node, name in {**self.names, **signature.inputs_to_lifted_tensor_constants}.items()
         }
         self.seeds = self._find_seeds(model, sites)
+        self.silent = set(self._find_seeds(model, [(name, -1, torch.zeros(1, dtype=torch.bool)) for name in silent]))
+        self.live: set[Node] = set()
+        for node in reversed(self.graph.nodes):
+            if node.op == "output" or node in self.live:
+                self.live |= {node, *(node.all_input_nodes if node not in self.silent else ())}
 
     def _find_seeds(self, model: nn.Module, sites: Sequence[tuple[str, int, Tensor]]) -> dict[Node, tuple[int, Tensor]]:
         """Find what the router's hooks have added to the program: ``torch.where(keep, x, 0)``."""
@@ -85,7 +95,7 @@ class Program:
                 fits = shape == tuple(len(keep) if d == dim % ndim else 1 for d in range(ndim))
                 here = modules.get(module_of(node)) is modules[name]  # a module may have several names
                 if here and fits and constant is not None and torch.equal(constant.cpu(), keep.cpu()):
-                    seeds[node] = dim % ndim, keep.cpu()
+                    seeds[node] = dim % ndim, keep.cpu().expand(shape_of(node)[dim])
                     silent.pop(name, None)
         if silent:
             raise SiteError(f"the sites {preview(silent, 3)} did not run on this example: give one that uses them.")

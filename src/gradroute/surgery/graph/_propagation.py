@@ -50,7 +50,7 @@ class Flow:
                 plan.heads.append(Heads(module_of(node), shape_of(node)[dim], int(mask.sum()), shape_of(node)[-1]))
         for node in self._program.graph.nodes:
             where = links.LINEAR.get(name_of(node))
-            if where is not None:
+            if where is not None and node in self._program.live:
                 plan.folds += self._fold(node, where)
         return plan
 
@@ -81,11 +81,14 @@ class Flow:
                     f"the units, made in {place(node)}, are part of the model's output: without them it would have "
                     "another shape. Switch the units off where the model is used: `with router.ablated(...)`."
                 )
-            if user.meta.get("val") is not None:  # and no mere assertion
+            # What leads into a module that is silent as a whole needs the units no more than a mere assertion does.
+            if user.meta.get("val") is not None and user in self._program.live:
                 self._cross(user, node, dim)
 
     def _cross(self, operation: Node, node: Node, dim: int) -> None:
         """Follow the units of one tensor through one operation, to all that it ties to them."""
+        if operation in self._program.silent:
+            return  # zeros, whatever goes in
         mask = self._masks[node, dim]
         seed = operation in self._program.seeds
         steps = []
@@ -134,12 +137,14 @@ class Flow:
             )
         if not bool(values.any()):
             return
-        padded = name_of(node).startswith("conv") and argument(node, 4, 0) not in (0, [0], [0, 0], [0, 0, 0], "valid")
-        if bias is None or padded or not {weight.name, bias.name} <= set(self._program.names):
+        even = links.spreads_evenly(node)
+        if bias is None or not even or not {weight.name, bias.name} <= set(self._program.names):
+            transposed = name_of(node).startswith("conv_transpose")
+            place_of_it = "" if even else " at each position" if transposed else " at the padded edges"
             raise SiteError(
                 f"when the units are off, {place(node)} still reads a constant other than 0 from them, since what lies "
                 "between turns 0 into that, and it has no bias that could make up for it"
-                f"{' at the padded edges' if padded and bias is not None else ''}. Put the site behind what lies "
+                f"{place_of_it if bias is not None else ''}. Put the site behind what lies "
                 "between, such as on the norm or the activation function."
             )
         yield Fold(self._program.names[weight.name], where.reads, self._program.names[bias.name], values)

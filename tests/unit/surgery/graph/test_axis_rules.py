@@ -46,6 +46,16 @@ CASES = {
         [(2, 4, 6), (4, 2, 2)],
         [dict.fromkeys(range(3), REFUSED)] * 2,
     ),
+    "transposed convolution": (
+        lambda x, w, b: F.conv_transpose1d(x, w, b, stride=2, output_padding=1),
+        [(2, 3, 6), (3, 5, 2), (5,)],
+        [{0: 0}, {1: 1}, {0: 1}],
+    ),
+    "grouped transposed convolution": (
+        lambda x, w: F.conv_transpose1d(x, w, groups=2),
+        [(2, 4, 6), (4, 2, 2)],
+        [dict.fromkeys(range(3), REFUSED)] * 2,
+    ),
     "embedding": (lambda w: F.embedding(torch.arange(3), w), [(3, 4)], [{1: 1}]),
     "PReLU": (lambda x, w: F.prelu(-x, w), [(2, 3, 4), (3,)], [ALL, {0: 1}]),
     "PReLU of one slope": (lambda x, w: F.prelu(-x, w), [(2, 3), (1,)], [ALL, {}]),
@@ -72,6 +82,12 @@ CASES = {
     "average pool": (lambda x: F.avg_pool2d(x, 2), [(2, 3, 4, 4)], [{0: 0, 1: 1}]),
     "adaptive max pool": (lambda x: F.adaptive_max_pool2d(x, 2), [(2, 3, 4, 4)], [None]),
     "upsampling": (lambda x: F.interpolate(x, scale_factor=2), [(2, 3, 4)], [{0: 0, 1: 1}]),
+    "upsampling of neighbours": (lambda x: F.interpolate(x, scale_factor=2, mode="nearest-exact"), [(2, 3, 4)], [{0: 0, 1: 1}]),
+    "bilinear upsampling": (
+        lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"), [(2, 3, 4, 4)], [{0: 0, 1: 1}]
+    ),
+    "padding": (lambda x: F.pad(x, [1, 0, 0, 0, 2, -1]), [(2, 3, 4, 4)], [{0: 0, 2: 2}]),
+    "padding of nothing": (lambda x: F.pad(x, [0, 0, 0, 0]), [(2, 3, 4)], [ALL]),
     "chunk": (lambda x: x.chunk(2, -1)[1], [(2, 6)], [ALL]),
     "split": (lambda x: x.split([1, 3, 2], 1)[1], [(2, 6)], [ALL]),
     "unbind": (lambda x: x.unbind(1)[2], [(2, 3, 4)], [{0: 0, 2: 1}]),
@@ -89,6 +105,36 @@ CASES = {
         [{0: 0, 1: 1, 2: 2}, {0: 0, 1: 1}, {0: 0, 1: 1, 3: 3}],
     ),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("off", "expected"),
+    [
+        ([8, 9, 10, 11], {1: [2]}),
+        ([3, 7, 11], {2: [3]}),
+        ([3, 7, 8, 9, 10, 11], {1: [2], 2: [3]}),
+        (list(range(12)), {1: [0, 1, 2]}),
+        ([3, 7], None),
+        ([3, 7, 8, 9, 10], None),
+    ],
+    ids=["a head", "a feature of all heads", "both", "all", "a feature of some heads", "part of a head"],
+)
+def test_units_are_followed_into_whole_slices_along_each_dimension_or_not_at_all(off, expected):
+    graph = torch.export.export(Model(lambda x: x.view(2, 3, 4)), (torch.ones(2, 12),), strict=False).graph
+    [view] = [node for node in graph.nodes if node.op == "call_function"]
+    mask = torch.zeros(12, dtype=torch.bool)
+    mask[off] = True
+    if expected is None:
+        with pytest.raises(
+            SiteError, match="whole heads can be cut, whole channels, or the same features of all heads"
+        ):
+            [edge.forth(1, mask) for edge in edges(view)]
+        return
+    found = dict(axis for edge in edges(view) if (axis := edge.forth(1, mask)) is not None)
+    assert {dim: part.nonzero().flatten().tolist() for dim, part in found.items()} == expected
+    back = [axis for dim, part in found.items() for edge in edges(view) if (axis := edge.back(dim, part)) is not None]
+    assert all(dim == 1 for dim, _ in back)
+    assert torch.equal(torch.stack([part for _, part in back]).any(0), mask)
 
 
 def follow(graph, start, axis, *, back=False):

@@ -7,6 +7,8 @@ from torch import nn
 import gradroute as gr
 from gradroute.errors import SiteError
 from gradroute.surgery import contract
+from gradroute.surgery.graph._constants import constants
+from gradroute.surgery.graph._exported import Program
 from surgery_cases import (
     ROWS,
     mlp,
@@ -35,3 +37,32 @@ def test_dropout_that_is_on_in_evaluation_makes_no_constant():
 
     with pytest.raises(SiteError, match="'last' reads the units, but not only by way of the site"):
         contract(gr.Router(Noisy(), {"first": spec(8)}), "forget", example=ROWS)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "dim", "value"),
+    [
+        (nn.Linear(3, 4), (2, 5, 3), 2, 0.5),
+        (nn.Linear(3, 4, bias=False), (2, 3), 1, 0.0),
+        (nn.Conv2d(3, 4, 2, padding=1), (2, 3, 5, 5), 1, 0.5),
+        (nn.ConvTranspose1d(3, 4, 2, stride=2), (2, 3, 5), 1, 0.5),
+        (nn.LayerNorm(4), (2, 4), 1, 0.5),
+        (nn.RMSNorm(4), (2, 4), 1, 0.0),
+        (nn.GroupNorm(2, 4), (2, 4, 5), 1, 0.5),
+        (nn.BatchNorm1d(4).eval(), (2, 4, 5), 1, 0.5),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)
+def test_of_a_unit_whose_weights_are_0_the_bias_is_left_and_of_no_other_anything_is_known(layer, shape, dim, value):
+    with torch.no_grad():
+        for name, parameter in layer.named_parameters():
+            parameter.fill_(0.5 if name == "bias" else 1.0)
+            if name == "weight":
+                parameter.select(int(isinstance(layer, nn.ConvTranspose1d)), 2).zero_()
+    x = torch.randn(shape)
+    program = Program(nn.Sequential(layer), (x,), {}, ())
+    node = next(node for node in reversed(program.graph.nodes) if node.op == "call_function")
+    known = constants(program)[node, dim]
+    assert known.isnan().tolist() == [True, True, False, True]
+    assert known[2] == value
+    assert bool((layer(x).select(dim, 2) == value).all())

@@ -66,10 +66,22 @@ from surgery_cases import (
             "a constant other than 0 .* at the padded edges",
         ),
         (
-            lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.ConvTranspose2d(6, 2, 3)),
+            lambda: nn.Sequential(nn.ConvTranspose2d(3, 6, 3), nn.ConvTranspose2d(6, 4, 3, groups=2)),
             {"0": channels(6)},
             IMAGES,
-            "conv_transpose2d.*not known",
+            "grouped convolution",
+        ),
+        (
+            lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.Sigmoid(), nn.ConvTranspose2d(6, 2, 2, stride=2)),
+            {"0": channels(6)},
+            IMAGES,
+            "a constant other than 0 .* no bias that could make up for it at each position",
+        ),
+        (
+            lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.Sigmoid(), nn.ZeroPad2d(1), nn.Conv2d(6, 2, 3)),
+            {"0": channels(6)},
+            IMAGES,
+            "reads the units, but not only by way of the site: what it reads is not known to be constant",
         ),
         (
             lambda: nn.Sequential(nn.Linear(5, 8), nn.GRU(8, 4)),
