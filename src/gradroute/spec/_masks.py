@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Final, Literal, TypeAlias
 
 import torch
@@ -36,6 +36,7 @@ class MaskTable:
         self.width = rows.shape[1]
         self.rows = rows
         self.row_of_label = row_of_label
+        self._integer_keys = integer_keys
         keys = torch.tensor(labels if integer_keys else range(len(labels)), device="cpu")
         self.row_of_key = torch.full((int(keys.max()) + 2,), len(rows), device="cpu")
         self.row_of_key[keys] = row_of_label[:-1]
@@ -47,6 +48,7 @@ class MaskTable:
         self._keys_are_rows = self.row_of_key[:-1].tolist() == list(range(len(self.row_of_key) - 1))
         self._has_gaps = bool((self.row_of_key == len(rows)).any())
         self._moved: dict[object, Tensor] = {}
+        self._parts: dict[tuple[int, int], MaskTable] = {}
 
     def dense(self) -> Tensor:
         """The mask of each label and, last, of unlabeled data: float32 [n_labels + 1, width]."""
@@ -156,6 +158,16 @@ class MaskTable:
         """Move the tables to a device ahead of use, so that compiled code finds them there."""
         self._on(device, "rows", self.rows)
         self._on(device, "row_of_key", self.row_of_key)
+
+    def part(self, start: int, size: int) -> MaskTable:
+        """The table of some consecutive units, which share its labels; of a single unit, which fits any, itself."""
+        if size == self.width or self.width == 1:
+            return self
+        if (start, size) not in self._parts:
+            rows = self.rows.narrow(1, start, size)
+            part = MaskTable(rows, self.row_of_label, self.labels, integer_keys=self._integer_keys)
+            self._parts[start, size] = part
+        return self._parts[start, size]
 
     def weights(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The distinct masks in a dtype (bool: whether the weight is not 0), on a device: [n_rows, width]."""
@@ -295,6 +307,22 @@ class Mask:
             flat = rows.index_select(0, labels if labels.ndim == 1 else labels.reshape(-1))
             keep = self._keep = flat if labels.ndim == 1 else flat.view(*labels.shape, self.table.width)
         return keep if keep.ndim == ndim else align(keep, ndim, ndim - 1)
+
+    def part(self, dim: int, starts: Sequence[int], sizes: Sequence[int]) -> Mask:
+        """The mask of a part of the routed tensor, which has its units along `dim`, counted from the front.
+
+        Args:
+            dim: The dimension of the units.
+            starts: Where the part begins, along each dimension of the tensor.
+            sizes: Its shape.
+        """
+        self._check_version()
+        labels = self.labels
+        others = [other for other in range(len(sizes)) if other != dim]
+        for position, other in enumerate(others[: len(self.shape)]):
+            labels = labels.narrow(position, starts[other], sizes[other])
+        table = self.table.part(starts[dim], sizes[dim])
+        return Mask(table, labels, self.kind, given=labels, copy=False)
 
     def taught(self) -> Tensor:
         """Which units at least one entry of the batch may teach: bool [width], on the CPU or the labels' device."""
