@@ -78,3 +78,11 @@ _SUMS = ("Partial", "_MaskPartial", "MaskPartial")  # the others: of an embeddin
 
 def _adds_up(placement: Any) -> bool:
     return placement.reduce_op in ("sum", "avg")
+
+
+def on_mesh_of(like: Any, mask: Tensor) -> Tensor:
+    """A mask as a DTensor, for where Dynamo traces, whose graph the parts would break: it multiplies DTensors alone."""
+    from torch.distributed.tensor import DTensor, Replicate  # noqa: PLC0415  # as above
+
+    mesh = like.device_mesh
+    return DTensor.from_local(mask, mesh, [Replicate()] * mesh.ndim, run_check=False)

@@ -11,7 +11,7 @@ from torch.autograd import Function
 from .. import _torch_private as private
 from ..errors import RoutingError
 from . import _operations as operations
-from ._distributed import HeldPart
+from ._distributed import HeldPart, on_mesh_of
 
 
 class RouteMask(Function):
@@ -94,7 +94,9 @@ def sum_of(value: Tensor, *parts: Tensor) -> Tensor:
 def masked(grad: Tensor, mask: Tensor) -> Tensor:
     """The gradient times a mask that broadcasts to it: differentiable, and right under every transform."""
     if private.is_distributed(grad):
-        return _MaskedParts.apply(grad, mask)  # type: ignore[no-any-return]
+        if not torch.compiler.is_dynamo_compiling():
+            return _MaskedParts.apply(grad, mask)  # type: ignore[no-any-return]
+        mask = on_mesh_of(grad, mask)
     if grad.layout == torch.sparse_coo:
         grad = grad.coalesce()
         kept = mask.expand(grad.shape).sparse_mask(grad)
