@@ -68,6 +68,11 @@ class MaskTable:
             lowest = self._check_keys(labels)
             if lowest >= 0 and self._keys_are_rows:  # the common case, in few steps
                 return Mask(self, labels, "rows", given=labels)
+        if private.is_distributed(labels):
+            raise LabelError(
+                "labels are a DTensor: give each process the labels of the whole tensor as a plain one, "
+                "labels.full_tensor(). Of these it takes the part that it needs."
+            )
         given, labels = labels, labels.detach()
         if labels.dtype.is_floating_point or labels.dtype == torch.bool:
             n = len(self.labels)
@@ -248,6 +253,7 @@ class Mask:
             raise LabelError(
                 f"the spec routes {self.width} units, but the tensor of shape {tuple(shape)} has {shape[dim]} along "
                 f"dim {dim}: build the spec with width={shape[dim]}, or name the right dim."
+                f"{_if_divided(shape[dim], self.width)}"
             )
         others = shape[:dim] + shape[dim + 1 :]
         # A multi-hot or mixture row for a whole batch is refused: [n_labels] might as well be n_labels examples.
@@ -263,7 +269,7 @@ class Mask:
             )
             raise LabelError(
                 f"labels of shape {(*self.shape, *columns)} do not fit a tensor of shape {tuple(shape)} routed along "
-                f"dim {dim}: expected {expected}.{some}"
+                f"dim {dim}: expected {expected}.{some}{_if_divided(others.numel(), self.shape.numel())}"
             )
         return dim
 
@@ -406,6 +412,17 @@ def _can_read(tensor: Tensor) -> bool:
     if private.transforms_active():
         tensor = private.unwrapped(tensor)
     return type(tensor) is Tensor and tensor.is_cpu
+
+
+def _if_divided(held: int, expected: int) -> str:
+    """For messages: what to do if a process holds a part only of what it should, as with tensor parallelism."""
+    if held >= expected or not private.several_processes():
+        return ""
+    return (
+        " But if tensor parallelism or sequence parallelism has divided the tensor, and this process holds a part of "
+        "it: put the site on a layer that parallelize_module was told of, whose output is seen while it is a DTensor, "
+        "and make the router after parallelize_module; or keep DTensors between the layers, use_local_output=False."
+    )
 
 
 def unknown_label(label: object, labels: tuple[Hashable, ...]) -> str:
