@@ -33,8 +33,13 @@ PLANS: dict[str, Plan] = {
     },
 }
 
+#: Those whose first layer gives a plain tensor of the units that a process holds: no tensor for the functional form.
+LOCAL_PLANS = ("columns and rows", "partial sums, divided")
 
-def divided(form: str, plan: str, mesh: DeviceMesh, *, level: str = "activations", router_first: bool = False) -> Routed:
+
+def divided(
+    form: str, plan: str, mesh: DeviceMesh, *, level: str = "activations", router_first: bool = False
+) -> Routed:
     """The network in one form, divided over a mesh before its router is made, or after."""
     there = sites(SPEC) if level == "parameters" else None
     if not router_first:

@@ -8,12 +8,10 @@ import torch
 
 from composition import parallel_block, parameter_forms
 from composition.forms import FORMS, assert_same, batch, expected_gradients
-from composition.parallel_forms import PLANS
+from composition.parallel_forms import LOCAL_PLANS, PLANS
 from composition.two_processes import run_in_two_processes
 
 SCRIPT = Path(__file__).parent / "scripts" / "tensor_parallel.py"
-#: Where the functional form meets what a process holds of the units, as a plain tensor.
-LOCAL = ("columns and rows", "partial sums, divided")
 pytestmark = pytest.mark.xdist_group("distributed")
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -26,7 +24,7 @@ def found(tmp_path_factory: pytest.TempPathFactory):
 
 def shown_by(plan: str, form: str, level: str = "") -> pytest.MarkDecorator:
     title = f"{level}tensor parallelism (`parallelize_module`): {plan}"
-    if form == "functional" and plan in LOCAL:
+    if form == "functional" and plan in LOCAL_PLANS:
         return pytest.mark.refuses(title, forms=[form])
     return pytest.mark.supports(title, forms=[form])
 
@@ -40,7 +38,7 @@ def test_two_processes_give_the_gradients_of_one(found, plan: str, form: str) ->
     got = found["forms"][form, plan, "activations", False]
     if isinstance(got, str):
         assert form == "functional"
-        assert plan in LOCAL
+        assert plan in LOCAL_PLANS
         assert "routes 6 units, but the tensor of shape (16, 3) has 3" in got
         assert "tensor parallelism" in got
         assert "use_local_output=False" in got
@@ -71,10 +69,7 @@ def title_of(name: str) -> str:
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=pytest.mark.supports(title_of(name), forms=["router"]))
-        for name in parallel_block.CASES
-    ],
+    [pytest.param(name, marks=pytest.mark.supports(title_of(name), forms=["router"])) for name in parallel_block.CASES],
 )
 def test_sites_all_over_a_divided_block_route_as_in_one_process(found, name: str) -> None:
     expected = parallel_block.gradients(parallel_block.CASES[name])

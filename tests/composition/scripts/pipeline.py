@@ -1,0 +1,93 @@
+"""Pipelines of two processes, with each schedule in the forms that take labels as an argument; rank 0 saves all gradients.
+
+PYTHONPATH=tests torchrun --nproc_per_node=2 tests/composition/scripts/pipeline.py gradients.pt
+"""
+
+import sys
+
+import torch
+import torch.distributed as dist
+from torch.distributed.pipelining import (
+    PipelineStage,
+    Schedule1F1B,
+    ScheduleGPipe,
+    ScheduleInterleaved1F1B,
+    ScheduleInterleavedZeroBubble,
+)
+
+import gradroute as gr
+from composition.forms import SPEC
+from composition.pipeline_stages import (
+    LAYERS,
+    MICROBATCHES,
+    Stage,
+    argument,
+    data,
+    gradients,
+    loss_of,
+    routed_stage,
+)
+
+# name: the schedule, and how many stages each process has.
+SCHEDULES = {
+    "ScheduleGPipe": (ScheduleGPipe, 1),
+    "Schedule1F1B": (Schedule1F1B, 1),
+    "ScheduleInterleaved1F1B": (ScheduleInterleaved1F1B, 2),
+    "ScheduleInterleavedZeroBubble": (ScheduleInterleavedZeroBubble, 2),
+}
+CPU = torch.device("cpu")
+
+
+def run(form: str, level: str, name: str) -> list[dict[str, torch.Tensor]]:
+    make, mine = SCHEDULES[name]
+    rank, n_stages = dist.get_rank(), mine * dist.get_world_size()
+    depth = LAYERS // n_stages
+    indices = [rank + number * dist.get_world_size() for number in range(mine)]
+    modules = [routed_stage(form, level, range(depth * index, depth * (index + 1))) for index in indices]
+    stages = [PipelineStage(module, index, n_stages, CPU) for module, index in zip(modules, indices, strict=True)]
+    options = {"loss_fn": loss_of, "scale_grads": False}
+    schedule = make(stages if mine > 1 else stages[0], MICROBATCHES, **options)
+    x, labels = data()
+    for _ in range(2):
+        for module in modules:
+            module.zero_grad()
+        # The first stage gets the inputs, the last one the targets, and every stage the labels of all.
+        schedule.step(
+            *([x] if 0 in indices else []),
+            **({"target": x} if n_stages - 1 in indices else {}),
+            **{argument(form): labels},
+        )
+    found = [None, None]
+    dist.all_gather_object(found, gradients(modules))
+    return found
+
+
+def block_around_the_schedule(group) -> str:
+    """What a block with the labels of the whole batch says to a pipeline of one process alone."""
+    stage = Stage(range(LAYERS))
+    schedule = ScheduleGPipe(PipelineStage(stage, 0, 1, CPU, group=group), MICROBATCHES, loss_fn=loss_of)
+    x, labels = data()
+    try:
+        with gr.Router(stage, {"*.linear": SPEC})(labels):
+            schedule.step(x, target=x)
+    except Exception as error:
+        return f"{type(error.__cause__ or error).__name__}: {error.__cause__ or error}"
+    return "nothing"
+
+
+def main(path: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    try:
+        forms = [("functional", "activations"), ("routed_module", "activations"), ("routed_module", "parameters")]
+        found = {(form, level, name): run(form, level, name) for form, level in forms for name in SCHEDULES}
+        groups = [dist.new_group([rank]) for rank in range(dist.get_world_size())]
+        found["router"] = block_around_the_schedule(groups[dist.get_rank()])
+        if dist.get_rank() == 0:
+            torch.save(found, path)
+    finally:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,53 @@
+"""Pipelines of two processes: labels that are an argument travel with their microbatch, and the gradients are those of one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from composition.pipeline_stages import argument, data, gradients, loss_of, routed_stage
+from composition.two_processes import run_in_two_processes
+
+SCRIPT = Path(__file__).parent / "scripts" / "pipeline.py"
+SCHEDULES = ("ScheduleGPipe", "Schedule1F1B", "ScheduleInterleaved1F1B", "ScheduleInterleavedZeroBubble")
+TITLE = "pipeline stages (`torch.distributed.pipelining`): labels"
+pytestmark = pytest.mark.xdist_group("distributed")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory):
+    """What the script saved: everything in one start of two processes."""
+    return run_in_two_processes(SCRIPT, tmp_path_factory.mktemp("pipeline") / "gradients.pt")
+
+
+def shown_by(form: str, level: str) -> pytest.MarkDecorator:
+    lead = 'level="parameters": ' if level == "parameters" else ""
+    return pytest.mark.supports(f"{lead}{TITLE} as an argument of the stages", forms=[form])
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(
+    ("form", "level"),
+    [
+        pytest.param(*each, marks=shown_by(*each))
+        for each in (("functional", "activations"), ("routed_module", "activations"), ("routed_module", "parameters"))
+    ],
+)
+def test_stages_learn_what_one_process_learns_of_the_whole_batch(found, form: str, level: str, schedule: str) -> None:
+    whole = routed_stage(form, level)
+    x, labels = data()
+    loss_of(whole(x, **{argument(form): labels}), x).backward()
+    expected = gradients([whole])
+    parts = found[form, level, schedule]
+    assert all(parts), "each process has a part"
+    torch.testing.assert_close(parts[0] | parts[1], expected, rtol=1e-4, atol=1e-5)
+    whole.zero_grad()
+    loss_of(whole(x, **{argument(form): torch.full_like(labels, -1)}), x).backward()
+    unrouted = gradients([whole])
+    assert not any(torch.allclose(unrouted[name], expected[name]) for name in expected if name.endswith("weight"))
+
+
+@pytest.mark.refuses(f"{TITLE} of the whole batch in a block around the schedule", forms=["router"])
+def test_a_block_around_the_schedule_says_that_its_labels_are_of_another_batch(found) -> None:
+    assert found["router"].startswith("LabelError: site 'layer0.linear': labels of shape (16,) do not fit")
+    assert "(4, 6)" in found["router"]
