@@ -476,7 +476,7 @@ class Silence:
             return
         silent = [n for n in range(len(self._parameters)) if n not in ran]
         bypassed: list[int] = []
-        # Several processes write to ``.grad``, each, what all have found: an expert that is silent here may have run there.
+        # Several processes write to ``.grad`` what all of them found: an expert that is silent here may have run there.
         if not waiting and not private.several_processes():
             learned = {n for n in silent if self._has_learned(n)}
             bypassed = sorted(learned - self._expected)

@@ -166,7 +166,7 @@ class MaskTable:
 
     def part(self, start: int, size: int) -> MaskTable:
         """The table of some consecutive units, which share its labels; of a single unit, which fits any, itself."""
-        if size == self.width or self.width == 1:
+        if self.width in (size, 1):
             return self
         if (start, size) not in self._parts:
             rows = self.rows.narrow(1, start, size)
