@@ -4,7 +4,6 @@ import itertools
 from pathlib import Path
 
 import pytest
-import torch
 
 from composition import parameter_forms
 from composition.forms import FORMS, Expected, assert_same, batch, expected_gradients

@@ -51,3 +51,21 @@ def test_stages_learn_what_one_process_learns_of_the_whole_batch(found, form: st
 def test_a_block_around_the_schedule_says_that_its_labels_are_of_another_batch(found) -> None:
     assert found["router"].startswith("LabelError: site 'layer0.linear': labels of shape (16,) do not fit")
     assert "(4, 6)" in found["router"]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param(
+            form,
+            marks=pytest.mark.refuses("pipeline stages of an exported program (`pipeline`), with labels", forms=[form]),
+        )
+        for form in ("functional", "routed_module")
+    ],
+)
+def test_a_model_is_not_exported_with_its_labels_to_be_cut_up(found, form: str) -> None:
+    assert found["exported"][form] != "nothing"
+
+
+def test_a_block_around_what_was_exported_without_labels_warns(found) -> None:
+    assert any("got gradients" in message for message in found["exported"]["router"])

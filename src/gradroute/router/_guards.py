@@ -477,7 +477,9 @@ class Silence:
         silent = [n for n in range(len(self._parameters)) if n not in ran]
         bypassed: list[int] = []
         # Several processes write to ``.grad`` what all of them found: an expert that is silent here may have run there.
-        if not waiting and not private.several_processes():
+        # But not if nothing of the model ran: then what learned is a program that was exported of it.
+        found_elsewhere = private.several_processes() and (model_ran or len(ran) > 0)
+        if not waiting and not found_elsewhere:
             learned = {n for n in silent if self._has_learned(n)}
             bypassed = sorted(learned - self._expected)
             self._expected -= learned

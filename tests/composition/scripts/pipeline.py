@@ -4,6 +4,7 @@ PYTHONPATH=tests torchrun --nproc_per_node=2 tests/composition/scripts/pipeline.
 """
 
 import sys
+import warnings
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,8 @@ from torch.distributed.pipelining import (
     ScheduleGPipe,
     ScheduleInterleaved1F1B,
     ScheduleInterleavedZeroBubble,
+    SplitPoint,
+    pipeline,
 )
 
 import gradroute as gr
@@ -75,6 +78,31 @@ def block_around_the_schedule(group) -> str:
     return "nothing"
 
 
+def cut_out_of_an_exported_program(form: str) -> str:
+    """What is said where `pipeline` exports the model to cut it up, and nothing of routing is in what it exports."""
+    model, (x, labels) = routed_stage(form, "activations"), data()
+    size = len(x) // MICROBATCHES
+    try:
+        pipeline(model, (x[:size],), {argument(form): labels[:size]})
+    except Exception as error:
+        return type(error).__name__
+    return "nothing"
+
+
+def block_around_an_exported_program() -> list[str]:
+    """What is warned of in a block around the steps of a model that was exported without labels."""
+    rank, stage = dist.get_rank(), Stage(range(LAYERS))
+    router = gr.Router(stage, {"*.linear": SPEC})
+    x, labels = data()
+    cut = pipeline(stage, (x[: len(x) // MICROBATCHES],), split_spec={"layer2": SplitPoint.BEGINNING})
+    schedule = ScheduleGPipe(cut.build_stage(rank, CPU), MICROBATCHES, loss_fn=loss_of)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with router(labels):
+            schedule.step(*([] if rank else [x]), **({"target": x} if rank else {}))
+    return [str(warning.message) for warning in caught if warning.category is gr.UnroutedWarning]
+
+
 def main(path: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
@@ -83,6 +111,8 @@ def main(path: str) -> None:
         found = {(form, level, name): run(form, level, name) for form, level in forms for name in SCHEDULES}
         groups = [dist.new_group([rank]) for rank in range(dist.get_world_size())]
         found["router"] = block_around_the_schedule(groups[dist.get_rank()])
+        found["exported"] = {form: cut_out_of_an_exported_program(form) for form in ("functional", "routed_module")}
+        found["exported"]["router"] = block_around_an_exported_program()
         if dist.get_rank() == 0:
             torch.save(found, path)
     finally:
