@@ -9,6 +9,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
+import gradroute as gr
 from composition.forms import SPEC, Net, Routed
 from composition.parameter_forms import sites
 
@@ -41,7 +42,7 @@ def divided(
     form: str, plan: str, mesh: DeviceMesh, *, level: str = "activations", router_first: bool = False
 ) -> Routed:
     """The network in one form, divided over a mesh before its router is made, or after."""
-    there = sites(SPEC) if level == "parameters" else None
+    there = {"parameters": sites(SPEC), "inputs": {"decoder": gr.Site(SPEC, on="input")}}.get(level)
     if not router_first:
 
         def make(*args: object) -> nn.Module:

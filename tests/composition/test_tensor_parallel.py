@@ -61,6 +61,19 @@ def test_parameters_learn_by_route_on_two_processes_as_on_one(found, plan: str, 
     torch.testing.assert_close(found["forms"][form, plan, "parameters", router_first], expected, **CLOSE)
 
 
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("form", ["router", "routed_module"])
+def test_a_site_on_the_input_sees_a_dtensor_if_the_router_came_last(found, form: str, plan: str) -> None:
+    """A mask of the input of the decoder is one of the output of the encoder: between them is an element-wise function."""
+    expected = expected_gradients(*batch(16))
+    assert_same(found["forms"][form, plan, "inputs", False], expected, **CLOSE)
+    router_first = found["forms"][form, plan, "inputs", True]
+    if plan in LOCAL_PLANS:
+        assert "make the router after parallelize_module" in router_first
+    else:
+        assert_same(router_first, expected, **CLOSE)
+
+
 def title_of(name: str) -> str:
     kind = name.partition(",")[0]
     what = {"sequence": "sequence parallelism", "loss": "`loss_parallel`"}.get(kind, "tensor parallelism of a block")

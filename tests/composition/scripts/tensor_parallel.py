@@ -59,7 +59,7 @@ def main(path: str) -> None:
         found = {
             "forms": {
                 key: gradients(mesh, *key[:3], router_first=key[3])
-                for key in itertools.product(FORMS, PLANS, ("activations", "parameters"), (False, True))
+                for key in itertools.product(FORMS, PLANS, ("activations", "inputs", "parameters"), (False, True))
                 if key[0] != "functional" or key[2:] == ("activations", False)
             },
             "cases": {name: parallel_block.gradients(case, mesh) for name, case in cases.items()},
