@@ -9,6 +9,19 @@ import gradroute as gr
 from composition.forms import SPEC, WIDTH
 
 LAYERS, MICROBATCHES = 4, 4
+SCHEDULES = ("ScheduleGPipe", "Schedule1F1B", "ScheduleInterleaved1F1B", "ScheduleInterleavedZeroBubble")
+#: Torch 2.12 cannot yet divide the backward pass of an `autograd.Function` into that of inputs and that of weights.
+DIVIDES_FUNCTIONS = torch.__version__ >= "2.14"
+RUNS = [
+    (form, level, schedule)
+    for form, level in (
+        ("functional", "activations"),
+        ("routed_module", "activations"),
+        ("routed_module", "parameters"),
+    )
+    for schedule in SCHEDULES
+    if DIVIDES_FUNCTIONS or level == "activations" or "ZeroBubble" not in schedule
+]
 
 
 class Layer(nn.Module):

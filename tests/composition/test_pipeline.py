@@ -5,11 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from composition.pipeline_stages import argument, data, gradients, loss_of, routed_stage
+from composition.pipeline_stages import RUNS, argument, data, gradients, loss_of, routed_stage
 from composition.two_processes import run_in_two_processes
 
 SCRIPT = Path(__file__).parent / "scripts" / "pipeline.py"
-SCHEDULES = ("ScheduleGPipe", "Schedule1F1B", "ScheduleInterleaved1F1B", "ScheduleInterleavedZeroBubble")
 TITLE = "pipeline stages (`torch.distributed.pipelining`): labels"
 pytestmark = pytest.mark.xdist_group("distributed")
 
@@ -25,13 +24,8 @@ def shown_by(form: str, level: str) -> pytest.MarkDecorator:
     return pytest.mark.supports(f"{lead}{TITLE} as an argument of the stages", forms=[form])
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize(
-    ("form", "level"),
-    [
-        pytest.param(*each, marks=shown_by(*each))
-        for each in (("functional", "activations"), ("routed_module", "activations"), ("routed_module", "parameters"))
-    ],
+    ("form", "level", "schedule"), [pytest.param(*each, marks=shown_by(*each[:2])) for each in RUNS]
 )
 def test_stages_learn_what_one_process_learns_of_the_whole_batch(found, form: str, level: str, schedule: str) -> None:
     whole = routed_stage(form, level)

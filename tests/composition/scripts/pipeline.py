@@ -23,6 +23,7 @@ from composition.forms import SPEC
 from composition.pipeline_stages import (
     LAYERS,
     MICROBATCHES,
+    RUNS,
     Stage,
     argument,
     data,
@@ -107,8 +108,7 @@ def main(path: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     try:
-        forms = [("functional", "activations"), ("routed_module", "activations"), ("routed_module", "parameters")]
-        found = {(form, level, name): run(form, level, name) for form, level in forms for name in SCHEDULES}
+        found = {run_of: run(*run_of) for run_of in RUNS}
         groups = [dist.new_group([rank]) for rank in range(dist.get_world_size())]
         found["router"] = block_around_the_schedule(groups[dist.get_rank()])
         found["exported"] = {form: cut_out_of_an_exported_program(form) for form in ("functional", "routed_module")}
