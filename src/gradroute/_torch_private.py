@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 FUNCTIONS_COMPILE = torch.__version__ >= "2.12"
@@ -152,6 +153,11 @@ def has_learned(parameter: nn.Parameter) -> bool:
 def is_distributed(tensor: Tensor) -> bool:
     """Whether a tensor is a DTensor, of which this process may hold a part only."""
     return type(tensor).__name__ == "DTensor"
+
+
+def several_processes() -> bool:
+    """Whether this process is one of several that train together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def children_of(module: nn.Module) -> dict[str, nn.Module | None]:

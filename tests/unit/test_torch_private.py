@@ -421,6 +421,16 @@ def test_is_distributed():
         dist.destroy_process_group()
 
 
+def test_several_processes():
+    assert not private.several_processes()
+    for n, expected in ((1, False), (2, True)):
+        dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=n)
+        try:
+            assert private.several_processes() == expected
+        finally:
+            dist.destroy_process_group()
+
+
 def test_own_tensors():
     norm = nn.BatchNorm1d(2)
     assert set(private.own_tensors(norm)) == {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}

@@ -12,6 +12,7 @@ from .. import _torch_private as private
 from ..errors import RoutingError
 from ..spec._masks import INTEGER_OF_SIZE, Mask, align
 from ..spec._spec import RoutingSpec
+from ._distributed import HeldPart
 from ._functions import masked, route_by
 
 SMALL = 2**14
@@ -97,12 +98,9 @@ def route_mask(x: Tensor, mask: Mask, dim: int, *, replacing: bool, broadcast: b
         raise RoutingError(f"only floating tensors carry gradients to route; got {x.dtype}.")
     if x.is_nested:
         raise RoutingError("nested tensors cannot be routed: route their values(), with one label for each of them.")
-    if private.is_distributed(x):
-        raise RoutingError(
-            "a DTensor cannot be routed: of a sharded activation this process holds a part only. Put the site on a "
-            "module whose output is gathered (tensor parallelism: output_layouts=Replicate(), use_local_output=True)."
-        )
     dim = mask.check_fits(x.shape, dim, broadcast=broadcast)
+    if private.is_distributed(x) and not torch.compiler.is_compiling():
+        HeldPart(x)  # of which gradients will be: what cannot be masked is refused here
     mask.check_device(x.device)
     if torch.compiler.is_compiling():
         if private.is_exporting():
@@ -134,6 +132,10 @@ def masked_by(grad: Tensor, mask: Mask, dim: int) -> Tensor:
     table = mask.table
     if not torch.compiler.is_compiling():
         mask.seen_in_backward = True
+    if private.is_distributed(grad) and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+        part = HeldPart(grad)
+        of_part = mask.part(dim, part.starts, part.local.shape)
+        return part.replaced_by(masked_by(part.local, of_part, dim))
     if torch.is_grad_enabled() or not _is_plain(grad):  # grad mode inside backward: the caller wants second derivatives
         dtype = torch.bool if mask.is_hard else grad.real.dtype
         return masked(grad, align(mask.tensor(dtype, grad.device), grad.ndim, dim))

@@ -11,6 +11,7 @@ from torch.autograd import Function
 from .. import _torch_private as private
 from ..errors import RoutingError
 from . import _operations as operations
+from ._distributed import HeldPart, on_mesh_of
 
 
 class RouteMask(Function):
@@ -92,6 +93,10 @@ def sum_of(value: Tensor, *parts: Tensor) -> Tensor:
 
 def masked(grad: Tensor, mask: Tensor) -> Tensor:
     """The gradient times a mask that broadcasts to it: differentiable, and right under every transform."""
+    if private.is_distributed(grad):
+        if not torch.compiler.is_dynamo_compiling():
+            return _MaskedParts.apply(grad, mask)  # type: ignore[no-any-return]
+        mask = on_mesh_of(grad, mask)
     if grad.layout == torch.sparse_coo:
         grad = grad.coalesce()
         kept = mask.expand(grad.shape).sparse_mask(grad)
@@ -100,6 +105,20 @@ def masked(grad: Tensor, mask: Tensor) -> Tensor:
     if mask.dtype == torch.bool:
         return torch.where(mask, grad, 0)
     return torch.where(mask != 0, grad * mask.to(grad.dtype), 0)
+
+
+class _MaskedParts(Function):
+    """Forward: a DTensor times a mask, of which each process multiplies what it holds. Backward: the gradient, too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask: Tensor) -> Tensor:
+        ctx.save_for_backward(mask)
+        part = HeldPart(x)
+        return part.replaced_by(masked(part.local, part.cut(mask)))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _MaskedParts.apply(grad, ctx.saved_tensors[0]), None
 
 
 class Sum(Function):

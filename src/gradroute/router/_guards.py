@@ -9,7 +9,6 @@ from typing import Any, Protocol, TypeAlias
 from weakref import ReferenceType, ref
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle, unserializable_hook
 
@@ -477,7 +476,10 @@ class Silence:
             return
         silent = [n for n in range(len(self._parameters)) if n not in ran]
         bypassed: list[int] = []
-        if not waiting and not _gradients_come_from_elsewhere():
+        # Several processes write to ``.grad`` what all of them found: an expert that is silent here may have run there.
+        # But not if nothing of the model ran: then what learned is a program that was exported of it.
+        found_elsewhere = private.several_processes() and (model_ran or len(ran) > 0)
+        if not waiting and not found_elsewhere:
             learned = {n for n in silent if self._has_learned(n)}
             bypassed = sorted(learned - self._expected)
             self._expected -= learned
@@ -532,8 +534,3 @@ class Silence:
         """Whether a graph that was routed in an earlier block is there, and was not yet gone through backward."""
         self._earlier = [held for held in self._earlier if (mask := held()) is not None and not mask.seen_in_backward]
         return bool(self._earlier)
-
-
-def _gradients_come_from_elsewhere() -> bool:
-    """Whether other processes write to ``.grad``, too: an expert that is silent here may have run there."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import _torch_private as private
 from ..autograd._functional import route_mask
+from ..autograd._functions import masked
 from ..errors import RoutingError, UsageError
 from ..spec._masks import Mask
 from ..unit_dims import spread
@@ -104,7 +105,8 @@ def _switched_off(x: Tensor, kept: Tensor, dim: int) -> Tensor:
     if x.is_nested:  # which the fast path of nn.TransformerEncoder makes of padded batches
         inner = dim if dim < 0 else dim - 1
         return torch.nested.as_nested_tensor([_switched_off(part, kept, inner) for part in x.unbind()], layout=x.layout)
-    return torch.where(spread(kept.to(x.device), x, dim), x, 0)
+    keep = spread(kept.to(x.device), x, dim)
+    return masked(x, keep) if private.is_distributed(x) else torch.where(keep, x, 0)
 
 
 class MarkRun:

@@ -130,6 +130,7 @@ def _apply(
     for mask in readers:
         mask.check(x)
     plain = type(x) in (Tensor, nn.Parameter) and type(layer.weight) in (Tensor, nn.Parameter)
+    plain = plain or (private.is_distributed(x) and private.is_distributed(layer.weight))
     if not plain or torch.compiler.is_compiling() or private.transforms_active() or private.forward_mode():
         return layer.composed(x, layer.weight, layer.bias, writers, readers)
     # Under grad mode, though its graph is not used: without, autocast would keep casted weights that have no graph.

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .. import _torch_private as private
 from ..autograd._functional import masked_by
-from ..autograd._functions import route_by
+from ..autograd._functions import masked, route_by
 from ..errors import LabelError, RoutingError
 from ..spec._masks import Mask, align
 from ._nested import Step
@@ -79,7 +80,9 @@ def product(factors: list[Tensor]) -> Tensor | None:
 
 def times(x: Tensor, mask: Tensor | None) -> Tensor:
     """A tensor times a mask, and exactly 0 where that is 0, even for an inf."""
-    return x if mask is None else torch.where(mask != 0, x * mask.to(x.dtype), 0)
+    if mask is None:
+        return x
+    return masked(x, mask) if private.is_distributed(x) else torch.where(mask != 0, x * mask.to(x.dtype), 0)
 
 
 def scaled(part: Tensor, mask: Tensor | None) -> Tensor:

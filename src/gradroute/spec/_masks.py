@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Final, Literal, TypeAlias
 
 import torch
@@ -36,6 +36,7 @@ class MaskTable:
         self.width = rows.shape[1]
         self.rows = rows
         self.row_of_label = row_of_label
+        self._integer_keys = integer_keys
         keys = torch.tensor(labels if integer_keys else range(len(labels)), device="cpu")
         self.row_of_key = torch.full((int(keys.max()) + 2,), len(rows), device="cpu")
         self.row_of_key[keys] = row_of_label[:-1]
@@ -47,6 +48,7 @@ class MaskTable:
         self._keys_are_rows = self.row_of_key[:-1].tolist() == list(range(len(self.row_of_key) - 1))
         self._has_gaps = bool((self.row_of_key == len(rows)).any())
         self._moved: dict[object, Tensor] = {}
+        self._parts: dict[tuple[int, int], MaskTable] = {}
 
     def dense(self) -> Tensor:
         """The mask of each label and, last, of unlabeled data: float32 [n_labels + 1, width]."""
@@ -66,6 +68,11 @@ class MaskTable:
             lowest = self._check_keys(labels)
             if lowest >= 0 and self._keys_are_rows:  # the common case, in few steps
                 return Mask(self, labels, "rows", given=labels)
+        if private.is_distributed(labels):
+            raise LabelError(
+                "labels are a DTensor: give each process the labels of the whole tensor as a plain one, "
+                "labels.full_tensor(). Of these it takes the part that it needs."
+            )
         given, labels = labels, labels.detach()
         if labels.dtype.is_floating_point or labels.dtype == torch.bool:
             n = len(self.labels)
@@ -157,6 +164,16 @@ class MaskTable:
         self._on(device, "rows", self.rows)
         self._on(device, "row_of_key", self.row_of_key)
 
+    def part(self, start: int, size: int) -> MaskTable:
+        """The table of some consecutive units, which share its labels; of a single unit, which fits any, itself."""
+        if self.width in (size, 1):
+            return self
+        if (start, size) not in self._parts:
+            rows = self.rows.narrow(1, start, size)
+            part = MaskTable(rows, self.row_of_label, self.labels, integer_keys=self._integer_keys)
+            self._parts[start, size] = part
+        return self._parts[start, size]
+
     def weights(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The distinct masks in a dtype (bool: whether the weight is not 0), on a device: [n_rows, width]."""
         rows = self._on(device, "rows", self.rows)
@@ -242,6 +259,7 @@ class Mask:
             raise LabelError(
                 f"the spec routes {units}, but the tensor of shape {tuple(shape)} has {shape[dim]} along "
                 f"dim {dim}: build the spec with width={shape[dim]}, or name the right dim.{whole}"
+                f"{_if_divided(shape[dim], self.width)}"
             )
         others = shape[:dim] + shape[dim + 1 :]
         # A multi-hot or mixture row for a whole batch is refused: [n_labels] might as well be n_labels examples.
@@ -257,7 +275,7 @@ class Mask:
             )
             raise LabelError(
                 f"labels of shape {(*self.shape, *columns)} do not fit a tensor of shape {tuple(shape)} routed along "
-                f"dim {dim}: expected {expected}.{some}"
+                f"dim {dim}: expected {expected}.{some}{_if_divided(others.numel(), self.shape.numel())}"
             )
         return dim
 
@@ -301,6 +319,22 @@ class Mask:
             flat = rows.index_select(0, labels if labels.ndim == 1 else labels.reshape(-1))
             keep = self._keep = flat if labels.ndim == 1 else flat.view(*labels.shape, self.table.width)
         return keep if keep.ndim == ndim else align(keep, ndim, ndim - 1)
+
+    def part(self, dim: int, starts: Sequence[int], sizes: Sequence[int]) -> Mask:
+        """The mask of a part of the routed tensor, which has its units along `dim`, counted from the front.
+
+        Args:
+            dim: The dimension of the units.
+            starts: Where the part begins, along each dimension of the tensor.
+            sizes: Its shape.
+        """
+        self._check_version()
+        labels = self.labels
+        others = [other for other in range(len(sizes)) if other != dim]
+        for position, other in enumerate(others[: len(self.shape)]):
+            labels = labels.narrow(position, starts[other], sizes[other])
+        table = self.table.part(starts[dim], sizes[dim])
+        return Mask(table, labels, self.kind, given=labels, copy=False)
 
     def taught(self) -> Tensor:
         """Which units at least one entry of the batch may teach: bool [width], on the CPU or the labels' device."""
@@ -384,6 +418,17 @@ def _can_read(tensor: Tensor) -> bool:
     if private.transforms_active():
         tensor = private.unwrapped(tensor)
     return type(tensor) is Tensor and tensor.is_cpu
+
+
+def _if_divided(held: int, expected: int) -> str:
+    """For messages: what to do if a process holds a part only of what it should, as with tensor parallelism."""
+    if held >= expected or not private.several_processes():
+        return ""
+    return (
+        " But if tensor parallelism or sequence parallelism has divided the tensor, and this process holds a part of "
+        "it: put the site on a layer that parallelize_module was told of, whose output is seen while it is a DTensor, "
+        "and make the router after parallelize_module; or keep DTensors between the layers, use_local_output=False."
+    )
 
 
 def unknown_label(label: object, labels: tuple[Hashable, ...]) -> str:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import gradroute as gr
 from gradroute.errors import LabelError, UsageError
@@ -268,3 +270,31 @@ class TestWhatCouldLoseTheMask:
             stray(torch.ones(2, 2))
         with torch.no_grad():
             assert torch.equal(stray(torch.ones(2, 2)), model(torch.ones(2, 2)))
+
+
+@pytest.fixture
+def one_of_two_processes():
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_of_two_processes")
+class TestOneOfSeveralProcesses:
+    def test_training_what_was_exported_says_that_nothing_was_routed(self):
+        """As the stages of a pipeline are that `torch.distributed.pipelining.pipeline` cuts out of a model."""
+        model, x = nn.Sequential(nn.Linear(2, 2)), torch.ones(2, 2)
+        program = torch.export.export(model, (x,)).module()
+        router = gr.Router(model, {"0": gr.RoutingSpec.one_per_label(2)})
+        with pytest.warns(gr.UnroutedWarning, match="got gradients"), router(torch.tensor([0, 1])):
+            program(x).sum().backward()
+
+    @pytest.mark.filterwarnings("error::gradroute.UnroutedWarning")
+    def test_a_site_that_is_silent_here_may_have_run_elsewhere(self):
+        model = nn.ModuleDict({"here": nn.Linear(2, 2), "there": nn.Linear(2, 2)})
+        router = gr.Router(model, {"*": gr.RoutingSpec.one_per_label(2)})
+        with router(torch.tensor([0, 1])):
+            (model["here"](torch.ones(2, 2)) + model["there"](torch.ones(2, 2))).sum().backward()
+        with router(torch.tensor([0, 1])):
+            model["here"](torch.ones(2, 2)).sum().backward()
+            model["there"].weight.grad = torch.ones(2, 2)  # as DistributedDataParallel writes it
