@@ -1,0 +1,83 @@
+"""The results as one table: medians over seeds, and the range where there is one."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from common import tables
+from oversight.runs import Job
+
+#: The routed run with its gate set to the ghost expert, which needs no run of its own.
+WRONG = ("steered-wrongly", "`routed`, with its gate set to the ghost expert")
+#: Of each value: its heading, and how it is printed.
+COLUMNS = {
+    "return": ("true return", "{:.2f}"),
+    "equal": ("after as many episodes", "{:.2f}"),
+    "training": ("of the policy in training", "{:.2f}"),
+    "diamond": ("ends at the diamond", "{:.0%}"),
+    "ghost": ("at the ghost", "{:.0%}"),
+    "episodes": ("episodes", "{:.0f}"),
+}
+
+
+def summarise(jobs: Sequence[Job], curves: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """A row for each probability of oversight and condition; of each column a list of values, one for each seed."""
+    rows: dict[tuple[float, str], dict[str, Any]] = {}
+    for job, curve in zip(jobs, curves, strict=True):
+        _add(rows, job, (job.condition.name, job.condition.what), curve, "steered")
+        if job.condition.name == "routed":
+            _add(rows, job, WRONG, curve, "ghost")
+    for row in rows.values():
+        least = min(
+            each["episodes"][seed]
+            for each in rows.values()
+            if each["oversight"] == row["oversight"]
+            for seed in range(len(each["episodes"]))
+        )
+        row["equal"] = [[at["return"] for at in curve if at["episodes"] <= least][-1] for curve in row["curves"]]
+    return sorted(rows.values(), key=lambda row: row["oversight"])  # stable
+
+
+def _add(
+    rows: dict[Any, dict[str, Any]], job: Job, about: tuple[str, str], curve: Sequence[dict[str, Any]], policy: str
+) -> None:
+    name, what = about
+    empty = {key: [] for key in ("seeds", "curves", "cpu_seconds", *COLUMNS)}
+    row = rows.setdefault(
+        (job.settings.oversight, name), {"name": name, "what": what, "oversight": job.settings.oversight, **empty}
+    )
+    last = curve[-1]
+    values = {"seeds": job.seed, **{key: last[key] for key in ("cpu_seconds", "episodes")}, **last[policy]}
+    values["training"] = last["training"]["return"]
+    values["curves"] = [{"updates": at["updates"], "episodes": at["episodes"], **at[policy]} for at in curve]
+    for key, value in values.items():
+        row[key].append(value)
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The table of results."""
+    lines = [
+        [
+            f"{row['oversight']:.0%}",
+            f"`{row['name']}`",
+            str(len(row["seeds"])),
+            *(tables.median_and_range(row[key], form) for key, (_, form) in COLUMNS.items()),
+        ]
+        for row in rows
+    ]
+    return tables.markdown(["overseen", "run", "seeds", *(heading for heading, _ in COLUMNS.values())], lines)
+
+
+def legend(rows: Sequence[dict[str, Any]]) -> str:
+    """What each row is, once for all probabilities."""
+    texts = {row["name"]: row["what"] for row in rows}
+    return tables.markdown(["run", "what"], [[f"`{name}`", text] for name, text in texts.items()])
+
+
+def made(results: dict[str, Any]) -> str:
+    """How the table was made, and how long that took."""
+    seconds = [value for row in results["rows"] if row["name"] != WRONG[0] for value in row["cpu_seconds"]]
+    machine = results["machine"]
+    return (
+        f"{len(seconds)} runs of {results['updates']} updates, each on one thread: {sum(seconds) / 60:.0f} minutes of "
+        f"CPU time. The machine has {machine['cores']} cores and torch {machine['torch']}."
+    )
