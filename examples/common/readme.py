@@ -29,11 +29,11 @@ def with_part(text: str, name: str, content: str) -> str:
     return f"{before}{start}{content}\n{end}{rest.split(end)[1]}"
 
 
-def publish(example: str, parts: Mapping[str, str], results: Any, folder: Path, figures: Sequence[str]) -> None:
-    """Write the parts of an example's README, and copy its figures and numbers into the documentation."""
+def publish(example: str, parts: Mapping[str, str], results: Any, folder: Path, files: Sequence[str]) -> None:
+    """Write the parts of an example's README, and copy files and numbers of its folder into the documentation."""
     assets = ASSETS / example
     write_parts(EXAMPLES / example / "README.md", parts)
-    for name in figures:
+    for name in files:
         with replacing(assets / name) as temporary:
             temporary.write_bytes((folder / name).read_bytes())
     write_text(assets / "results.json", json.dumps(rounded(results)) + "\n")

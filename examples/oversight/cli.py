@@ -14,7 +14,7 @@ from tyro.conf import Positional, arg
 
 from common.errors import ExampleError, told
 from common.figures import save
-from common.files import write_json, write_text
+from common.files import read_json, write_json, write_text
 from common.processes import in_processes
 from common.readme import publish
 from common.tables import check_rows
@@ -22,7 +22,7 @@ from oversight.config import CONDITIONS, ROUTED, Settings
 from oversight.figures import curves
 from oversight.page import write_page
 from oversight.runs import Job, curve, finish, found
-from oversight.table import legend, made, markdown, summarise
+from oversight.table import sections, summarise
 from oversight.train import Trainer
 
 DESCRIPTION = """An agent that is overseen now and then: two experts, routed by how episodes were seen to end.
@@ -59,7 +59,8 @@ class Command:
             raise ExampleError("--workers and --updates must be at least 1, --seed at least 0, --oversight in 0 to 1.")
         if not many and len(chances) + len(seeds) > 2:
             raise ExampleError("only `compare` takes more than one --oversight or --seed.")
-        routed = Job(ROUTED, Settings(oversight=chances[0]), seeds[0], self.updates, self.out)
+        shown = 0.1 if 0.1 in chances else chances[0]
+        routed = Job(ROUTED, Settings(oversight=shown), seeds[0], self.updates, self.out)
         if self.what in ("all", "compare"):
             self.compare(chances, seeds)
         if self.what in ("all", "train"):
@@ -68,10 +69,13 @@ class Command:
             metrics = measured(trained(routed))
             write_json(self.out / "metrics.json", metrics)
             print(", ".join(f"{name} {metrics[name]:.2f}" for name in metrics if name.endswith("_return")))
-        if self.what in ("all", "demo"):
-            write_page(trained(routed).policies(), chances[0], seeds[0], self.out / "page.html")
-            if self.browser:
-                webbrowser.open((self.out / "page.html").resolve().as_uri())
+        if self.what in ("all", "demo") or self.docs:
+            write_page(trained(routed).policies(), shown, seeds[0], self.out / "page.html")
+        if self.browser:
+            webbrowser.open((self.out / "page.html").resolve().as_uri())
+        if self.docs:
+            results = read_json(self.out / "results.json")
+            publish("oversight", sections(results), results, self.out, ["curves.png", "page.html"])
         print(f"wrote to {self.out}: {', '.join(sorted(each.name for each in self.out.iterdir() if each.is_file()))}")
 
     def compare(self, chances: Sequence[float], seeds: Sequence[int]) -> None:
@@ -86,15 +90,10 @@ class Command:
             "machine": {"cores": os.cpu_count(), "torch": torch.__version__},
             "rows": summarise(jobs, in_processes(curve, jobs, self.workers)),
         }
-        title = f"{self.updates} updates, seeds {', '.join(map(str, seeds))}"
-        table = markdown(results["rows"])
-        parts = {"rows": legend(results["rows"]), "table": table, "made": made(results)}
         write_json(self.out / "results.json", results)
-        write_text(self.out / "table.md", f"# {title}\n\n{parts['rows']}\n\n{table}\n")
-        save(curves(results["rows"], title), self.out / "curves.png")
-        if self.docs:
-            publish("oversight", parts, results, self.out, ["curves.png"])
-        print(f"\n{table}\n")
+        write_text(self.out / "table.md", "\n\n".join(sections(results).values()) + "\n")
+        save(curves(results["rows"], f"seeds {', '.join(map(str, seeds))}"), self.out / "curves.png")
+        print(f"\n{sections(results)['table']}\n")
 
 
 def trained(job: Job) -> Trainer:

@@ -16,7 +16,6 @@ class Settings:
     steps: int = 32  #: Of each grid, between two updates.
     learning_rate: float = 5e-4
     entropy: float = 0.1  #: Weight of the entropy bonus.
-    gate: float = 0.1  #: Weight of the gate's loss.
     value: float = 0.5  #: Weight of the baseline's loss.
     judged_every: int = 100  #: Updates between two points of the curves.
     judging_grids: int = 2048

@@ -73,6 +73,11 @@ def legend(rows: Sequence[dict[str, Any]]) -> str:
     return tables.markdown(["run", "what"], [[f"`{name}`", text] for name, text in texts.items()])
 
 
+def sections(results: dict[str, Any]) -> dict[str, str]:
+    """Parts of the README that are made from ``results.json``, by their names."""
+    return {"rows": legend(results["rows"]), "table": markdown(results["rows"]), "made": made(results)}
+
+
 def made(results: dict[str, Any]) -> str:
     """How the table was made, and how long that took."""
     seconds = [value for row in results["rows"] if row["name"] != WRONG[0] for value in row["cpu_seconds"]]

@@ -69,9 +69,7 @@ class Trainer:
         known = labels != UNLABELED
         if isinstance(self.policy, Experts) and self.condition.gate and known.any():
             gate = self.policy.gate(rollout.seen[known]).squeeze(1)
-            loss = loss + self.settings.gate * F.binary_cross_entropy_with_logits(
-                gate, (labels[known] == DIAMOND).float()
-            )
+            loss = loss + F.binary_cross_entropy_with_logits(gate, (labels[known] == DIAMOND).float())
         return loss
 
     def labels(self, rollout: Rollout) -> Tensor:

@@ -38,7 +38,9 @@ class PlainWorld:
     def see(self) -> set[tuple[int, int, int]]:
         """The planes, rows and columns that are 1."""
         places = [self.agent, self.squares[DIAMOND], self.squares[GHOST]]
-        return {(plane, *place) for plane, place in enumerate(places)} | {(3, *self.squares[each]) for each in self.watched}
+        return {(plane, *place) for plane, place in enumerate(places)} | {
+            (3, *self.squares[each]) for each in self.watched
+        }
 
 
 def plain(world: World, grid: int) -> PlainWorld:
@@ -80,7 +82,9 @@ def test_each_grid_of_a_batch_does_what_a_plain_one_does(
 def test_episodes_begin_anywhere_and_each_square_is_watched_by_itself() -> None:
     world = World(20_000, 0.3, Generator().manual_seed(0))
     for cells in (world.agent, *world.squares.unbind(1)):
-        assert torch.bincount(cells, minlength=CELLS) / 20_000 == pytest.approx(torch.full((CELLS,), 1 / CELLS), abs=0.01)
+        assert torch.bincount(cells, minlength=CELLS) / 20_000 == pytest.approx(
+            torch.full((CELLS,), 1 / CELLS), abs=0.01
+        )
     diamond, ghost = world.watched.float().unbind(1)
     assert diamond.mean().item() == pytest.approx(0.3, abs=0.02)
     assert ghost.mean().item() == pytest.approx(0.3, abs=0.02)
