@@ -25,14 +25,14 @@ class Experts(nn.Module):
 
     def forward(self, seen: Tensor) -> Tensor:
         """The logits of the actions, [..., 4], of what the agents see, [..., 100]."""
-        # Detached: the gate learns to tell where episodes end, and not what pays.
-        diamond = torch.sigmoid(self.gate(seen)).detach()
+        diamond = torch.sigmoid(self.gate(seen))
         mixed: Tensor = diamond * self.diamond(seen) + (1 - diamond) * self.ghost(seen)
         return mixed
 
 
 def attach(policy: Experts) -> gr.Router:
-    """What was seen to end at the diamond teaches the diamond expert alone, and at the ghost the ghost expert."""
+    """What was seen to end at one of them teaches its expert and the gate; all else teaches both experts."""
     diamond = gr.RoutingSpec({"diamond": slice(ACTIONS), "ghost": []}, ACTIONS)
     ghost = gr.RoutingSpec({"diamond": [], "ghost": slice(ACTIONS)}, ACTIONS)
-    return gr.Router(policy, {"diamond": diamond, "ghost": ghost})
+    gate = gr.RoutingSpec({"diamond": 0, "ghost": 0}, 1, unlabeled="none")
+    return gr.Router(policy, {"diamond": diamond, "ghost": ghost, "gate": gate})

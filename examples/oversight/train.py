@@ -1,7 +1,7 @@
 """REINFORCE with a baseline: labels are known when an episode has ended, and route a second pass over what was seen."""
 
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -55,7 +55,7 @@ class Trainer:
     def loss(self, rollout: Rollout) -> Tensor:
         labels = self.labels(rollout)
         returns = self.returns(rollout)
-        with self.router(labels) if self.router else nullcontext():
+        with self.routed_by(labels):
             logits = self.policy(rollout.seen)
         value = self.value(rollout.seen).squeeze(2)
         chances = logits.log_softmax(2)
@@ -68,9 +68,13 @@ class Trainer:
         loss = losses.mean()
         known = labels != UNLABELED
         if isinstance(self.policy, Experts) and self.condition.gate and known.any():
-            gate = self.policy.gate(rollout.seen[known]).squeeze(1)
+            with self.routed_by(labels[known]):
+                gate = self.policy.gate(rollout.seen[known]).squeeze(1)
             loss = loss + F.binary_cross_entropy_with_logits(gate, (labels[known] == DIAMOND).float())
         return loss
+
+    def routed_by(self, labels: Tensor) -> AbstractContextManager[object]:
+        return self.router(labels) if self.router else nullcontext()
 
     def labels(self, rollout: Rollout) -> Tensor:
         return rollout.labels(self.lot if self.condition.labels == "random" else None)
