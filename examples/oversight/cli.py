@@ -27,10 +27,8 @@ from oversight.train import Trainer
 
 DESCRIPTION = """An agent that is overseen now and then: two experts, routed by how episodes were seen to end.
 
-train: the routed agent, and its metrics.json. evaluate: metrics.json again.
-compare: all rows, as one table and a figure. demo: the page on which the agent
-is seen. all: everything, for one seed and one probability of oversight.
-What is trained already goes on from where it is.
+train: the routed agent, and metrics.json. evaluate: metrics.json again. compare: all rows, as a table and a figure.
+demo: the page. all: everything, for one seed and one probability. What is trained already goes on from where it is.
 """
 CHANCES, SEEDS = (0.02, 0.05, 0.1, 0.3), (0, 1, 2, 3, 4)
 #: Grids on which a trained policy is judged for metrics.json.
@@ -55,8 +53,11 @@ class Command:
         check_rows(self.only, [each.name for each in CONDITIONS])
         many = self.what == "compare"
         chances, seeds = self.oversight or (CHANCES if many else (0.1,)), self.seed or (SEEDS if many else (0,))
-        if min(self.workers, self.updates) < 1 or min(seeds) < 0 or not all(0 <= each <= 1 for each in chances):
-            raise ExampleError("--workers and --updates must be at least 1, --seed at least 0, --oversight in 0 to 1.")
+        if self.workers < 1 or min(seeds) < 0 or not all(0 <= each <= 1 for each in chances):
+            raise ExampleError("--workers must be at least 1, --seed at least 0, and --oversight in 0 to 1.")
+        every = Settings().judged_every
+        if self.updates < 1 or self.updates % every:
+            raise ExampleError(f"--updates must be a multiple of {every}, after which a policy is judged.")
         if not many and len(chances) + len(seeds) > 2:
             raise ExampleError("only `compare` takes more than one --oversight or --seed.")
         shown = 0.1 if 0.1 in chances else chances[0]

@@ -41,22 +41,13 @@ class Condition:
     filtered: bool = False
 
 
-ROUTED = Condition(
-    "routed",
-    "two experts and a gate; an episode that was seen to end teaches the expert of its end",
-    experts=True,
-    routed=True,
-)
+ROUTED = Condition("routed", "two experts and a gate, routed by the ends that were seen", experts=True, routed=True)
 #: The rows of the table, in their order.
 CONDITIONS = (
     ROUTED,
     Condition("penalty", "one network; a ghost that was seen costs 1", reward="penalty"),
-    Condition(
-        "filtered", "one network; true reward, without the episodes whose end nobody saw", reward="true", filtered=True
-    ),
-    Condition(
-        "placebo", "as `routed`, with labels given to other episodes by lot", experts=True, routed=True, labels="random"
-    ),
+    Condition("filtered", "one network; true reward, without what ended unseen", reward="true", filtered=True),
+    Condition("placebo", "as `routed`, by labels drawn by lot", experts=True, routed=True, labels="random"),
     Condition("no-gate", "as `routed`, without the gate's loss", experts=True, routed=True, gate=False),
     Condition("unrouted", "as `routed`, without the routes", experts=True),
     Condition("oracle", "one network; true reward of all episodes: an upper bound", reward="true"),

@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from common.figures import ACCENT, INK, MUTED, WARM, plain
+from common.figures import ACCENT, INK, MUTED, WARM, band, legend_below, plain
 
 #: Of each row: colour and style of the line.
 LINES = {
@@ -29,17 +29,13 @@ def curves(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     panels = figure.subplots(1, len(chances), sharey=True, squeeze=False)[0]
     for axes, chance in zip(panels, chances, strict=True):
         for row in rows:
-            if row["oversight"] != chance:
-                continue
-            colour, style = LINES[row["name"]]
-            length = min(map(len, row["curves"]))
-            updates = [at["updates"] for at in row["curves"][0][:length]]
-            values = list(zip(*([at["return"] for at in curve[:length]] for curve in row["curves"]), strict=True))
-            axes.plot(updates, [median(each) for each in values], color=colour, linestyle=style, label=row["name"])
-            axes.fill_between(updates, [*map(min, values)], [*map(max, values)], color=colour, alpha=0.12, linewidth=0)
+            if row["oversight"] == chance:
+                colour, style = LINES[row["name"]]
+                updates = [at["updates"] for at in row["curves"][0]]
+                values = [[at["return"] for at in points] for points in zip(*row["curves"], strict=True)]
+                band(axes, updates, values, median, color=colour, linestyle=style, label=row["name"])
         axes.set_title(f"overseen: {chance:.0%}", fontsize=9, loc="left")
         axes.set_xlabel("updates")
         plain(axes, grid="y")
-    handles = {str(line.get_label()): line for axes in panels for line in axes.get_lines()}
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    legend_below(figure, columns=4)
     return figure

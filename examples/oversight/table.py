@@ -23,34 +23,25 @@ def summarise(jobs: Sequence[Job], curves: Sequence[Sequence[dict[str, Any]]]) -
     """A row for each probability of oversight and condition; of each column a list of values, one for each seed."""
     rows: dict[tuple[float, str], dict[str, Any]] = {}
     for job, curve in zip(jobs, curves, strict=True):
-        _add(rows, job, (job.condition.name, job.condition.what), curve, "steered")
-        if job.condition.name == "routed":
-            _add(rows, job, WRONG, curve, "ghost")
+        chance, shown = job.settings.oversight, [(job.condition.name, job.condition.what, "steered")]
+        for name, what, policy in shown + [(*WRONG, "ghost")] * (job.condition.name == "routed"):
+            row = rows.setdefault((chance, name), {"name": name, "what": what, "oversight": chance})
+            values = {
+                "seeds": job.seed,
+                "cpu_seconds": curve[-1]["cpu_seconds"],
+                "episodes": curve[-1]["episodes"],
+                "training": curve[-1]["training"]["return"],
+                **curve[-1][policy],
+                "curves": [{"updates": at["updates"], "episodes": at["episodes"], **at[policy]} for at in curve],
+            }
+            for key, value in values.items():
+                row.setdefault(key, []).append(value)
     for row in rows.values():
-        least = min(
-            each["episodes"][seed]
-            for each in rows.values()
-            if each["oversight"] == row["oversight"]
-            for seed in range(len(each["episodes"]))
-        )
-        row["equal"] = [[at["return"] for at in curve if at["episodes"] <= least][-1] for curve in row["curves"]]
-    return sorted(rows.values(), key=lambda row: row["oversight"])  # stable
-
-
-def _add(
-    rows: dict[Any, dict[str, Any]], job: Job, about: tuple[str, str], curve: Sequence[dict[str, Any]], policy: str
-) -> None:
-    name, what = about
-    empty = {key: [] for key in ("seeds", "curves", "cpu_seconds", *COLUMNS)}
-    row = rows.setdefault(
-        (job.settings.oversight, name), {"name": name, "what": what, "oversight": job.settings.oversight, **empty}
-    )
-    last = curve[-1]
-    values = {"seeds": job.seed, **{key: last[key] for key in ("cpu_seconds", "episodes")}, **last[policy]}
-    values["training"] = last["training"]["return"]
-    values["curves"] = [{"updates": at["updates"], "episodes": at["episodes"], **at[policy]} for at in curve]
-    for key, value in values.items():
-        row[key].append(value)
+        beside = [each for each in rows.values() if each["oversight"] == row["oversight"]]
+        least = min(count for each in beside for count in each["episodes"])
+        points = [[at for at in curve if at["episodes"] <= least] or curve[:1] for curve in row["curves"]]
+        row["equal"] = [each[-1]["return"] for each in points]
+    return sorted(rows.values(), key=lambda row: float(row["oversight"]))  # stable
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:

@@ -65,7 +65,7 @@ class Trainer:
         losses = self.settings.value * (value - returns).square() - gain
         if self.condition.filtered:
             losses = losses * ~rollout.unseen()
-        loss = losses.mean()
+        loss: Tensor = losses.mean()
         known = labels != UNLABELED
         if isinstance(self.policy, Experts) and self.condition.gate and known.any():
             with self.routed_by(labels[known]):

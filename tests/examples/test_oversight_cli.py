@@ -109,7 +109,9 @@ def test_a_run_of_other_settings_is_trained_anew(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "--updates", "0"], "--updates must be at least 1"),
+        (["train", "--updates", "0"], "--updates must be a multiple of 100"),
+        (["train", "--updates", "150"], "--updates must be a multiple of 100"),
+        (["--workers", "0"], "--workers must be at least 1"),
         (["--oversight", "1.5"], "--oversight in 0 to 1"),
         (["--seed", "-1"], "--seed at least 0"),
         (["train", "--seed", "0", "1"], "only `compare` takes more than one"),
@@ -169,6 +171,8 @@ def test_the_table_compares_at_equal_updates_and_at_equal_episodes() -> None:
     assert list(rows) == ["routed", "steered-wrongly", "penalty"]
     assert (rows["routed"]["return"], rows["penalty"]["return"]) == ([0.2, 0.2], [0.4, 0.4])
     assert (rows["routed"]["equal"], rows["penalty"]["equal"]) == ([0.2, 0.2], [0.3, 0.3])
+    short = {row["name"]: row for row in summarise(jobs[:2], [slow[:1], fast[:1]])}
+    assert (short["routed"]["equal"], short["penalty"]["equal"]) == ([0.1], [0.3])
 
 
 def test_the_page_shows_episodes_that_can_be(tmp_path: Path, tiny: Arguments) -> None:
