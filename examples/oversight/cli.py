@@ -19,7 +19,7 @@ from common.processes import in_processes
 from common.readme import publish
 from common.tables import check_rows
 from oversight.config import CONDITIONS, ROUTED, Settings
-from oversight.figures import curves
+from oversight.figures import figure
 from oversight.page import write_page
 from oversight.runs import Job, curve, finish, found
 from oversight.table import sections, summarise
@@ -44,6 +44,7 @@ class Command:
     seed: Annotated[tuple[int, ...], arg(help="By default 0; `compare`: 0 to 4.")] = ()
     updates: Annotated[int, arg(help="Of each run, after 32 steps of 256 grids each.")] = 1000
     only: Annotated[tuple[str, ...], arg(help="Names of rows to compare; by default all.")] = ()
+    as_is: Annotated[bool, arg(help="Compare what there is, and train nothing.")] = False
     workers: Annotated[int, arg(help="Processes that compare, of one thread each. Results do not depend on it.")] = 2
     docs: Annotated[bool, arg(help="Write the table into README.md and the documentation, too.")] = False
     browser: Annotated[bool, arg(help="Open the page.")] = False
@@ -85,15 +86,15 @@ class Command:
             Job(row, Settings(oversight=chance), seed, self.updates, self.out)
             for seed, chance, row in product(seeds, chances, rows)
         ]
-        results: dict[str, Any] = {
-            "updates": self.updates,
-            "seeds": list(seeds),
-            "machine": {"cores": os.cpu_count(), "torch": torch.__version__},
-            "rows": summarise(jobs, in_processes(curve, jobs, self.workers)),
-        }
+        jobs = [job for job in jobs if not self.as_is or found(job).curve]
+        if not jobs:
+            raise ExampleError(f"{self.out} holds none of these runs yet.")
+        curves = [found(job).curve for job in jobs] if self.as_is else in_processes(curve, jobs, self.workers)
+        machine = {"cores": os.cpu_count(), "torch": torch.__version__}
+        results: dict[str, Any] = {"machine": machine, "rows": summarise(jobs, curves)}
         write_json(self.out / "results.json", results)
         write_text(self.out / "table.md", "\n\n".join(sections(results).values()) + "\n")
-        save(curves(results["rows"], f"seeds {', '.join(map(str, seeds))}"), self.out / "curves.png")
+        save(figure(results["rows"]), self.out / "curves.png")
         print(f"\n{sections(results)['table']}\n")
 
 

@@ -21,21 +21,22 @@ LINES = {
 }
 
 
-def curves(rows: Sequence[dict[str, Any]], title: str) -> Figure:
+def figure(rows: Sequence[dict[str, Any]]) -> Figure:
     """A panel for each probability of oversight; medians over seeds, and their range."""
-    figure = Figure(figsize=(7.6, 3.8), layout="constrained")
-    figure.suptitle(f"True return while training goes on ({title})", fontsize=10)
+    drawn = Figure(figsize=(7.6, 3.8), layout="constrained")
+    drawn.suptitle("True return while training goes on: medians over seeds, and their range", fontsize=10)
     chances = sorted({row["oversight"] for row in rows})
-    panels = figure.subplots(1, len(chances), sharey=True, squeeze=False)[0]
+    panels = drawn.subplots(1, len(chances), sharey=True, squeeze=False)[0]
     for axes, chance in zip(panels, chances, strict=True):
         for row in rows:
             if row["oversight"] == chance:
                 colour, style = LINES[row["name"]]
-                updates = [at["updates"] for at in row["curves"][0]]
-                values = [[at["return"] for at in points] for points in zip(*row["curves"], strict=True)]
+                points = list(zip(*row["curves"], strict=False))  # as far as all seeds have come
+                updates = [each[0]["updates"] for each in points]
+                values = [[at["return"] for at in each] for each in points]
                 band(axes, updates, values, median, color=colour, linestyle=style, label=row["name"])
         axes.set_title(f"overseen: {chance:.0%}", fontsize=9, loc="left")
         axes.set_xlabel("updates")
         plain(axes, grid="y")
-    legend_below(figure, columns=4)
-    return figure
+    legend_below(drawn, columns=4)
+    return drawn

@@ -78,6 +78,8 @@ def test_a_table_of_more_updates_goes_on_and_one_of_fewer_is_read_off(tmp_path: 
     six = json.loads((tmp_path / "out" / "results.json").read_text())
     main(arguments)
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == four
+    main([*arguments, "--as-is"])
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == six
     for short, long in zip(four["rows"], six["rows"], strict=True):
         assert [curve[:2] for curve in long["curves"]] == short["curves"]
         assert [at["updates"] for at in long["curves"][0]] == [2, 4, 6]
@@ -116,6 +118,7 @@ def test_a_run_of_other_settings_is_trained_anew(tmp_path: Path) -> None:
         (["--seed", "-1"], "--seed at least 0"),
         (["train", "--seed", "0", "1"], "only `compare` takes more than one"),
         (["compare", "--only", "nonsense"], "there is no row nonsense"),
+        (["compare", "--as-is", "--out", "empty"], "empty holds none of these runs"),
         (["evaluate", "--out", "empty"], "there is no empty/runs/routed-p0.1-seed0.pt. Run `train`"),
         (["evaluate"], "runs/oversight/runs/routed-p0.1-seed0.pt cannot be read"),
     ],
@@ -171,6 +174,9 @@ def test_the_table_compares_at_equal_updates_and_at_equal_episodes() -> None:
     assert list(rows) == ["routed", "steered-wrongly", "penalty"]
     assert (rows["routed"]["return"], rows["penalty"]["return"]) == ([0.2, 0.2], [0.4, 0.4])
     assert (rows["routed"]["equal"], rows["penalty"]["equal"]) == ([0.2, 0.2], [0.3, 0.3])
+    longer = {row["name"]: row for row in summarise(jobs[:2], [slow, [*fast, point(3, 60, 0.5)]])}
+    assert (longer["penalty"]["return"], longer["penalty"]["updates"]) == ([0.4], 2)
+    assert len(longer["penalty"]["curves"][0]) == 3
     short = {row["name"]: row for row in summarise(jobs[:2], [slow[:1], fast[:1]])}
     assert (short["routed"]["equal"], short["penalty"]["equal"]) == ([0.1], [0.3])
 
@@ -237,7 +243,8 @@ def test_publishing_writes_parts_of_the_readme_and_nothing_else(
     monkeypatch.setattr(readme, "EXAMPLES", tmp_path)
     monkeypatch.setattr(readme, "ASSETS", tmp_path / "assets")
     marked = [
-        f"<!-- --8<-- [start:{part}] -->\nold\n<!-- --8<-- [end:{part}] -->" for part in ("rows", "table", "made")
+        f"<!-- --8<-- [start:{part}] -->\nold\n<!-- --8<-- [end:{part}] -->"
+        for part in ("rows", "table", "later", "made")
     ]
     text.parent.mkdir()
     text.write_text("\n".join(["before", *marked, "after"]))
