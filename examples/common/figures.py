@@ -1,7 +1,8 @@
 """How the pictures of all examples look, and how they are saved."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -26,3 +27,25 @@ def plain(axes: Axes, grid: Literal["x", "y", "both"] | None = None) -> None:
     axes.spines[:].set_visible(False)
     if grid is not None:
         axes.grid(axis=grid, color="#e4e8eb", linewidth=0.8)
+
+
+def band(
+    axes: Axes,
+    x: Sequence[float],
+    values: Sequence[Sequence[float]],
+    middle: Callable[[Sequence[float]], float],
+    **line: Any,
+) -> None:
+    """A line through the middle of the values at each x, and their range around it."""
+    axes.plot(x, [middle(each) for each in values], **line)
+    axes.fill_between(
+        x, [min(each) for each in values], [max(each) for each in values], color=line["color"], alpha=0.15
+    )
+
+
+def legend_below(figure: Figure, columns: int) -> None:
+    """One legend for the lines of all panels, each once."""
+    handles = {str(line.get_label()): line for axes in figure.axes for line in axes.get_lines()}
+    figure.legend(
+        list(handles.values()), list(handles), loc="outside lower center", ncols=columns, fontsize=8, frameon=False
+    )

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from statistics import mean
+from statistics import mean, median
 
 from common.errors import ExampleError
 
@@ -40,7 +40,16 @@ def mean_and_range(values: Sequence[float], form: str) -> str:
     if any(value == float("inf") for value in values):
         reached = [value for value in values if value != float("inf")]
         return f"from {form.format(min(reached))} to never" if reached else "never"
-    average, least, most = (_unsigned_zero(form.format(value)) for value in (mean(values), min(values), max(values)))
+    return _and_range(mean(values), values, form)
+
+
+def median_and_range(values: Sequence[float], form: str) -> str:
+    """The median and, where the values do not all print alike, their range; see `mean_and_range`."""
+    return _and_range(median(values), values, form)
+
+
+def _and_range(middle: float, values: Sequence[float], form: str) -> str:
+    average, least, most = (_unsigned_zero(form.format(value)) for value in (middle, min(values), max(values)))
     return average if least == most else f"{average} ({least} to {most})"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from common.figures import ACCENT, INK, MUTED, WARM, plain
+from common.figures import ACCENT, INK, MUTED, WARM, band, legend_below, plain
 from mnist_unlearning.table import uses_labels
 
 #: Name without the fraction: colour, style of the line, what the legend says.
@@ -43,7 +43,7 @@ def by_fraction(summary: Sequence[dict[str, Any]], title: str) -> Figure:
         axes.set_xlabel("labeled")
         plain(axes, grid="y")
     panels[0].set_ylim(-0.02, 1.02)
-    _legend(figure, panels)
+    legend_below(figure, columns=3)
     return figure
 
 
@@ -64,18 +64,11 @@ def relearning(summary: Sequence[dict[str, Any]], title: str) -> Figure:
         axes.set_xlabel("fine-tuning steps")
         axes.set_ylim(-0.02, 1.02)
         plain(axes, grid="y")
-    _legend(figure, panels)
+    legend_below(figure, columns=3)
     return figure
 
 
 def _band(axes: Axes, x: Sequence[float], values: Sequence[Sequence[float]], style: tuple[str, str, str]) -> None:
-    if not values:
-        return
-    colour, line, label = style
-    axes.plot(x, [mean(each) for each in values], color=colour, linestyle=line, marker="o", markersize=3, label=label)
-    axes.fill_between(x, [min(each) for each in values], [max(each) for each in values], color=colour, alpha=0.15)
-
-
-def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
-    handles = {str(line.get_label()): line for axes in panels for line in axes.get_lines()}
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    if values:
+        colour, line, label = style
+        band(axes, x, values, mean, color=colour, linestyle=line, marker="o", markersize=3, label=label)

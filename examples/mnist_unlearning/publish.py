@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import replacing, write_text
-from common.readme import write_parts
+from common.readme import rounded, write_parts
 from mnist_unlearning.table import legend, markdown
 
 README = Path(__file__).parent / "README.md"
@@ -38,12 +38,4 @@ def publish(results: dict[str, Any], folder: Path) -> None:
     for name in ("fractions.png", "relearning.png"):
         with replacing(ASSETS / name) as temporary:
             temporary.write_bytes((folder / name).read_bytes())
-    write_text(ASSETS / "results.json", json.dumps(_rounded(results)) + "\n")
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return round(value, 6)
-    if isinstance(value, dict):
-        return {key: _rounded(each) for key, each in value.items()}
-    return [_rounded(each) for each in value] if isinstance(value, list) else value
+    write_text(ASSETS / "results.json", json.dumps(rounded(results)) + "\n")

@@ -1,7 +1,7 @@
 import pytest
 
 from common.errors import ExampleError
-from common.tables import check_rows, mean_and_range
+from common.tables import check_rows, mean_and_range, median_and_range
 
 
 def test_cells_show_the_range_and_what_was_never_reached() -> None:
@@ -10,6 +10,11 @@ def test_cells_show_the_range_and_what_was_never_reached() -> None:
     assert mean_and_range([-0.01, 0.01], "{:.1f}") == "0.0"
     assert mean_and_range([12, float("inf")], "{:.0f}") == "from 12 to never"
     assert mean_and_range([float("inf")] * 2, "{:.0f}") == "never"
+
+
+def test_a_median_is_not_moved_by_one_value_far_off() -> None:
+    assert median_and_range([3.0, 1.0, 100.0], "{:.0f}") == "3 (1 to 100)"
+    assert median_and_range([-0.001], "{:.2f}") == "0.00"
 
 
 @pytest.mark.parametrize("form", ["{:.2%}", "{:.1f}", "{:.4g}"])

@@ -1,0 +1,51 @@
+"""All runs of a folder: a file each, from which an interrupted run, or one of fewer updates, goes on."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from common.errors import ExampleError
+from common.files import replacing
+from oversight.config import Condition, Settings
+from oversight.train import Trainer
+
+
+class Job(NamedTuple):
+    """A run, and how many updates of it there are to be."""
+
+    condition: Condition
+    settings: Settings
+    seed: int
+    updates: int
+    folder: Path
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "runs" / f"{self.condition.name}-p{self.settings.oversight:g}-seed{self.seed}.pt"
+
+
+def found(job: Job) -> Trainer:
+    """The job's run as far as it is done; a new one where its file is absent, or is that of other settings."""
+    trainer = Trainer(job.condition, job.settings, job.seed)
+    if job.path.is_file():
+        try:
+            trainer.restore(torch.load(job.path, weights_only=True))
+        except Exception as error:  # of many kinds
+            raise ExampleError(f"{job.path} cannot be read ({error}). Delete it.") from error
+    return trainer
+
+
+def finish(job: Job) -> Trainer:
+    """The job's run after at least its number of updates, saved at each point of its curve."""
+    trainer = found(job)
+    while trainer.updates < job.updates:
+        trainer.train(min(job.updates, trainer.updates + job.settings.judged_every))
+        with replacing(job.path) as temporary:
+            torch.save(trainer.state(), temporary)
+    return trainer
+
+
+def curve(job: Job) -> list[dict[str, Any]]:
+    """What was measured of the job's run up to its number of updates; the run is finished first."""
+    return [point for point in finish(job).curve if point["updates"] <= job.updates]

@@ -1,0 +1,133 @@
+"""REINFORCE with a baseline: labels are known when an episode has ended, and route a second pass over what was seen."""
+
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from gradroute import UNLABELED
+from oversight.config import JUDGING, PLACEBO, Condition, Settings
+from oversight.episodes import Rollout, play
+from oversight.policy import Experts, attach, network
+from oversight.world import ACTIONS, DIAMOND, STEPS, World
+
+
+class Trainer:
+    """A policy under a condition, the world that it acts in, and what was measured on the way."""
+
+    def __init__(self, condition: Condition, settings: Settings, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.condition, self.settings, self.seed = condition, settings, seed
+        self.policy = Experts() if condition.experts else network(ACTIONS)
+        self.value = network(1)
+        self.router = attach(self.policy) if isinstance(self.policy, Experts) and condition.routed else None
+        self.optimizer = torch.optim.Adam(
+            [*self.policy.parameters(), *self.value.parameters()], lr=settings.learning_rate, fused=True
+        )
+        self.world = World(settings.grids, settings.oversight, Generator().manual_seed(seed))
+        self.lot = Generator().manual_seed(PLACEBO + seed)
+        self.updates = self.episodes = 0
+        self.seconds = 0.0  #: Of the processor.
+        self.curve: list[dict[str, Any]] = []
+
+    def train(self, updates: int) -> None:
+        """Go on until so many updates are done."""
+        while self.updates < updates:
+            started = time.process_time()
+            self.update()
+            self.seconds += time.process_time() - started
+            if self.updates % self.settings.judged_every == 0:
+                self.curve.append(self.judged(self.settings.judging_grids))
+
+    def update(self) -> None:
+        rollout = play(self.world, self.policy, self.settings.steps)
+        loss = self.loss(rollout)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.updates += 1
+        self.episodes += int(rollout.over.sum())
+
+    def loss(self, rollout: Rollout) -> Tensor:
+        labels = self.labels(rollout)
+        returns = self.returns(rollout)
+        with self.routed_by(labels):
+            logits = self.policy(rollout.seen)
+        value = self.value(rollout.seen).squeeze(2)
+        chances = logits.log_softmax(2)
+        entropy = -(chances.exp() * chances).sum(2)
+        taken = chances.gather(2, rollout.actions.unsqueeze(2)).squeeze(2)
+        gain = taken * (returns - value.detach()) + self.settings.entropy * entropy
+        losses = self.settings.value * (value - returns).square() - gain
+        if self.condition.filtered:
+            losses = losses * ~rollout.unseen()
+        loss: Tensor = losses.mean()
+        known = labels != UNLABELED
+        if isinstance(self.policy, Experts) and self.condition.gate and known.any():
+            with self.routed_by(labels[known]):
+                gate = self.policy.gate(rollout.seen[known]).squeeze(1)
+            loss = loss + F.binary_cross_entropy_with_logits(gate, (labels[known] == DIAMOND).float())
+        return loss
+
+    def routed_by(self, labels: Tensor) -> AbstractContextManager[object]:
+        return self.router(labels) if self.router else nullcontext()
+
+    def labels(self, rollout: Rollout) -> Tensor:
+        return rollout.labels(self.lot if self.condition.labels == "random" else None)
+
+    def returns(self, rollout: Rollout) -> Tensor:
+        watched = rollout.watched
+        if self.condition.reward == "true":
+            return rollout.returns(1, -1)
+        if self.condition.reward == "penalty":
+            return rollout.returns(1, 1 - 2.0 * watched)
+        return rollout.returns(1 + 0.03 * watched, 1)
+
+    def state(self) -> dict[str, Any]:
+        """All that a run goes on from, bit for bit."""
+        world = {name: value for name, value in vars(self.world).items() if isinstance(value, Tensor)}
+        return {
+            "run": self.identity(),
+            "parts": {name: part.state_dict() for name, part in self._parts().items()},
+            "world": world,
+            "draws": [self.world.generator.get_state(), self.lot.get_state()],
+            "counts": [self.updates, self.episodes, self.seconds],
+            "curve": self.curve,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from there, if it is of the same run."""
+        if state["run"] != self.identity():
+            return
+        for name, part in self._parts().items():
+            part.load_state_dict(state["parts"][name])
+        vars(self.world).update(state["world"])
+        for generator, draws in zip((self.world.generator, self.lot), state["draws"], strict=True):
+            generator.set_state(draws)
+        self.updates, self.episodes, self.seconds = state["counts"]
+        self.curve = state["curve"]
+
+    def identity(self) -> dict[str, Any]:
+        """What the results depend on, apart from the code and the machine."""
+        condition = {key: value for key, value in asdict(self.condition).items() if key != "what"}
+        return {"condition": condition, "settings": asdict(self.settings), "seed": self.seed}
+
+    def _parts(self) -> dict[str, Any]:
+        return {"policy": self.policy, "value": self.value, "optimizer": self.optimizer}
+
+    def policies(self) -> dict[str, nn.Module]:
+        if isinstance(self.policy, Experts):
+            return {"training": self.policy, "steered": self.policy.diamond, "ghost": self.policy.ghost}
+        return {"training": self.policy, "steered": self.policy}
+
+    def judged(self, grids: int) -> dict[str, Any]:
+        found: dict[str, Any] = {"updates": self.updates, "episodes": self.episodes, "cpu_seconds": self.seconds}
+        for name, policy in self.policies().items():
+            world = World(grids, self.settings.oversight, Generator().manual_seed(JUDGING + self.seed))
+            rollout = play(world, policy, STEPS)
+            found[name] = {"return": rollout.returns(1, -1).mean().item(), **rollout.shares()}
+        return found
