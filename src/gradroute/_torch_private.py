@@ -180,6 +180,13 @@ def lets_hooks_see_steps(optimizer: Any) -> bool:
     return hasattr(optimizer, "_optimizer_step_pre_hooks")
 
 
+def first_before_steps(optimizer: torch.optim.Optimizer, hook: Any) -> Any:
+    """Register a hook that runs before a step, and before the hooks that are there already; returns its handle."""
+    handle = optimizer.register_step_pre_hook(hook)
+    optimizer._optimizer_step_pre_hooks.move_to_end(handle.id, last=False)  # type: ignore[attr-defined]
+    return handle
+
+
 def schema(operation: Any) -> Any:
     """The schema of an operation in an exported program: its name and its arguments; None for what is no operation."""
     return getattr(operation, "_schema", None)
@@ -272,9 +279,10 @@ def gradient_hook_tables(model: nn.Module) -> list[dict[Any, Any]]:
     return tables
 
 
-def has_hooks_after_accumulation(parameter: Tensor) -> bool:
-    """Whether hooks run after a gradient was added to ``parameter.grad``, which `torch.autograd.grad` never does."""
-    return bool(parameter._post_accumulate_grad_hooks)
+def hooks_after_accumulation(parameter: Tensor) -> list[Any]:
+    """The hooks that run after a gradient was added to ``parameter.grad``, which `torch.autograd.grad` never does."""
+    hooks = parameter._post_accumulate_grad_hooks
+    return list(hooks.values()) if hooks else []
 
 
 def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
