@@ -6,6 +6,7 @@ changed fails there, with a message that names the function.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import sys
 from collections.abc import Callable, Sequence
@@ -185,6 +186,22 @@ def first_before_steps(optimizer: torch.optim.Optimizer, hook: Any) -> Any:
     handle = optimizer.register_step_pre_hook(hook)
     optimizer._optimizer_step_pre_hooks.move_to_end(handle.id, last=False)  # type: ignore[attr-defined]
     return handle
+
+
+def stand_in(optimizer: torch.optim.Optimizer, groups: list[Any], state: dict[Any, Any]) -> torch.optim.Optimizer:
+    """An optimizer as another is at this moment, for other parameters: of its class, with its attributes, and no hooks.
+
+    Its constructor is not called, which may want other arguments. Others may have put a step of their own on the
+    instance, as schedules of learning rates do: the stand-in has that of the class.
+    """
+    other: torch.optim.Optimizer = object.__new__(type(optimizer))
+    other.__dict__.update(vars(optimizer))
+    other.__dict__.pop("step", None)
+    other.__dict__["param_groups"] = groups
+    other.__dict__["state"] = collections.defaultdict(dict, state)
+    other.__dict__["_optimizer_step_pre_hooks"] = collections.OrderedDict()
+    other.__dict__["_optimizer_step_post_hooks"] = collections.OrderedDict()
+    return other
 
 
 def schema(operation: Any) -> Any:

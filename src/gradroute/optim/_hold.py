@@ -62,9 +62,9 @@ class Hold:
             whose 8-bit state shares scales). In a step: a parameter has another shape, or left the optimizer.
 
     Note:
-        A tied weight is one parameter, held under all its names. What writes weights without the optimizer is not held
-        off: `load_state_dict`, `nn.Embedding(max_norm=...)`. Under DDP gradients are clipped after they were averaged;
-        the step is right in any case. A copied optimizer has no hooks, and so no hold.
+        A tied weight is one parameter, held under all its names. What writes weights without a step is not held off:
+        `load_state_dict`, `nn.Embedding(max_norm=...)`, the `train()` and `eval()` of schedule-free optimizers. A
+        copied optimizer has no hooks, and so no hold.
 
     Examples:
         >>> import torch

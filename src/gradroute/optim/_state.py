@@ -15,6 +15,8 @@ from ..errors import UsageError
 
 Arguments: TypeAlias = "tuple[tuple[Any, ...], dict[str, Any]]"
 """Of an optimizer's step: by position and by name."""
+OWN = "own_steps"
+"""Where a parameter's state has what each unit counts by itself; see `OwnSteps`."""
 
 
 def refuse_inner(optimizer: Optimizer) -> None:
@@ -44,6 +46,19 @@ def refuse_mixing(optimizer: Optimizer, parameters: set[nn.Parameter]) -> None:
         raise _mixes(optimizer, "its second moments of rows and columns")
 
 
+def refuse_own_counts(optimizer: Optimizer, parameter: Tensor) -> None:
+    """Refuse state in which each unit counts its own steps, where one count is meant.
+
+    Raises:
+        UsageError: It is such.
+    """
+    if OWN in optimizer.state.get(parameter, {}):
+        raise UsageError(
+            "this optimizer's state counts the steps of each unit by itself, as under Isolation(own_steps=True): make "
+            "the isolation with own_steps=True, or remove the isolation that counts."
+        )
+
+
 def state_of_units(optimizer: Optimizer, parameter: Tensor) -> dict[str, Tensor]:
     """The tensors in a parameter's state that have an entry for each of its own; single numbers are shared.
 
@@ -51,6 +66,7 @@ def state_of_units(optimizer: Optimizer, parameter: Tensor) -> dict[str, Tensor]
         UsageError: There is state of another form, which units may share.
     """
     found = {}
+    refuse_own_counts(optimizer, parameter)
     for key, value in optimizer.state.get(parameter, {}).items():
         if isinstance(value, Tensor):
             if value.shape == parameter.shape:
@@ -76,7 +92,11 @@ def state_of_entries(
         UsageError: There is state of which it is not known what belongs to an entry.
     """
     found = {}
-    for key, value in optimizer.state.get(parameter, {}).items():
+    state = optimizer.state.get(parameter, {})
+    counted = {OWN, *state.get(OWN, ())}  # by an isolation, for each unit
+    for key, value in state.items():
+        if key in counted:
+            continue
         if isinstance(value, Tensor) and value.shape == parameter.shape:
             found[key] = value
         elif isinstance(value, Tensor) and value.ndim == 1 and value.numel() == parameter.numel() > 1:
