@@ -370,6 +370,7 @@ class TestBesideOthers:
                         parameter.mul_(0.5)
                         self.state[parameter]["exp_avg"].mul_(0.5)
 
+        torch.optim.AdamW([nn.Parameter(torch.ones(1))])  # the first of its class: from now on its step calls hooks
         parameter, optimizer = learned(lambda p: Shrinking(p, lr=0.1))
         Hold(optimizer, {parameter: [0, 3]})
         for _ in range(2):
