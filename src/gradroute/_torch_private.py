@@ -6,6 +6,7 @@ changed fails there, with a message that names the function.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import sys
 from collections.abc import Callable, Sequence
@@ -191,6 +192,29 @@ def lets_hooks_see_steps(optimizer: Any) -> bool:
     return hasattr(optimizer, "_optimizer_step_pre_hooks")
 
 
+def first_before_steps(optimizer: torch.optim.Optimizer, hook: Any) -> Any:
+    """Register a hook that runs before a step, and before the hooks that are there already; returns its handle."""
+    handle = optimizer.register_step_pre_hook(hook)
+    optimizer._optimizer_step_pre_hooks.move_to_end(handle.id, last=False)  # type: ignore[attr-defined]
+    return handle
+
+
+def stand_in(optimizer: torch.optim.Optimizer, groups: list[Any], state: dict[Any, Any]) -> torch.optim.Optimizer:
+    """An optimizer as another is at this moment, for other parameters: of its class, with its attributes, and no hooks.
+
+    Its constructor is not called, which may want other arguments. Others may have put a step of their own on the
+    instance, as schedules of learning rates do: the stand-in has that of the class.
+    """
+    other: torch.optim.Optimizer = object.__new__(type(optimizer))
+    other.__dict__.update(vars(optimizer))
+    other.__dict__.pop("step", None)
+    other.__dict__["param_groups"] = groups
+    other.__dict__["state"] = collections.defaultdict(dict, state)
+    other.__dict__["_optimizer_step_pre_hooks"] = collections.OrderedDict()
+    other.__dict__["_optimizer_step_post_hooks"] = collections.OrderedDict()
+    return other
+
+
 def schema(operation: Any) -> Any:
     """The schema of an operation in an exported program: its name and its arguments; None for what is no operation."""
     return getattr(operation, "_schema", None)
@@ -283,9 +307,10 @@ def gradient_hook_tables(model: nn.Module) -> list[dict[Any, Any]]:
     return tables
 
 
-def has_hooks_after_accumulation(parameter: Tensor) -> bool:
-    """Whether hooks run after a gradient was added to ``parameter.grad``, which `torch.autograd.grad` never does."""
-    return bool(parameter._post_accumulate_grad_hooks)
+def hooks_after_accumulation(parameter: Tensor) -> list[Any]:
+    """The hooks that run after a gradient was added to ``parameter.grad``, which `torch.autograd.grad` never does."""
+    hooks = parameter._post_accumulate_grad_hooks
+    return list(hooks.values()) if hooks else []
 
 
 def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:

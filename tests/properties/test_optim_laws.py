@@ -285,7 +285,7 @@ def test_what_is_put_back_is_the_block_and_nothing_else(dims, chosen) -> None:
     shape = (4, 5, 6)
     block, inside = [], torch.ones(shape, dtype=torch.bool)
     for dim, units in zip(dims, map(torch.tensor, chosen), strict=False):
-        block.append((dim, entries._index(units, units.device)))
+        block.append((dim, entries.index_of(units, units.device)))
         inside &= spread(torch.isin(torch.arange(shape[dim]), units), inside, dim)
     before, after = torch.randn(shape), torch.randn(shape)
     tensor = before.clone()

@@ -41,7 +41,7 @@ from gradroute.errors import (
     UnroutedWarning,
     UsageError,
 )
-from gradroute.optim import Isolation, clip_grad_norm_per_route_
+from gradroute.optim import Hold, Isolation, clip_grad_norm_per_route_
 from gradroute.surgery import Absent, Contracted, ablate_, add_units_, contract, remove_units_
 from gradroute.testing import assert_routed, indices, label_tensors, oracle, oracle_mask, routes, specs, tensors
 from gradroute.trainers import (
@@ -131,7 +131,7 @@ def optimizers(spec: gr.RoutingSpec) -> None:
     plain = model()
     router = gr.Router(plain, {"0": spec})
     optimizer = torch.optim.AdamW(plain.parameters())
-    with Isolation(router, optimizer, sites=["0"]) as isolation:
+    with Isolation(router, optimizer, sites=["0"], own_steps=True) as isolation:
         assert_type(isolation, Isolation)
         with router(torch.tensor([0, 1])):
             plain(torch.randn(2, 3)).sum().backward()
@@ -140,6 +140,9 @@ def optimizers(spec: gr.RoutingSpec) -> None:
         optimizer.step()
         assert_type(isolation.discard(), None)
     assert_type(isolation.remove(), None)
+    with Hold(optimizer, dict.fromkeys(plain.parameters(), 0)) as hold:
+        assert_type(hold, Hold)
+    assert_type(hold.remove(), None)
 
 
 def surgery(spec: gr.RoutingSpec) -> None:

@@ -319,13 +319,32 @@ def test_gradient_hook_tables():
         assert not any(private.gradient_hook_tables(model))
 
 
-def test_has_hooks_after_accumulation():
+def test_hooks_after_accumulation():
     parameter = nn.Parameter(torch.ones(2))
-    assert not private.has_hooks_after_accumulation(parameter)
-    handle = parameter.register_post_accumulate_grad_hook(lambda _: None)
-    assert private.has_hooks_after_accumulation(parameter)
+
+    def hook(_):
+        return None
+
+    assert private.hooks_after_accumulation(parameter) == []
+    handle = parameter.register_post_accumulate_grad_hook(hook)
+    assert private.hooks_after_accumulation(parameter) == [hook]
     handle.remove()
-    assert not private.has_hooks_after_accumulation(parameter)
+    assert private.hooks_after_accumulation(parameter) == []
+
+
+def test_first_before_steps():
+    parameter = nn.Parameter(torch.ones(2))
+    parameter.grad = torch.ones(2)
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    called = []
+    optimizer.register_step_pre_hook(lambda *_: called.append("there already"))
+    handle = private.first_before_steps(optimizer, lambda *_: called.append("first"))
+    optimizer.register_step_pre_hook(lambda *_: called.append("later"))
+    optimizer.step()
+    assert called == ["first", "there already", "later"]
+    handle.remove()
+    optimizer.step()
+    assert called[3:] == ["there already", "later"]
 
 
 def test_buffers_of():

@@ -1,6 +1,6 @@
-"""What an optimizer may move: `Isolation` holds the units that nobody taught, and clipping goes by route."""
+"""What an optimizer may move: `Isolation` holds what nobody taught, `Hold` what is named; clipping goes by route."""
 
-from ._clipping import clip_grad_norm_per_route_
-from ._isolation import Isolation
+from ._hold import Hold
+from ._isolation import Isolation, clip_grad_norm_per_route_
 
-__all__ = ["Isolation", "clip_grad_norm_per_route_"]
+__all__ = ["Hold", "Isolation", "clip_grad_norm_per_route_"]

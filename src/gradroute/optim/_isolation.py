@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import weakref
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -18,11 +19,15 @@ from ..errors import UsageError
 from ..router._attachment import attachment_of
 from ..router._router import Router
 from ._clipping import clip_grad_norm_per_route_
+from ._own_steps import OwnSteps
 from ._parameter_units import places_of
 from ._slices import Block, FrozenBlocks, local, put, take
-from ._state import Arguments, after_closure, refuse_mixing, state_of_units, untouched_state
+from ._state import Arguments, after_closure, refuse_mixing, refuse_own_counts, state_of_units, untouched_state
 
 __all__ = ["Isolation", "clip_grad_norm_per_route_"]
+
+
+_ISOLATIONS: weakref.WeakKeyDictionary[Optimizer, weakref.WeakSet[Isolation]] = weakref.WeakKeyDictionary()
 
 
 class _Held(NamedTuple):
@@ -32,6 +37,21 @@ class _Held(NamedTuple):
     block: Block
     values: Tensor
     state: dict[str, Tensor]
+
+
+@dataclass
+class _Step:
+    """What one step of the optimizer holds.
+
+    Attributes:
+        held: Blocks to put back.
+        hidden: Parameters that the optimizer shall not see, with their gradients.
+        looked: Whether it is known what the step's examples taught.
+    """
+
+    held: list[_Held] = field(default_factory=list)
+    hidden: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    looked: bool = False
 
 
 class Isolation:
@@ -56,11 +76,18 @@ class Isolation:
     `torch.no_grad`.
 
     **What is not frozen**: the count of steps behind Adam's bias correction belongs to a parameter, not to a unit, so
-    it goes on for a unit that was frozen for a while. (Where all units of a parameter are frozen the optimizer does not
-    see it, and its count stands still.) Buffers, such as the running mean of a batch norm, are no business of an
-    optimizer. Optimizers that mix the entries of a matrix, such as Muon, may let a frozen unit's state enter the step
-    of the others. State that a step creates is, for a frozen unit, what a step with zero gradients and without weight
-    decay makes of it.
+    it goes on for a unit that was frozen for a while, whose next steps are then several times as long as those of a
+    new optimizer. With ``own_steps=True`` each unit counts its own. (Where all units of a parameter are frozen the
+    optimizer does not see it, and its count stands still.) Buffers, such as the running mean of a batch norm, are no
+    business of an optimizer. Optimizers that mix the entries of a matrix, such as Muon, may let a frozen unit's state
+    enter the step of the others. State that a step creates is, for a frozen unit, what a step with zero gradients and
+    without weight decay makes of it.
+
+    **With own_steps=True** the units that are open in a step are stepped as tensors of their own, each with state and
+    counts of its own, as under an optimizer of its own: equal to that to rounding. Where one entry's step depends on
+    its whole tensor, as in Adafactor and Muon, the units to which each label gives the same weight are one tensor. The
+    counts are in the optimizer's state and its `state_dict`, for each unit; such a checkpoint needs an isolation that
+    counts. A hook of your own that changes gradients before a step must be registered before the isolation.
 
     Costs: two copies of the frozen part of weights and state, one to keep it and one to put it back; memory for one of
     them, from before the step until after it. "What it costs" in the documentation has it measured. On a GPU the host
@@ -73,12 +100,15 @@ class Isolation:
         sites: The names of the modules (keys of ``router.sites``) whose units are held; all by default.
         process_group: The processes whose examples count; the default group where `torch.distributed` is initialized.
             All of them must take the same steps. For processes that train apart, a group of this process alone.
+        own_steps: Whether each unit counts its own steps.
 
     Raises:
         SiteError: No parameters are known that belong to the units of a site, or `sites` names none.
         UsageError: The optimizer holds none of these parameters, or mixes units in its state (LBFGS, Adafactor; others
-            when their first step shows it, such as those whose 8-bit state shares scales). In a step: the router was
-            removed.
+            when their first step shows it, such as those whose 8-bit state shares scales). With `own_steps`: it counts
+            in its groups or in itself, as Prodigy does, or keeps state of which it is not known what belongs to a unit;
+            a parameter is distributed; Adafactor has taken steps; another isolation of the same optimizer holds the
+            same parameters. In a step: the router was removed.
 
     Note:
         Make it before the first forward pass, and take the step for a batch before the forward pass of the next. When a
@@ -111,6 +141,7 @@ class Isolation:
         *,
         sites: Collection[str] | None = None,
         process_group: dist.ProcessGroup | None = None,
+        own_steps: bool = False,
     ) -> None:
         if not isinstance(optimizer, Optimizer) or not private.lets_hooks_see_steps(optimizer):
             raise UsageError(
@@ -130,14 +161,15 @@ class Isolation:
             for name, parameter in private.own_tensors(module).items()
             if parameter in self._blocks
         ]
-        learning = _parameters(optimizer) & self._blocks.keys()
+        learning = _parameters(optimizer).keys() & self._blocks.keys()
         if not learning:
             raise UsageError(
                 "the optimizer holds no parameter that belongs to units of this router alone, so that nothing could "
                 "be frozen. Make it of the parameters of the very model that the router is attached to. (A parameter "
                 "that an unrouted module shares is never frozen.)"
             )
-        refuse_mixing(optimizer, learning)
+        if not own_steps:
+            refuse_mixing(optimizer, learning)
         if any(getattr(module, "max_norm", None) is not None for module, _, _ in self._owned):
             raise UsageError(
                 "an embedding with max_norm scales its rows in each forward pass, frozen units too, so it cannot be "
@@ -150,15 +182,19 @@ class Isolation:
             )
         self._attachment = attachment_of(router)
         self._optimizer = optimizer
+        self._refuse_another(own_steps)
+        self._own_steps: OwnSteps | None = None
+        if own_steps:
+            tables = [group.spec.masks.rows for group in self._attachment.groups]
+            self._own_steps = OwnSteps(optimizer, self._blocks, tables, learning)
         self._process_group = process_group
         recording = contextlib.ExitStack()
         self._record = recording.enter_context(self._attachment.record_taught())
         self._end_of_record = weakref.finalize(self, recording.close)
         if any(parameter.grad is not None for parameter in learning):
             self._record.note_everything()  # by whom these gradients were made is not known
-        self._held: list[_Held] = []
-        self._hidden: list[tuple[Tensor, Tensor]] = []
-        self._has_held = False  # in the step that is on
+        # A step that calls that of its base class is two, one in the other; each puts back what was before it.
+        self._steps: list[_Step] = []
         # Not for Dynamo to trace: which units are held changes from step to step.
         self._handles = [
             optimizer.register_step_pre_hook(torch.compiler.disable(self._before_step)),  # type: ignore[no-untyped-call]
@@ -190,11 +226,18 @@ class Isolation:
         self._record.clear()
 
     def remove(self) -> None:
-        """Take the isolation's own hooks off the optimizer, and no others. Removing twice is fine."""
+        """Take the isolation's own hooks off the optimizer, and no others. Removing twice is fine.
+
+        After ``own_steps=True`` each parameter has one count again, that of the unit that took the most steps; the
+        state of Adafactor for matrices is dropped.
+        """
+        if self._handles and self._own_steps is not None:
+            self._own_steps.join()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         self._end_of_record()
+        _ISOLATIONS.get(self._optimizer, weakref.WeakSet()).discard(self)
 
     def __reduce__(self) -> NoReturn:
         raise UsageError(
@@ -215,50 +258,72 @@ class Isolation:
                 "the router of this isolation was removed from its model, so nothing says any more which units are "
                 "taught: remove the isolation too, isolation.remove()."
             )
-        self._held, self._hidden, self._has_held = [], [], False
-        return after_closure(args, kwargs, self._hold)
+        step = _Step()
+        self._steps.append(step)
+        return after_closure(args, kwargs, lambda: self._hold(step))
 
     @torch.no_grad()
-    def _hold(self) -> None:
-        if self._has_held:
+    def _hold(self, step: _Step) -> None:
+        if step.looked:
             raise UsageError(
                 f"{type(self._optimizer).__name__} evaluates its closure more than once a step, and writes in between: "
                 "it cannot be isolated."
             )
-        self._has_held = True
+        step.looked = True
         self._check_in_place()
         self._attachment.note_block(self._record)
-        blocks_of = FrozenBlocks(self._taught_anywhere())
-        for parameter in _parameters(self._optimizer) & self._blocks.keys():
-            if parameter.grad is None:
-                continue  # the optimizer leaves it alone
+        taught = self._taught_anywhere()
+        with_gradient = {p: p.grad for p in _parameters(self._optimizer) if p in self._blocks and p.grad is not None}
+        if self._own_steps is not None:
+            self._own_steps.step(with_gradient, taught)
+            step.hidden += with_gradient.items()
+        else:
+            self._take(step, with_gradient, taught)
+        for hidden, _ in step.hidden:  # only now: nothing raises any more, and no gradient is lost
+            hidden.grad = None
+
+    def _take(self, step: _Step, parameters: dict[nn.Parameter, Tensor], taught: list[Tensor]) -> None:
+        blocks_of = FrozenBlocks(taught)
+        for parameter, gradient in parameters.items():  # of no others: the optimizer leaves them alone
             blocks = self._blocks[parameter]
             frozen = [block for along in blocks if (block := blocks_of(parameter, along)) is not None]
             if [] in frozen:  # the whole parameter: so it shall be left alone
-                self._hidden.append((parameter, parameter.grad))
+                step.hidden.append((parameter, gradient))
                 continue
+            refuse_own_counts(self._optimizer, parameter)
             state = state_of_units(self._optimizer, parameter) if frozen else {}
             for block in frozen:
                 before = {key: take(local(tensor), block) for key, tensor in state.items()}
-                self._held.append(_Held(parameter, block, take(local(parameter), block), before))
-        for hidden, _ in self._hidden:  # only now: nothing raises any more, and no gradient is lost
-            hidden.grad = None
+                step.held.append(_Held(parameter, block, take(local(parameter), block), before))
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        held, hidden = self._held, self._hidden
-        self._held, self._hidden = [], []
-        for parameter, gradient in hidden:
+        if not self._steps:
+            return  # the isolation was made while this step was on
+        step = self._steps.pop()
+        for parameter, gradient in step.hidden:
             parameter.grad = gradient
         self._record.clear()
-        for parameter, block, values, _ in held:
+        for parameter, block, values, _ in step.held:
             put(local(parameter), block, values)
-        for parameter, block, values, before in held:
+        for parameter, block, values, before in step.held:
             state = state_of_units(optimizer, parameter)
             new = state.keys() - before.keys()
             created = untouched_state(optimizer, parameter, values) if new else {}
             for key, tensor in state.items():
                 put(local(tensor), block, created[key] if key in new else before[key])
+
+    def _refuse_another(self, own_steps: bool) -> None:
+        """Of two isolations that step one parameter, the second would not see it."""
+        others = _ISOLATIONS.setdefault(self._optimizer, weakref.WeakSet())
+        for other in others:
+            if (own_steps or other._own_steps is not None) and self._blocks.keys() & other._blocks.keys():
+                raise UsageError(
+                    "another isolation of this optimizer holds units of the same parameters, and one of the two has "
+                    "own_steps=True, which steps them by itself: put all sites on one router, or use own_steps=False "
+                    "for both."
+                )
+        others.add(self)
 
     def _check_in_place(self) -> None:
         """Refuse a step of parameters that now are others, which nothing would hold."""
@@ -280,8 +345,9 @@ class Isolation:
         return list(joined.cpu().bool().split([len(taught) for taught in self._record.units]))  # type: ignore[no-untyped-call]
 
 
-def _parameters(optimizer: Optimizer) -> set[nn.Parameter]:
-    return {parameter for group in optimizer.param_groups for parameter in group["params"]}
+def _parameters(optimizer: Optimizer) -> dict[nn.Parameter, None]:
+    """All of them, in their order."""
+    return dict.fromkeys(parameter for group in optimizer.param_groups for parameter in group["params"])
 
 
 def _along(choice: Iterable[tuple[int | None, int]]) -> dict[int | None, tuple[int, ...]]:

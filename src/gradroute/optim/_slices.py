@@ -43,10 +43,10 @@ class FrozenBlocks:
                 return None
             if dim is None or len(units) == parameter.shape[dim]:
                 continue
-            start, stop = _part(parameter, dim)
+            start, stop = part(parameter, dim)
             key = (groups, start, stop, parameter.device)
             if key not in self._indices:
-                self._indices[key] = _index(units[(units >= start) & (units < stop)] - start, parameter.device)
+                self._indices[key] = index_of(units[(units >= start) & (units < stop)] - start, parameter.device)
             index = self._indices[key]
             if index is None:
                 return None
@@ -54,7 +54,8 @@ class FrozenBlocks:
         return block
 
 
-def _index(units: Tensor, device: torch.device) -> Tensor | slice | None:
+def index_of(units: Tensor, device: torch.device) -> Tensor | slice | None:
+    """Increasing indices as a slice where they are consecutive; None for no index."""
     if not len(units):
         return None
     first, last = int(units[0]), int(units[-1])
@@ -99,13 +100,13 @@ def local(tensor: Tensor) -> Tensor:
         return tensor.to_local()  # type: ignore[attr-defined, no-any-return]
     if type(tensor) not in (Tensor, nn.Parameter):
         raise UsageError(
-            f"a tensor of the class {type(tensor).__name__} cannot be isolated: its entries may share scales, so that "
-            "one unit's step changes another's."
+            f"a tensor of the class {type(tensor).__name__} cannot be isolated or held in part: its entries may share "
+            "scales, so that one entry's step changes another's."
         )
     return tensor
 
 
-def _part(parameter: Any, dim: int) -> tuple[int, int]:
+def part(parameter: Any, dim: int) -> tuple[int, int]:
     """Where along a dimension the part of a parameter begins and ends that this process holds."""
     start, stop = 0, int(parameter.shape[dim])
     if not _is_dtensor(parameter):
@@ -113,8 +114,8 @@ def _part(parameter: Any, dim: int) -> tuple[int, int]:
     sharded = [placement for placement in parameter.placements if not placement.is_replicate()]
     if any(type(placement).__name__ != "Shard" for placement in sharded) or len(set(sharded)) != len(sharded):
         raise UsageError(
-            f"a parameter placed as {parameter.placements} cannot be isolated: expected Replicate, or at most one "
-            "plain Shard for each dimension, as fully_shard makes it."
+            f"a parameter placed as {parameter.placements} cannot be isolated or held in part: expected Replicate, "
+            "or at most one plain Shard for each dimension, as fully_shard makes it."
         )
     for axis, placement in enumerate(parameter.placements):
         if placement.is_shard(dim):  # as torch.chunk divides it

@@ -15,6 +15,22 @@ from ..errors import UsageError
 
 Arguments: TypeAlias = "tuple[tuple[Any, ...], dict[str, Any]]"
 """Of an optimizer's step: by position and by name."""
+OWN = "own_steps"
+"""Where a parameter's state has what each unit counts by itself; see `OwnSteps`."""
+
+
+def refuse_inner(optimizer: Optimizer) -> None:
+    """Refuse an optimizer that keeps its state in another optimizer.
+
+    Raises:
+        UsageError: It does.
+    """
+    for name, value in vars(optimizer).items():
+        if isinstance(value, Optimizer):
+            raise UsageError(
+                f"{type(optimizer).__name__} leaves its steps to another optimizer, whose state it does not show: use "
+                f"the inner optimizer, .{name}."
+            )
 
 
 def refuse_mixing(optimizer: Optimizer, parameters: set[nn.Parameter]) -> None:
@@ -23,16 +39,24 @@ def refuse_mixing(optimizer: Optimizer, parameters: set[nn.Parameter]) -> None:
     Raises:
         UsageError: It is one.
     """
-    for name, value in vars(optimizer).items():
-        if isinstance(value, Optimizer):
-            raise UsageError(
-                f"{type(optimizer).__name__} leaves its steps to another optimizer, whose state it does not show: make "
-                f"the isolation with the inner optimizer, .{name}."
-            )
+    refuse_inner(optimizer)
     if isinstance(optimizer, LBFGS):
         raise _mixes(optimizer, "its history of whole gradients")
     if isinstance(optimizer, Adafactor) and any(parameter.ndim > 1 for parameter in parameters):
         raise _mixes(optimizer, "its second moments of rows and columns")
+
+
+def refuse_own_counts(optimizer: Optimizer, parameter: Tensor) -> None:
+    """Refuse state in which each unit counts its own steps, where one count is meant.
+
+    Raises:
+        UsageError: It is such.
+    """
+    if OWN in optimizer.state.get(parameter, {}):
+        raise UsageError(
+            "this optimizer's state counts the steps of each unit by itself, as under Isolation(own_steps=True): make "
+            "the isolation with own_steps=True, or remove the isolation that counts."
+        )
 
 
 def state_of_units(optimizer: Optimizer, parameter: Tensor) -> dict[str, Tensor]:
@@ -42,6 +66,7 @@ def state_of_units(optimizer: Optimizer, parameter: Tensor) -> dict[str, Tensor]
         UsageError: There is state of another form, which units may share.
     """
     found = {}
+    refuse_own_counts(optimizer, parameter)
     for key, value in optimizer.state.get(parameter, {}).items():
         if isinstance(value, Tensor):
             if value.shape == parameter.shape:
@@ -52,6 +77,40 @@ def state_of_units(optimizer: Optimizer, parameter: Tensor) -> dict[str, Tensor]
                 )
         elif not isinstance(value, Number | str | None):
             raise _mixes(optimizer, f"{key!r}, a {type(value).__name__}")
+    return found
+
+
+def state_of_entries(
+    optimizer: Optimizer, parameter: Tensor, has_rows_of: Callable[[Tensor], bool]
+) -> dict[str, Tensor]:
+    """The tensors in a parameter's state that have an entry for each of its own, or for each of its rows.
+
+    Such as are flat, as Prodigy's, come as views in the parameter's shape. The factors of Adafactor are among them
+    where `has_rows_of` says so, and are left out where not, as are single numbers.
+
+    Raises:
+        UsageError: There is state of which it is not known what belongs to an entry.
+    """
+    found = {}
+    state = optimizer.state.get(parameter, {})
+    counted = {OWN, *state.get(OWN, ())}  # by an isolation, for each unit
+    for key, value in state.items():
+        if key in counted:
+            continue
+        if isinstance(value, Tensor) and value.shape == parameter.shape:
+            found[key] = value
+        elif isinstance(value, Tensor) and value.ndim == 1 and value.numel() == parameter.numel() > 1:
+            found[key] = value.view(parameter.shape)
+        elif isinstance(optimizer, Adafactor) and key in ("row_var", "col_var"):
+            if has_rows_of(value):
+                found[key] = value
+        elif not isinstance(value, Tensor | Number | str | None) or (isinstance(value, Tensor) and value.numel() > 1):
+            shape = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise UsageError(
+                f"{type(optimizer).__name__} cannot hold entries of a parameter of shape {tuple(parameter.shape)}: of "
+                f"its state {key!r}, {shape}, it is not known what belongs to an entry. Use an optimizer whose state "
+                "has the shapes of the parameters, such as AdamW."
+            )
     return found
 
 

@@ -303,6 +303,31 @@ class TestWholeParameters:
         assert optimizer.state[model.reader.weight]["step"] == 2
 
 
+class Shrinking(torch.optim.AdamW):
+    """Writes weights and state after the step of its base class, which calls the hooks of a step, too."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        with torch.no_grad():
+            for parameter in self.param_groups[0]["params"]:
+                if parameter.grad is not None:
+                    parameter.mul_(0.5)
+                    self.state[parameter]["exp_avg"].mul_(0.5)
+
+
+@pytest.mark.parametrize("own_steps", [False, True])
+def test_a_step_that_writes_after_that_of_its_base_class_moves_nothing_untaught(own_steps):
+    torch.optim.AdamW([nn.Parameter(torch.ones(1))])  # the first of its class: from now on its step calls hooks
+    model, router, optimizer, _ = isolated(make=lambda p: Shrinking(p, lr=0.1), own_steps=own_steps)
+    for labels, units in ((FORGET, [3, 4, 5, 6]), (RETAIN, [0, 1, 2, 4, 6])):
+        before = tensors(model, optimizer)["writer.weight: exp_avg"]
+        gradients_everywhere(model)
+        teach(router, labels)
+        moved = moved_units(model, optimizer.step)
+        after = tensors(model, optimizer)["writer.weight: exp_avg"]
+        assert moved == units == (after != before).any(1).nonzero().flatten().tolist()
+
+
 class TestLife:
     def test_ends_with_remove_or_with_the_block_and_leaves_the_hooks_of_others(self):
         model, router, optimizer, isolation = isolated()

@@ -41,5 +41,7 @@ class TestDistributedParameters:
     def test_of_other_placements_are_refused(self, rank_of_four, placements):
         parameter = DTensor.from_local(torch.zeros(2, 2), init_device_mesh("cpu", (2, 2)), placements)
         taught = torch.arange(len(parameter)) == 0
-        with pytest.raises(UsageError, match="cannot be isolated: expected Replicate, or at most one plain Shard"):
+        with pytest.raises(
+            UsageError, match="cannot be isolated or held in part: expected Replicate, or at most one plain Shard"
+        ):
             FrozenBlocks([taught])(parameter, {0: (0,)})

@@ -106,7 +106,7 @@ class TestOptimizers:
         router = gr.Router(model, WRITER)
         outer = Outer(OPTIMIZERS["AdamW"](model.parameters()))
         with pytest.raises(
-            UsageError, match=r"Outer leaves its steps to another optimizer.*the inner optimizer, \.inner"
+            UsageError, match=r"Outer leaves its steps to another optimizer.*use the inner optimizer, \.inner"
         ):
             Isolation(router, outer)
         Isolation(router, outer.inner)

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from ... import _torch_private as private
 from ...errors import UsageError, preview
+from ...optim._held_entries import has_other_hooks, is_held
 from ...router._attachment import AttachedSite, Labels, attachment_of
 from ...router._router import Router
 from ...unit_dims import unit_dims
@@ -219,7 +220,10 @@ def _notes(router: Router, known: Known, silent: list[str], size: int | None, *,
     parametrized = [name for name, module in router.model.named_modules() if parametrize.is_parametrized(module)]
     if parametrized:
         notes.append(f"weights are computed from others here, so readers cannot be told: {preview(parametrized, 4)}.")
-    late = [name for name, p in trainable(router.model).items() if private.has_hooks_after_accumulation(p)]
+    held = [name for name, p in trainable(router.model).items() if is_held(p)]
+    if held:
+        notes.append(f"entries that a Hold keeps still have no gradient in these numbers: of {preview(held, 4)}.")
+    late = [name for name, p in trainable(router.model).items() if has_other_hooks(p)]
     if late:
         notes.append(
             "hooks that run after a gradient is accumulated were left out, since they may step an optimizer; what they "

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from ...errors import UsageError
+from ...optim._held_entries import without_held
 from ...router._attachment import Labels, attachment_of
 from ...router._router import Router
 from ..audit._graph_paths import nodes
@@ -102,7 +103,10 @@ class Runs:
         at_sites: list[list[Tensor | None]] = [[] for _ in probes.seen]
         for (site, _), gradient in zip(seen, found[n:], strict=True):
             at_sites[site].append(gradient)
-        by_name = dict(zip(self._parameters, found[:n], strict=True))
+        by_name = {
+            name: gradient if gradient is None else without_held(parameter, gradient)
+            for (name, parameter), gradient in zip(self._parameters.items(), found[:n], strict=True)
+        }
         for name, gradient in by_name.items():
             if not math.isfinite(norm([gradient])):
                 raise UsageError(
