@@ -5,8 +5,11 @@ The blocks of a page share one namespace, in order, so pytest-xdist needs ``--di
 """
 
 import os
+import sys
+from collections.abc import Iterator
 from doctest import NORMALIZE_WHITESPACE
 from importlib.util import find_spec
+from types import ModuleType
 
 import pytest
 import torch
@@ -19,6 +22,9 @@ WARNINGS_OF_OTHERS = (
     "ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated:FutureWarning",  # Lightning
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",  # peft
 )
+
+
+BACKWARD = torch.Tensor.backward
 
 
 def _reproducible() -> None:
@@ -53,7 +59,38 @@ def lacks(package: str) -> bool:
 def _setup(namespace: dict[str, object]) -> None:
     """For each page: fixtures do not reach its blocks."""
     _reproducible()
+    _redo_nnsight()
     namespace["lacks"] = lacks
+
+
+@pytest.fixture
+def nnsight() -> Iterator[ModuleType]:
+    """Imported for one test: it changes `Tensor.backward` and `object` for the whole process."""
+    import nnsight  # noqa: PLC0415
+
+    _redo_nnsight()
+    yield nnsight
+    _undo_nnsight()
+
+
+def _redo_nnsight() -> None:
+    """What the first import of nnsight did, where a test before undid it."""
+    if "nnsight" in sys.modules:
+        import nnsight  # noqa: PLC0415
+        from nnsight._c import mount  # noqa: PLC0415
+        from nnsight.intervention.backward import install  # noqa: PLC0415
+
+        install()
+        if "save" not in vars(object):
+            mount(nnsight.save, "save")
+
+
+def _undo_nnsight(namespace: object = None) -> None:
+    torch.Tensor.backward = BACKWARD
+    if "save" in vars(object):
+        from nnsight._c import unmount  # noqa: PLC0415
+
+        unmount("save")
 
 
 pytest_collect_file = Sybil(
@@ -61,4 +98,5 @@ pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(doctest_optionflags=NORMALIZE_WHITESPACE), SkipParser()],
     patterns=["README.md", "docs/*.md", "docs/*/*.md"],
     setup=_setup,
+    teardown=_undo_nnsight,
 ).pytest()
