@@ -59,7 +59,6 @@ def lacks(package: str) -> bool:
 def _setup(namespace: dict[str, object]) -> None:
     """For each page: fixtures do not reach its blocks."""
     _reproducible()
-    _redo_nnsight()
     namespace["lacks"] = lacks
 
 
@@ -68,29 +67,19 @@ def nnsight() -> Iterator[ModuleType]:
     """Imported for one test: it changes `Tensor.backward` and `object` for the whole process."""
     import nnsight  # noqa: PLC0415
 
-    _redo_nnsight()
     yield nnsight
     _undo_nnsight()
 
 
-def _redo_nnsight() -> None:
-    """What the first import of nnsight did, where a test before undid it."""
-    if "nnsight" in sys.modules:
-        import nnsight  # noqa: PLC0415
-        from nnsight._c import mount  # noqa: PLC0415
-        from nnsight.intervention.backward import install  # noqa: PLC0415
-
-        install()
-        if "save" not in vars(object):
-            mount(nnsight.save, "save")
-
-
 def _undo_nnsight(namespace: object = None) -> None:
-    torch.Tensor.backward = BACKWARD
-    if "save" in vars(object):
+    """As if nnsight had not been imported: whoever imports it next gets it as new."""
+    if "nnsight" in sys.modules:
         from nnsight._c import unmount  # noqa: PLC0415
 
+        torch.Tensor.backward = BACKWARD
         unmount("save")
+        for name in [name for name in sys.modules if name.partition(".")[0] == "nnsight"]:
+            del sys.modules[name]
 
 
 pytest_collect_file = Sybil(
