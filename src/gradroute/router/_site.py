@@ -124,12 +124,15 @@ def hook_points_of(names: Mapping[str, nn.Module]) -> dict[str, str]:
     Args:
         names: All modules by qualified name, as ``model.named_modules(remove_duplicate=False)`` gives them.
     """
+    where: dict[nn.Module, str] = {}
+    for name, module in names.items():
+        where.setdefault(module, name)
     found: dict[str, str] = {}
     for prefix, module in names.items():
         # Of the class, since a bridge looks up what it lacks in the model that it is built around.
-        if isinstance(getattr(type(module), "hook_dict", None), property):
-            where = {inner: name for name, inner in reversed(names.items())}
-            for hook, point in module.hook_dict.items():
+        hook_dict = getattr(type(module), "hook_dict", None)
+        if isinstance(hook_dict, property):
+            for hook, point in hook_dict.__get__(module).items():
                 name = f"{prefix}.{hook}" if prefix else hook
                 if isinstance(point, nn.Module) and point in where and name not in names:
                     found[name] = where[point]
