@@ -5,8 +5,11 @@ The blocks of a page share one namespace, in order, so pytest-xdist needs ``--di
 """
 
 import os
+import sys
+from collections.abc import Iterator
 from doctest import NORMALIZE_WHITESPACE
 from importlib.util import find_spec
+from types import ModuleType
 
 import pytest
 import torch
@@ -19,6 +22,9 @@ WARNINGS_OF_OTHERS = (
     "ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated:FutureWarning",  # Lightning
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",  # peft
 )
+
+
+BACKWARD = torch.Tensor.backward
 
 
 def _reproducible() -> None:
@@ -56,9 +62,30 @@ def _setup(namespace: dict[str, object]) -> None:
     namespace["lacks"] = lacks
 
 
+@pytest.fixture
+def nnsight() -> Iterator[ModuleType]:
+    """Imported for one test: it changes `Tensor.backward` and `object` for the whole process."""
+    import nnsight  # noqa: PLC0415
+
+    yield nnsight
+    _undo_nnsight()
+
+
+def _undo_nnsight(namespace: object = None) -> None:
+    """As if nnsight had not been imported: whoever imports it next gets it as new."""
+    if "nnsight" in sys.modules:
+        from nnsight._c import unmount  # noqa: PLC0415
+
+        torch.Tensor.backward = BACKWARD
+        unmount("save")
+        for name in [name for name in sys.modules if name.partition(".")[0] == "nnsight"]:
+            del sys.modules[name]
+
+
 pytest_collect_file = Sybil(
     # A long message may be broken into lines.
     parsers=[PythonCodeBlockParser(doctest_optionflags=NORMALIZE_WHITESPACE), SkipParser()],
     patterns=["README.md", "docs/*.md", "docs/*/*.md"],
     setup=_setup,
+    teardown=_undo_nnsight,
 ).pytest()

@@ -94,7 +94,7 @@ def test_exporting_does_not_stop_a_model_from_being_routed(routed: Routed) -> No
     assert_same(routed.gradients(), expected_gradients(x, labels))
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.trace:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace(_method)?. is deprecated")
 @pytest.mark.parametrize("attached", ["before", "after"])
 @pytest.mark.parametrize("how", ["export", "trace"])
 def test_training_what_was_exported_says_that_nothing_was_routed(how: str, attached: str) -> None:

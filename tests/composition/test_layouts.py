@@ -110,6 +110,8 @@ def test_an_empty_batch_gives_zero_gradients(routed: Routed, kind: torch.dtype) 
     assert all(gradient is not None and not gradient.any() for gradient in routed.gradients().values())
 
 
+# Of torch 2.12, for one: once in a process.
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled:UserWarning")
 @BOTH_SPECS
 @pytest.mark.supports("sparse gradients of a routed table", forms=["functional"])
 def test_a_sparse_gradient_is_masked(spec) -> None:

@@ -1,5 +1,6 @@
 """The files around a release agree with one another: version, citation, changelog, workflows, and what `.ci/run` does."""
 
+import json
 import os
 import re
 
@@ -106,6 +107,21 @@ def test_torch_is_tested_at_its_lower_bound_and_at_its_latest():
     (bound,) = torch.specifier
     assert bound.operator == ">="
     assert matrix()["torch"] == [f"torch=={bound.version}.*", "torch"]
+
+
+def test_every_torch_that_the_documentation_names_is_tested():
+    columns = json.loads((ROOT / "docs/assets/composition/table.json").read_text())
+    named = {SpecifierSet(f"=={'.'.join(version.split('.')[:2])}.*") for version in columns}
+    latest = max(named, key=lambda minor: int(str(minor).split(".")[1]))
+    tested = {Requirement(cell["torch"]).specifier for cell in matrix()["include"]}
+    tested |= {Requirement(torch).specifier for torch in matrix()["torch"]}
+    assert named - tested <= {latest}
+
+
+def test_the_cells_that_are_left_out_are_there_to_be_left_out():
+    for cell in matrix()["exclude"]:
+        assert cell["python"] in matrix()["python"]
+        assert cell["torch"] in matrix()["torch"]
 
 
 def test_only_the_job_that_publishes_may_publish():

@@ -72,7 +72,11 @@ class State:
         self.records: list[Taught] = []  # of those who ask which units are taught
         # In the block that is on, or since the last one:
         self.model_ran = False
+        self.model_records = False  # whether the pass of the model that ran last began where gradients are recorded
         self.ran: set[int] = set()  # the sites whose module was called, by their position
+        self.ran_apart: dict[
+            int, bool
+        ] = {}  # of those that labels were to route: whether never where they are recorded
         self.ran_compiled: set[int] = set()  # those of them that may learn by compiled code
         self.ever_ran: set[int] = set()
         self.reached: Counter[int] = Counter()  # how often the stand-in for the forward of a site ran in passes on

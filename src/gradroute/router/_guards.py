@@ -20,7 +20,7 @@ from ._checkpointing import Pass, current_compiled_pass, current_pass
 from ._compiled import CHECKS, AnySite, CompiledSite, ask_when_it_runs
 from ._nested import any_requires_grad, map_tensors
 from ._parameter_level import stand_in
-from ._site import Site, has_learning_tensors
+from ._site import Site, has_learning_tensors, hook_points_of
 
 
 class Hook(AnySite, Protocol):
@@ -56,6 +56,8 @@ def check_pass(hook: Hook, module: nn.Module, tensors: Any) -> tuple[Mask, ...]:
     masks = state.masks
     if not masks and module.training and _learns(hook, module, tensors):
         warn_of_missing_labels(hook)
+    if masks:
+        _note_whether_apart(hook, kind)
     return masks
 
 
@@ -210,6 +212,14 @@ def _untrusted(hook: AnySite, what: str, or_else: str = "") -> UsageError:
 def warn_of_missing_labels(hook: AnySite) -> None:
     """A training pass outside of a block learns unrouted. Right in evaluation; in training it is said once."""
     hook.state.warn_unrouted(hook.name, stacklevel=5)
+
+
+def _note_whether_apart(hook: AnySite, kind: Pass) -> None:
+    """A model may compute a site's tensor without gradients, beside what its loss is computed of: see `Silence`."""
+    state = hook.state
+    apart = not torch.is_grad_enabled() and kind is Pass.PLAIN
+    if not apart or state.model_records:
+        state.ran_apart[hook.position] = apart and state.ran_apart.get(hook.position, True)
 
 
 def _learns(hook: Hook, module: nn.Module, tensors: Any) -> bool:
@@ -408,6 +418,7 @@ def refuse_modules_that_came_later(attachment: Attachment) -> None:
         UsageError: There is one.
     """
     names = attachment.modules_by_every_name()
+    names |= {hook: names[name] for hook, name in hook_points_of(names).items()}
     for number, group in enumerate(attachment.groups):
         known = [site.module for site in attachment.sites if site.group == number]
         inside = {inner for module in known for inner in module.modules()}
@@ -441,7 +452,7 @@ class Silence:
         # Weak, since sharding, for one, puts others in their place.
         self._parameters = [[ref(p) for p in site.module.parameters() if p.requires_grad] for site in attachment.sites]
         self._all_parameters = list(dict.fromkeys(p for own in self._parameters for p in own))
-        self._outer: list[tuple[set[int], bool, bool]] = []
+        self._outer: list[tuple[set[int], dict[int, bool], bool, bool]] = []
         self._handles: list[RemovableHandle] = []  # on the parameters of sites that were silent in the last block
         self._earlier: list[ReferenceType[Mask]] = []  # the masks of blocks whose backward pass may be still to come
         self._expected: set[int] = set()  # sites whose compiled code, which holds no mask, may have one still to come
@@ -458,16 +469,17 @@ class Silence:
         self.close()
         self._expected = {n for n in self._expected if not self._has_learned(n)}
         private.mark_gradients([p for one in self._all_parameters if (p := one()) is not None])
-        self._outer.append((state.ran, state.model_ran, self._waiting()))
-        state.ran, state.model_ran = set(), False
+        self._outer.append((state.ran, state.ran_apart, state.model_ran, self._waiting()))
+        state.ran, state.ran_apart, state.model_ran, state.model_records = set(), {}, False, False
 
     def end(self, masks: tuple[Mask, ...], *, failed: bool) -> None:
         """A block ends, under these masks; after an error there is nothing to say."""
         state = self._attachment.state
         ran, model_ran = state.ran, state.model_ran
+        apart = [n for n, never_recorded in state.ran_apart.items() if never_recorded]
         if not ran <= state.ran_compiled:  # what Dynamo keeps of masks says nothing of a graph
             self._earlier += [ref(mask) for mask in masks]
-        outer_ran, outer_model_ran, waiting = self._outer.pop()
+        outer_ran, state.ran_apart, outer_model_ran, waiting = self._outer.pop()
         state.ever_ran |= ran
         state.ran, state.model_ran = outer_ran | ran, outer_model_ran or model_ran
         self._expected |= {n for n in state.ran_compiled if not self._has_learned(n)}
@@ -484,6 +496,8 @@ class Silence:
             bypassed = sorted(learned - self._expected)
             self._expected -= learned
         never = [n for n in silent if n not in state.ever_ran and n not in bypassed]
+        if apart:
+            self._warn_apart(apart)
         if bypassed:
             self._warn_bypassed(bypassed)
         if never and (model_ran or ran):
@@ -520,6 +534,16 @@ class Silence:
             f"the parameters of the sites {preview(names, 3)} got gradients from a `with router(labels)` block in "
             "which their modules were not called, so that they were not routed. Call the module itself, and not "
             "another method of it, its forward, or a function on its weights.",
+            stacklevel=4,
+        )
+
+    def _warn_apart(self, positions: list[int]) -> None:
+        names = [self._names[n] for n in positions]
+        self._attachment.state.warn(
+            ("apart", *names),
+            f"the sites {preview(names, 3)} ran without gradients, as under torch.no_grad, in a pass of the model that "
+            "has them: nothing learns through what they made, so that nothing was routed there. Put the sites on what "
+            "the loss is computed of.",
             stacklevel=4,
         )
 

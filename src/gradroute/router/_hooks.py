@@ -129,6 +129,7 @@ class MarkRun:
         """The forward pre-hook of the model."""
         if not torch.compiler.is_compiling():
             self.state.model_ran = True
+            self.state.model_records = torch.is_grad_enabled()
 
 
 def is_of_a_router(hook: Any) -> bool:

@@ -20,7 +20,7 @@ from . import _guards as guards
 from ._attachment import AttachedSite, Attachment, Group, Labels, State
 from ._hooks import MarkRun, SiteHook, drop_orphans, remove_own_forward
 from ._nested import argument_names
-from ._site import Site, check_level, leads_with_time, match
+from ._site import Site, check_level, hook_points_of, leads_with_time, match
 
 Sites: TypeAlias = Mapping[str, "RoutingSpec | Site | Sequence[Site]"]
 
@@ -137,7 +137,7 @@ class Router:
         model: Any module.
         sites: From a glob over the names of ``model.named_modules()`` (``*`` matches dots too; the empty pattern is
             the model itself) to a `RoutingSpec`, a `Site`, or several sites. Sites that meet on one tensor compose:
-            their masks multiply.
+            their masks multiply. A TransformerLens bridge's hook points go by the names of its ``hook_dict``, too.
 
     Raises:
         SiteError: A pattern matches no module (the message names the nearest), or a module together with one inside
@@ -268,6 +268,7 @@ def _found(model: nn.Module, sites: Sites) -> tuple[list[AttachedSite], list[Gro
     found: list[AttachedSite] = []
     groups: list[Group] = []
     names = dict(model.named_modules(remove_duplicate=False))
+    hook_points = hook_points_of(names)
     for pattern, value in sites.items():
         if not isinstance(pattern, str):
             raise SiteError(
@@ -278,7 +279,7 @@ def _found(model: nn.Module, sites: Sites) -> tuple[list[AttachedSite], list[Gro
             if (pattern, site.spec) not in groups:
                 groups.append(Group(pattern, site.spec))
             group = groups.index(Group(pattern, site.spec))
-            for name, module in match(pattern, names).items():
+            for name, module in match(pattern, names, hook_points).items():
                 guards.refuse_module_that_is_never_called(name, model)
                 guards.refuse_two_names(name, module, found)
                 check_level(name, module, site)

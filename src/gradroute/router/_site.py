@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import Literal
 
 from torch import Tensor, nn
@@ -101,27 +102,32 @@ class Site:
         return self.index if isinstance(self.index, tuple) else (self.index,)
 
 
-def match(pattern: str, names: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+def match(
+    pattern: str, names: Mapping[str, nn.Module], hook_points: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, nn.Module]:
     """The modules whose qualified name matches a glob, each once, under the first of its names.
 
     Args:
         pattern: The glob.
         names: All modules by qualified name, as ``model.named_modules(remove_duplicate=False)`` gives them.
+        hook_points: Other names that a pattern may match, as `hook_points_of` gives them.
 
     ``*`` matches any characters, dots too. The model itself has the empty name, which only the empty pattern matches.
 
     Raises:
         SiteError: Nothing matches, or a pattern matches a module and one inside it.
     """
-    if pattern in names:
-        return {pattern: names[pattern]}
+    name = pattern if pattern in names else hook_points.get(pattern)
+    if name is not None:
+        return {name: names[name]}
     found: dict[nn.Module, str] = {}
-    for name, module in names.items():
-        if name and fnmatchcase(name, pattern):
-            found.setdefault(module, name)
+    for other, name in [*((name, name) for name in names if name), *hook_points.items()]:
+        if fnmatchcase(other, pattern):
+            found.setdefault(names[name], name)
     if not found:
         model = type(names[""]).__name__
-        raise SiteError(f"pattern {pattern!r} matches no module of {model}. {did_you_mean(pattern, names)}")
+        known = [*names, *hook_points]
+        raise SiteError(f"pattern {pattern!r} matches no module of {model}. {did_you_mean(pattern, known)}")
     for name in found.values():
         inside = [other for other in found.values() if other.startswith(f"{name}.")]
         if inside:
@@ -130,6 +136,31 @@ def match(pattern: str, names: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
                 "matches dots too: write a pattern for one level only."
             )
     return {name: module for module, name in found.items()}
+
+
+def hook_points_of(names: Mapping[str, nn.Module]) -> dict[str, str]:
+    """The names under which TransformerLens knows modules that stand elsewhere in the model, and where each stands.
+
+    Its bridge is built around another library's model, and keeps the hook points inside of that one's modules: of
+    ``blocks.0.mlp.hook_post``, as it is called everywhere else, the qualified name is another. The bridge's property
+    ``hook_dict`` has them all.
+
+    Args:
+        names: All modules by qualified name, as ``model.named_modules(remove_duplicate=False)`` gives them.
+    """
+    where: dict[nn.Module, str] = {}
+    for name, module in names.items():
+        where.setdefault(module, name)
+    found: dict[str, str] = {}
+    for prefix, module in names.items():
+        # Of the class, since a bridge looks up what it lacks in the model that it is built around.
+        hook_dict = getattr(type(module), "hook_dict", None)
+        if isinstance(hook_dict, property):
+            for hook, point in hook_dict.__get__(module).items():
+                name = f"{prefix}.{hook}" if prefix else hook
+                if isinstance(point, nn.Module) and point in where and name not in names:
+                    found[name] = where[point]
+    return found
 
 
 def check_level(name: str, module: nn.Module, site: Site) -> None:

@@ -10,12 +10,28 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils.checkpoint import checkpoint
 
 import gradroute as gr
 from gradroute.errors import LabelError, UsageError
 from gradroute.optim import Isolation
 from gradroute.router._attachment import attachment_of
 from unit.router.small import LABELS, SPEC, UNLABELED, bias_gradient, mlp
+
+
+class WithTarget(nn.Module):
+    """Two layers, of which one makes what the other is to come near to."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Linear(2, 3)
+        self.target = nn.Linear(2, 3)
+
+    def forward(self, x, target=None):
+        found = self.encoder(x) if target is None else self.encoder(x) + target(x)
+        with torch.no_grad():
+            aim = self.target(x)
+        return (found - aim).square()
 
 
 class TestWhatCouldLoseTheMask:
@@ -79,6 +95,48 @@ class TestWhatCouldLoseTheMask:
             model(torch.ones(2, 2))
 
     @pytest.mark.filterwarnings("error")
+    @pytest.mark.parametrize("level", ["activations", "parameters"])
+    def test_a_site_that_the_model_computes_without_gradients_warns(self, level):
+        model = WithTarget()
+        router = gr.Router(model, {"target": gr.Site(SPEC, level=level)})
+        with pytest.warns(gr.UnroutedWarning, match="the sites 'target' ran without gradients") as caught:
+            for _ in range(2):
+                with router(LABELS):
+                    model(torch.ones(2, 2)).sum().backward()
+        assert len(caught) == 1
+
+    @pytest.mark.filterwarnings("error")
+    def test_passes_without_gradients_that_lose_nothing_do_not_warn(self):
+        model = WithTarget()
+        router = gr.Router(model, {"*": SPEC})
+        with router(LABELS), torch.no_grad():  # the model as a whole
+            model(torch.ones(2, 2))
+        with router(LABELS):  # with gradients too, after and before
+            with torch.no_grad():
+                model.target(torch.ones(2, 2))
+            model(torch.ones(2, 2), target=model.target).sum().backward()
+        with router(LABELS), torch.no_grad():  # a part of it, when the model has learned before
+            model.target(torch.ones(2, 2))
+
+    @pytest.mark.filterwarnings("error")
+    def test_a_reentrant_checkpoint_is_no_pass_without_gradients(self):
+        x = torch.ones(2, 2, requires_grad=True)
+
+        class Checkpointed(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.inner = mlp()
+
+            def forward(self, x):
+                return checkpoint(self.inner, x, use_reentrant=True)
+
+        model = Checkpointed()
+        router = gr.Router(model, {"inner.0": SPEC})
+        with router(LABELS):
+            model(x).sum().backward()
+        with router(LABELS):
+            model(x).sum()  # backward may come later, or not at all
+
     def test_a_block_in_which_the_model_did_not_run_does_not_warn(self):
         with gr.Router(mlp(), {"0": SPEC})(LABELS):
             pass

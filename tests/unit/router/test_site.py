@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import gradroute as gr
-from gradroute.errors import LabelError, SiteError
+from gradroute.errors import LabelError, SiteError, UsageError
 
 SPEC = gr.RoutingSpec.one_per_label(3)
 LABELS = torch.tensor([0, 2])
@@ -79,6 +79,71 @@ def test_a_module_with_two_names_is_one_site_and_answers_to_both():
     both = nn.ModuleDict({"a": shared, "b": shared})
     assert list(gr.Router(both, {"*": SPEC}).sites) == ["a"]
     assert list(gr.Router(both, {"b": SPEC}).sites) == ["b"]
+
+
+class Bridge(nn.Module):
+    """As TransformerLens builds one: its hook points go by other names than those by which torch finds them."""
+
+    def __init__(self, layers=2):
+        super().__init__()
+        self.blocks = nn.Sequential(*(nn.Sequential(nn.Linear(3, 3), nn.Identity()) for _ in range(layers)))
+
+    @property
+    def hook_dict(self):
+        points = {f"blocks.{n}.mlp.hook_post": block[1] for n, block in enumerate(self.blocks)}
+        return points | {
+            "blocks.0.hook_mlp_out": self.blocks[0][1],
+            "blocks.0.elsewhere": nn.Identity(),
+            "blocks.0.0": nn.Identity(),
+        }
+
+    def forward(self, x):
+        return self.blocks(x)
+
+
+@pytest.mark.parametrize("around", [lambda bridge: bridge, nn.Sequential], ids=["itself", "inside"])
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("blocks.*.mlp.hook_post", ["blocks.0.1", "blocks.1.1"]),
+        ("blocks.1.mlp.hook_post", ["blocks.1.1"]),
+        ("blocks.0.hook_mlp_out", ["blocks.0.1"]),
+        (
+            "*blocks.0.*",
+            ["blocks.0.0", "blocks.0.1"],
+        ),  # by both kinds of names, and no hook point that is not in the model
+    ],
+)
+def test_hook_points_answer_to_the_names_of_hook_dict(around, pattern, found):
+    model = around(Bridge())
+    prefix = "" if isinstance(model, Bridge) else "0."
+    pattern = pattern if pattern.startswith("*") else prefix + pattern
+    assert list(gr.Router(model, {pattern: SPEC}).sites) == [prefix + name for name in found]
+
+
+def test_a_hook_point_by_its_other_name_is_routed_as_by_its_own():
+    gradients = []
+    for pattern in ("blocks.*.mlp.hook_post", "blocks.?.1"):
+        torch.manual_seed(0)
+        bridge = Bridge()
+        with gr.Router(bridge, {pattern: SPEC})(LABELS):
+            bridge(torch.ones(2, 3)).square().sum().backward()
+        gradients.append([parameter.grad for parameter in bridge.parameters()])
+    assert all(map(torch.equal, *gradients))
+    assert gradients[0][2][1].eq(0).all(), "no example teaches unit 1"
+
+
+def test_a_mistyped_hook_point_is_told_the_nearest():
+    with pytest.raises(SiteError, match="matches no module of Bridge. Did you mean 'blocks.0.mlp.hook_post'"):
+        gr.Router(Bridge(), {"blocks.0.mlp.hook_pst": SPEC})
+
+
+def test_a_hook_point_that_came_later_is_refused():
+    bridge = Bridge()
+    router = gr.Router(bridge, {"blocks.*.mlp.hook_post": SPEC})
+    bridge.blocks.append(nn.Sequential(nn.Linear(3, 3), nn.Identity()))
+    with pytest.raises(UsageError, match=r"also matches 'blocks.2.mlp.hook_post', which came into the model after"):
+        router(LABELS).__enter__()
 
 
 def test_a_projection_that_attention_never_calls_is_refused():
