@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from .. import _torch_private as private
+from ..autograd._functional import TRANSFORMED
 from ..autograd._functions import sum_of
 from ..errors import SiteError, UsageError
 from ._nested import edit_arguments, edit_output, map_tensors
@@ -43,10 +44,18 @@ class Forward(Protocol):
     def __signature__(self) -> inspect.Signature: ...
 
 
+_RUNS_TWICE = (
+    "level='parameters' on the input of a module of an unknown kind runs it a second time, on what its labels let it "
+    "see. Put sites on the layers inside of it"
+)
+
+
 def routed_run(forward: Forward, call: Call, writers: list[SiteMask], readers: list[SiteMask]) -> Any:
     """The module's output, with the gradients of its parameters routed."""
     transformed = torch.compiler.is_compiling() or private.transforms_active()
     if readers or transformed or private.forward_mode():
+        for mask in (*writers, *readers):
+            mask.demand_labels(_RUNS_TWICE if readers else TRANSFORMED)
         if transformed and (forward.draws or chance_of_dropping(forward.module)):
             raise random_numbers(forward.module)
         return _run_twice(forward, call, writers, readers, transformed=transformed)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from .. import _torch_private as private
 from ..errors import LabelError, SpecError, UnroutedWarning, UsageError, did_you_mean
+from ..spec._deferred_mask import BatchMask, DeferredMask
 from ..spec._masks import Mask
 from ..spec._spec import RoutingSpec
 from ._checkpointing import FirstPasses, InFlight
@@ -33,7 +34,7 @@ Labels: TypeAlias = "Tensor | Mapping[str, Tensor]"
 # The masks of the block that each router is in, by the name of its state. Not an attribute of the state, because of
 # Dynamo: what it reaches through a module of torch.nn, such as a hook, it takes for a part of that module, whose shapes
 # never change. Every batch size would compile anew.
-IN_FLIGHT: dict[str, tuple[Mask, ...]] = {}
+IN_FLIGHT: dict[str, tuple[BatchMask, ...]] = {}
 
 
 class _InThread(threading.local):
@@ -41,7 +42,7 @@ class _InThread(threading.local):
 
     def __init__(self) -> None:
         # A thread that autograd began goes on with what another thread's block holds.
-        self.masks: dict[str, tuple[Mask, ...]] = IN_FLIGHT if private.in_backward() else {}
+        self.masks: dict[str, tuple[BatchMask, ...]] = IN_FLIGHT if private.in_backward() else {}
 
 
 IN_THREAD = _InThread()
@@ -59,7 +60,7 @@ class State:
     def __init__(self) -> None:
         self.name = f"router {next(_NUMBERS)}"
         STATES[self.name] = self
-        self.labels: Labels | None = None
+        self.labels: object = None  # of the block that is on: `Labels`, or what takes them later
         self.ablated: frozenset[Hashable] = frozenset()
         self.kept: tuple[Tensor | None, ...] = ()  # for each group, which units are on while others are ablated
         self.thread: int | None = None
@@ -80,19 +81,26 @@ class State:
         self.warned: set[Hashable] = set()  # of what there was a warning
 
     @property
-    def masks(self) -> tuple[Mask, ...]:
+    def masks(self) -> tuple[BatchMask, ...]:
         """The masks of the batch in flight, one for each group of sites; none outside of a block."""
         if self.suspended:
             return ()
         return (IN_THREAD.masks if torch.compiler.is_compiling() else IN_FLIGHT).get(self.name, ())
 
     @masks.setter
-    def masks(self, masks: tuple[Mask, ...]) -> None:
-        for in_flight in (IN_FLIGHT, IN_THREAD.masks):
-            if masks:
-                in_flight[self.name] = masks
+    def masks(self, masks: tuple[BatchMask, ...]) -> None:
+        deferred = len(masks) > 0 and isinstance(masks[0], DeferredMask)  # which the guards keep from compiled code
+        for in_flight, held in ((IN_FLIGHT, masks), (IN_THREAD.masks, () if deferred else masks)):
+            if held:
+                in_flight[self.name] = held
             else:
                 in_flight.pop(self.name, None)
+
+    @property
+    def is_deferred(self) -> bool:
+        """Whether the block that is on is one whose labels come late."""
+        masks = IN_FLIGHT.get(self.name, ())
+        return len(masks) > 0 and isinstance(masks[0], DeferredMask)
 
     @property
     def active(self) -> bool:
@@ -101,10 +109,11 @@ class State:
 
     def in_flight(self) -> InFlight:
         """All of it, to be held against what a recomputation finds."""
-        labels: tuple[Tensor, ...] = ()
+        labels: tuple[object, ...] = ()
         if self.labels is not None:
             labels = tuple(self.labels.values()) if isinstance(self.labels, Mapping) else (self.labels,)
-        return InFlight(labels, tuple(map(private.version, labels)), self.ablated, self.masks)
+        versions = tuple([private.version(each) if isinstance(each, Tensor) else 0 for each in labels])
+        return InFlight(labels, versions, self.ablated, self.masks)
 
     def warn(self, about: Hashable, message: str, *, stacklevel: int) -> None:
         """Warn of something once."""

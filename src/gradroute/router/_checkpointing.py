@@ -18,11 +18,10 @@ from enum import Enum, auto
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import _torch_private as private
-from ..spec._masks import Mask
+from ..spec._deferred_mask import BatchMask
 
 
 class Pass(Enum):
@@ -69,16 +68,17 @@ class InFlight(NamedTuple):
     """What a router held in a pass.
 
     Attributes:
-        labels: The label tensors, by which the passes of one block are told from those of another.
+        labels: The label tensors, by which the passes of one block are told from those of another; of a block whose
+            labels come late, what takes them.
         versions: How often each of them had been written.
         ablated: The labels that were ablated.
         masks: The masks of the labels, one for each group of sites.
     """
 
-    labels: tuple[Tensor, ...]
+    labels: tuple[object, ...]
     versions: tuple[int, ...]
     ablated: frozenset[Hashable]
-    masks: tuple[Mask, ...]
+    masks: tuple[BatchMask, ...]
 
     def same_labels(self, other: InFlight) -> bool:
         """Whether both are of the same label tensors, unchanged."""

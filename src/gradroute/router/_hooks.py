@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .. import _torch_private as private
 from ..autograd._functional import route_mask
 from ..errors import RoutingError, UsageError
-from ..spec._masks import Mask
+from ..spec._deferred_mask import BatchMask, DeferredMask
 from ..unit_dims import spread
 from . import _guards as guards
 from ._attachment import AttachedSite, State
@@ -72,10 +72,10 @@ class SiteHook:
         masks = guards.masks_for_parameters(self)
         return self._site_mask(masks) if len(masks) > 0 else None
 
-    def _site_mask(self, masks: tuple[Mask, ...]) -> SiteMask:
+    def _site_mask(self, masks: tuple[BatchMask, ...]) -> SiteMask:
         return SiteMask(masks[self.group], self.site.dim, self.site.path, self.name, self.time_first)
 
-    def _edit(self, masks: tuple[Mask, ...], given: Any) -> Callable[[Tensor], Tensor] | None:
+    def _edit(self, masks: tuple[BatchMask, ...], given: Any) -> Callable[[Tensor], Tensor] | None:
         """What is to be done to the site's tensor; None where nothing is.
 
         Where the caller still holds the tensor, one of the module's arguments, the routed one must not be written to.
@@ -87,12 +87,13 @@ class SiteHook:
 
         def edit(x: Tensor) -> Tensor:
             if routed:
+                mask = masks[self.group]
                 if self.time_first:
-                    self._site_mask(masks).check_order(x)
+                    self._site_mask(masks).check_order(x.shape)
+                if isinstance(mask, DeferredMask):
+                    self._site_mask(masks).check_when_known(x, broadcast=False)
                 try:
-                    x = route_mask(
-                        x, masks[self.group], self.site.dim, replacing=not guards.held_by_the_caller(x, given)
-                    )
+                    x = route_mask(x, mask, self.site.dim, replacing=not guards.held_by_the_caller(x, given))
                 except RoutingError as error:
                     raise type(error)(f"site {self.name!r}: {error}") from None
             return x if kept is None else _switched_off(x, kept, self.site.dim)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from .. import _torch_private as private
+from ..autograd._functional import TRANSFORMED
 from ..errors import RoutingError
 from ._any_module import routed_run
 from ._layer_gradients import Layer, known_layer
@@ -131,6 +132,8 @@ def _apply(
         mask.check(x)
     plain = type(x) in (Tensor, nn.Parameter) and type(layer.weight) in (Tensor, nn.Parameter)
     if not plain or torch.compiler.is_compiling() or private.transforms_active() or private.forward_mode():
+        for mask in (*writers, *readers):
+            mask.demand_labels(TRANSFORMED)
         return layer.composed(x, layer.weight, layer.bias, writers, readers)
     # Under grad mode, though its graph is not used: without, autocast would keep casted weights that have no graph.
     y = run(x).detach()
