@@ -72,3 +72,10 @@ def test_checks_what_needs_no_labels_at_once_and_the_rest_when_they_are_there(de
 def test_a_mask_that_is_known_is_its_own():
     mask = SPEC.masks.resolve(LABELS)
     assert mask.known() is mask.if_known() is mask.known_in_forward("") is mask
+
+
+def test_a_backward_pass_that_is_traced_is_refused_since_it_would_keep_these_labels(deferred, box, monkeypatch):
+    box.mask = SPEC.masks.resolve(LABELS)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with pytest.raises(UsageError, match="compiled autograd cannot run backward"):
+        deferred.known()
