@@ -26,7 +26,7 @@ from ..spec._deferred_mask import BatchMask, DeferredMask
 from ..spec._masks import Mask
 from ..spec._spec import RoutingSpec
 from ._checkpointing import FirstPasses, InFlight
-from ._site import Site
+from ._site import Site, routed_parameters
 from ._taught import Taught
 
 Labels: TypeAlias = "Tensor | Mapping[str, Tensor]"
@@ -174,6 +174,12 @@ class AttachedSite:
         """Whether the module's own parameters see the mask, and not the activation."""
         # Nothing is upstream of an embedding's indices: there, masking the activation is all there is to do.
         return self.site.level == "parameters" and not isinstance(self.module, nn.Embedding)
+
+    def own_parameters(self) -> dict[str, nn.Parameter]:
+        """Its module's parameters by their names in the model; of a site that names some, those."""
+        prefix = f"{self.name}." if self.name else ""
+        named = routed_parameters(self.module, self.site.parameters)
+        return {f"{prefix}{name}": parameter for name, parameter in named.items()}
 
 
 class Attachment:

@@ -51,6 +51,11 @@ def current_pass() -> tuple[Pass, Any]:
     return Pass.PLAIN, None
 
 
+def is_recomputed() -> bool:
+    """Whether an eager pass is a recomputation whose graph is not taken, so that it teaches nothing."""
+    return not torch.compiler.is_compiling() and current_pass()[0] is Pass.SECOND
+
+
 def current_compiled_pass() -> tuple[Pass, Any]:
     """The same for a pass of compiled code that runs: inside of a Function of the compiler's, without gradients."""
     checkpointing, frame = private.checkpoint_hook()

@@ -455,7 +455,9 @@ class Silence:
         self._attachment = attachment
         self._names = [site.name for site in attachment.sites]
         # Weak, since sharding, for one, puts others in their place.
-        self._parameters = [[ref(p) for p in site.module.parameters() if p.requires_grad] for site in attachment.sites]
+        self._parameters = [
+            [ref(p) for p in site.own_parameters().values() if p.requires_grad] for site in attachment.sites
+        ]
         self._all_parameters = list(dict.fromkeys(p for own in self._parameters for p in own))
         self._outer: list[tuple[set[int], bool, bool]] = []
         self._handles: list[RemovableHandle] = []  # on the parameters of sites that were silent in the last block

@@ -73,7 +73,9 @@ class SiteHook:
         return self._site_mask(masks) if len(masks) > 0 else None
 
     def _site_mask(self, masks: tuple[BatchMask, ...]) -> SiteMask:
-        return SiteMask(masks[self.group], self.site.dim, self.site.path, self.name, self.time_first)
+        return SiteMask(
+            masks[self.group], self.site.dim, self.site.path, self.name, self.time_first, self.site.parameters
+        )
 
     def _edit(self, masks: tuple[BatchMask, ...], given: Any) -> Callable[[Tensor], Tensor] | None:
         """What is to be done to the site's tensor; None where nothing is.

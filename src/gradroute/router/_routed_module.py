@@ -9,6 +9,7 @@ from torch import nn
 
 from ..errors import UsageError
 from ._attachment import Labels, attachment_of
+from ._checkpointing import is_recomputed
 from ._router import Router, Sites
 
 
@@ -53,7 +54,8 @@ class RoutedModule(nn.Module):
             UsageError: No labels in a training pass that computes gradients: it would silently not be routed.
         """
         if route_labels is None:
-            if self.training and torch.is_grad_enabled() and attachment_of(self.router).state.labels is None:
+            held = attachment_of(self.router).state.labels
+            if self.training and torch.is_grad_enabled() and held is None and not is_recomputed():
                 raise UsageError(
                     "a training forward pass without route_labels would not be routed. Pass route_labels=...; for "
                     "unlabeled data, torch.full((batch,), gradroute.UNLABELED); for evaluation, call eval() or use "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -57,6 +58,7 @@ class SiteMask:
         path: Which output or argument it is about.
         site: The site's name, for errors.
         time_first: Whether the first dimension is time by torch's convention.
+        parameters: The names of the parameters that it is for; None for all.
     """
 
     mask: BatchMask
@@ -64,6 +66,11 @@ class SiteMask:
     path: tuple[Step, ...]
     site: str
     time_first: bool
+    parameters: tuple[str, ...] | None = None
+
+    def routes(self, name: str) -> bool:
+        """Whether it is for the parameter of this name."""
+        return self.parameters is None or name in self.parameters
 
     def check(self, x: Tensor) -> int:
         """Check the mask against the tensor, now and when labels come; return `dim` counted from the front."""
@@ -131,6 +138,16 @@ def product(factors: list[Tensor]) -> Tensor | None:
     for factor in factors[1:]:
         product = product * factor
     return product
+
+
+def those_for(masks: Sequence[SiteMask], name: str) -> list[SiteMask]:
+    """The masks that are for the parameter of this name."""
+    return [mask for mask in masks if mask.routes(name)]
+
+
+def tell_apart(masks: Sequence[SiteMask], one: str, other: str) -> bool:
+    """Whether a mask is for one of two parameters and not for the other."""
+    return len([mask for mask in masks if mask.routes(one) != mask.routes(other)]) > 0  # a generator is not traced
 
 
 def times(x: Tensor, mask: Tensor | None) -> Tensor:
