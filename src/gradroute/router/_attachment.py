@@ -249,6 +249,8 @@ class Attachment:
     def kept_without(self, ablated: frozenset[Hashable]) -> tuple[Tensor | None, ...]:
         """For each group, which units stay on (bool [width]) without these labels; None where all do.
 
+        A site that names parameters owns no units: the module's other parameters teach them whoever comes.
+
         Raises:
             SpecError: No site knows one of the labels.
         """
@@ -257,11 +259,12 @@ class Attachment:
                 known = {known: None for group in self.groups for known in group.spec.labels}
                 raise SpecError(f"{label!r} is not a label of any site of this router. {did_you_mean(label, known)}")
         kept: list[Tensor | None] = []
-        for group in self.groups:
+        owning = {site.group for site in self.sites if site.site.parameters is None}
+        for number, group in enumerate(self.groups):
             off = group.spec.exclusive(*(label for label in ablated if label in group.spec.labels))
             keep = torch.ones(group.spec.width, dtype=torch.bool, device="cpu")
             keep[list(off)] = False
-            kept.append(keep if off else None)
+            kept.append(keep if off and number in owning else None)
         return tuple(kept)
 
     # ------------------------------------------------------------------ what is on

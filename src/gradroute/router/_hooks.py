@@ -82,7 +82,9 @@ class SiteHook:
 
         Where the caller still holds the tensor, one of the module's arguments, the routed one must not be written to.
         """
-        kept = self.state.kept[self.group] if self.state.kept else None
+        # The units of a site that names parameters are no label's own: all labels teach them by the others.
+        owns_units = self.site.parameters is None
+        kept = self.state.kept[self.group] if self.state.kept and owns_units else None
         routed = len(masks) > 0 and not self.routes_parameters
         if not routed and kept is None:
             return None

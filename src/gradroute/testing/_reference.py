@@ -96,7 +96,7 @@ def _own(module: nn.Module, sites: list[tuple[Site, Tensor]], *args: Any, **kwar
     for which in dict.fromkeys(routed.values()):  # parameters of the same sites at once
         others = {name: tensor for name, tensor in fixed.items() if routed.get(name) != which}
         torch.set_rng_state(random)
-        output = _teaching(module, [sites[i] for i in which], others, output, args, kwargs)
+        output = _teaching(module, [sites[i] for i in which], others, output, (args, kwargs))
     torch.set_rng_state(after)
     return output
 
@@ -122,12 +122,12 @@ def _teaching(
     sites: list[tuple[Site, Tensor]],
     fixed: dict[str, Tensor],
     output: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    call: tuple[tuple[Any, ...], dict[str, Any]],
 ) -> Any:
     """An output plus a term of value 0, by which those parameters learn that are not fixed."""
     run = type(module).forward
     names = argument_names_of(run)
+    args, kwargs = call
     seen = tuple(arg.detach() if isinstance(arg, Tensor) else arg for arg in args)
     named = {k: v.detach() if isinstance(v, Tensor) else v for k, v in kwargs.items()}
     readers = [(site, mask) for site, mask in sites if site.on == "input"]
