@@ -171,6 +171,7 @@ def test_second_derivatives_and_transforms_are_those_of_a_parameter_for_each_exa
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("name", [*KNOWN, "own"])
 def test_torch_func_and_compiled_code_agree_with_eager(name):
     module, x, dim = made(name)

@@ -75,6 +75,8 @@ def _owned(name: str, layer: str, site: Site, module: nn.Module) -> dict[str, in
     """The parameters of a layer that belong to a site's units, and the dimension of each that counts them."""
     only_upstream = site.on == "input" and site.level == "activations"
     dims = None if only_upstream else unit_dims(module, site.on)
+    if dims is not None and site.parameters is not None:
+        dims = {parameter: dim for parameter, dim in dims.items() if parameter in site.parameters}
     if not dims:
         why = (
             "it masks what the modules before it learn, and has none itself"
@@ -85,9 +87,6 @@ def _owned(name: str, layer: str, site: Site, module: nn.Module) -> dict[str, in
             f"site {name!r}: no parameters are known to belong to its units alone: {why}. Put a site on the layer that "
             "writes the units, or leave this site out: sites=[...] with the names of the others."
         )
-    dims = {
-        parameter: dim for parameter, dim in dims.items() if site.parameters is None or parameter in site.parameters
-    }
     if site.level == "parameters" and site.spec.width == 1:
         return dict.fromkeys(dims)
     where = "" if layer == name else f" of {layer!r}, which writes its units,"

@@ -170,8 +170,9 @@ def check_names(name: str, module: nn.Module, site: Site) -> None:
             raise SiteError(
                 f"site {name!r}: {key!r} is no parameter of this {type(module).__name__}. {did_you_mean(key, known)}"
             )
-    dims = unit_dims(module, site.on)
-    if dims is not None and not any(key in dims for key in site.parameters):
+    dims, writers = unit_dims(module, site.on), unit_dims(module, "output") or {}
+    # What is not among the writers, such as what a weight is computed of, may do anything.
+    if dims is not None and all(key in writers and key not in dims for key in site.parameters):
         raise SiteError(
             f"site {name!r}: {preview(site.parameters)} of a {type(module).__name__} has no entries for the units of "
             f"its {site.on}, so there is nothing to route. Known: {preview(dims)}."
