@@ -39,12 +39,12 @@ class Site:
             the output's units their weight rows and biases, of the input's units the weight columns that read them (a
             bias reads nothing, and learns whole). A spec of one unit routes the module as a whole.
         dim: The dimension that holds the units.
-        parameters: At level ``"parameters"``, the names of those that are routed, as in the module's
-            ``named_parameters()``, such as ``("bias",)`` or ``("0.bias",)``; the module's others learn whole. None: all
-            are routed.
         index: Which tensor, where the module returns or takes several: a position in a tuple or list, a key of a
             dict, a field of a dataclass, or a tuple of these to reach into nested ones. For inputs, a position or an
             argument's name, whichever way the caller passes it. None: the output, or the first argument, is a tensor.
+        parameters: At level ``"parameters"``, the names of those that are routed, as in the module's
+            ``named_parameters()``, such as ``("bias",)`` or ``("0.bias",)``; the module's others learn whole. None: all
+            are routed.
 
     Raises:
         SiteError: An argument is none of these.
