@@ -90,7 +90,8 @@ class State:
     @masks.setter
     def masks(self, masks: tuple[BatchMask, ...]) -> None:
         deferred = len(masks) > 0 and isinstance(masks[0], DeferredMask)  # which the guards keep from compiled code
-        for in_flight, held in ((IN_FLIGHT, masks), (IN_THREAD.masks, () if deferred else masks)):
+        # The thread's own first: in a thread that autograd began they are one dict.
+        for in_flight, held in ((IN_THREAD.masks, () if deferred else masks), (IN_FLIGHT, masks)):
             if held:
                 in_flight[self.name] = held
             else:
