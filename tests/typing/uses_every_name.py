@@ -108,6 +108,7 @@ def attached(spec: gr.RoutingSpec) -> None:
     assert_type(site.level, Literal["activations", "parameters"])
     assert_type(site.dim, int | None)
     assert_type(site.index, int | str | tuple[int | str, ...] | None)
+    assert_type(site.parameters, tuple[str, ...] | None)
     plain = model()
     router = gr.Router(plain, {"0": [site, gr.Site(spec)], "2": gr.Site(spec, on="input")})
     assert_type(router.sites, Mapping[str, tuple[gr.Site, ...]])
@@ -117,6 +118,10 @@ def attached(spec: gr.RoutingSpec) -> None:
     with router(labels) as entered:
         assert_type(entered, gr.Router)
         plain(torch.randn(2, 3)).sum().backward()
+    with router.deferred() as later:
+        plain(torch.randn(2, 3))
+    later.set(labels)
+    assert_type(later.labels, Tensor | Mapping[str, Tensor] | None)
     with router({"0": labels, "2": labels}), router.ablated("forget", "retain"), torch.no_grad():
         plain(torch.randn(2, 3))
     assert_type(router.remove(), None)

@@ -10,6 +10,7 @@ from torch.autograd import Function
 
 from .. import _torch_private as private
 from ..errors import RoutingError
+from ..spec._deferred_mask import BatchMask
 from ..spec._masks import INTEGER_OF_SIZE, Mask, align
 from ..spec._spec import RoutingSpec
 from ._distributed import HeldPart
@@ -17,6 +18,12 @@ from ._functions import masked, route_by
 
 SMALL = 2**14
 """Up to this many elements, the number of operations is what a backward pass costs, and not memory: one `where`."""
+
+TRANSFORMED = (
+    "torch.func, torch.compile and forward-mode differentiation take the mask into what they make of it. Run it in a "
+    "`with router(labels)` block, or without them"
+)
+"""Why a mask whose labels come late cannot be had there."""
 
 _ZEROS = {dtype: torch.zeros((), dtype=dtype, device="cpu") for dtype in (torch.float32, torch.float64, torch.bfloat16)}
 
@@ -31,7 +38,7 @@ class _RouteBatch(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, mask: Mask, dim: int, replacing: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, mask: BatchMask, dim: int, replacing: bool) -> Tensor:
         ctx.mask = mask
         ctx.dim = dim
         ctx.set_materialize_grads(False)
@@ -87,7 +94,7 @@ def route(x: Tensor, labels: Tensor, spec: RoutingSpec, *, dim: int = -1) -> Ten
     return route_mask(x, spec.masks.resolve(labels), dim, replacing=False)
 
 
-def route_mask(x: Tensor, mask: Mask, dim: int, *, replacing: bool, broadcast: bool = False) -> Tensor:
+def route_mask(x: Tensor, mask: BatchMask, dim: int, *, replacing: bool, broadcast: bool = False) -> Tensor:
     """`route` with labels already resolved.
 
     With ``replacing=True`` the result shares x's memory without being a view of it, so that later in-place operations
@@ -112,11 +119,13 @@ def route_mask(x: Tensor, mask: Mask, dim: int, *, replacing: bool, broadcast: b
             return x
         if private.FUNCTIONS_COMPILE:
             from . import _dynamo  # noqa: F401, PLC0415  # runs while Dynamo traces: see there
-        return _route_transformed(x, mask, dim, replacing)
+        return _route_transformed(x, mask.known_in_forward(TRANSFORMED), dim, replacing)
     if private.transforms_active():
-        return _route_transformed(x, mask, dim, replacing)
+        return _route_transformed(x, mask.known_in_forward(TRANSFORMED), dim, replacing)
     if not (torch.is_grad_enabled() and x.requires_grad) and not private.forward_mode():
         return x
+    if private.forward_mode():
+        mask = mask.known_in_forward(TRANSFORMED)
     # Outside torch.func, forward-mode differentiation demands that the tangent of a view be a view, and ours is none.
     return _RouteBatch.apply(x, mask, dim, replacing or private.forward_mode())  # type: ignore[no-any-return]
 
@@ -127,11 +136,12 @@ def _route_transformed(x: Tensor, mask: Mask, dim: int, replacing: bool) -> Tens
     return route_by(x, align(mask.tensor(dtype, x.device), x.ndim, dim), replacing=replacing)
 
 
-def masked_by(grad: Tensor, mask: Mask, dim: int) -> Tensor:
+def masked_by(grad: Tensor, mask: BatchMask, dim: int) -> Tensor:
     """The gradient times the mask of a batch: as `_masked`, but at the cost of one multiplication where possible."""
+    batch, mask = mask, mask.known()
     table = mask.table
     if not torch.compiler.is_compiling():
-        mask.seen_in_backward = True
+        batch.seen_in_backward = True
     if private.is_distributed(grad) and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
         part = HeldPart(grad)
         of_part = mask.part(dim, part.starts, part.local.shape)

@@ -73,7 +73,7 @@ class Isolation:
     **A unit counts as taught** if an example of any forward pass since the last step may teach it, on any process.
     Labels decide, not gradients: a unit that is ablated in the pass counts too, and so does a pass without a backward
     one. A pass without labels that computes gradients teaches all units, in evaluation mode too: evaluate under
-    `torch.no_grad`.
+    `torch.no_grad`. A pass in a block of ``router.deferred()`` counts when its backward pass uses the labels.
 
     **What is not frozen**: the count of steps behind Adam's bias correction belongs to a parameter, not to a unit, so
     it goes on for a unit that was frozen for a while, whose next steps are then several times as long as those of a

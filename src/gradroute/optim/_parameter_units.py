@@ -11,7 +11,7 @@ from .. import _torch_private as private
 from ..errors import SiteError, did_you_mean
 from ..router._attachment import attachment_of
 from ..router._router import Router
-from ..router._site import Site
+from ..router._site import Site, routed_parameters
 from ..unit_dims import channel_dims, unit_dims
 from ._writing_layers import WritingLayers
 
@@ -36,22 +36,24 @@ def places_of(router: Router, sites: Collection[str] | None) -> dict[nn.Paramete
     modules = attachment_of(router).modules_by_every_name()
     layers = WritingLayers(modules)
     own: dict[nn.Module, list[tuple[dict[str, int | None], int]]] = {}
-    whole: dict[nn.Module, list[int]] = {}
+    whole: dict[nn.Module, list[tuple[set[nn.Parameter], int]]] = {}
     for attached in attachment_of(router).sites:
         if sites is None or attached.name in sites:
             module = modules[attached.name]
             if _is_whole(attached.site, module):
-                whole.setdefault(module, []).append(attached.group)
+                routed = set(routed_parameters(module, attached.site.parameters).values())
+                whole.setdefault(module, []).append((routed, attached.group))
             else:
                 for layer in layers.of(attached.name, attached.site):
                     owned = _owned(attached.name, layer, attached.site, modules[layer])
                     own.setdefault(modules[layer], []).append((owned, attached.group))
     places: dict[nn.Parameter, tuple[Place, ...]] = {}
     for path, module in modules.items():
-        around = [(None, group) for name in _ancestors(path) for group in whole.get(modules[name], ())]
+        around = [site for name in _ancestors(path) for site in whole.get(modules[name], ())]
         for name, parameter in private.own_tensors(module).items():
             if isinstance(parameter, nn.Parameter):
-                place = (*around, *((dims[name], group) for dims, group in own.get(module, ()) if name in dims))
+                of_one_unit = [(None, group) for routed, group in around if parameter in routed]
+                place = (*of_one_unit, *((dims[name], group) for dims, group in own.get(module, ()) if name in dims))
                 places[parameter] = tuple(dict.fromkeys((*places.get(parameter, ()), place)))
     return {parameter: used for parameter, used in places.items() if any(used)}
 
@@ -73,6 +75,8 @@ def _owned(name: str, layer: str, site: Site, module: nn.Module) -> dict[str, in
     """The parameters of a layer that belong to a site's units, and the dimension of each that counts them."""
     only_upstream = site.on == "input" and site.level == "activations"
     dims = None if only_upstream else unit_dims(module, site.on)
+    if dims is not None and site.parameters is not None:
+        dims = {parameter: dim for parameter, dim in dims.items() if parameter in site.parameters}
     if not dims:
         why = (
             "it masks what the modules before it learn, and has none itself"

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from .. import _torch_private as private
+from ..autograd._functional import TRANSFORMED
 from ..autograd._functions import sum_of
-from ..errors import SiteError, UsageError
+from ..errors import SiteError, UsageError, preview
 from ._nested import edit_arguments, edit_output, map_tensors
 from ._second_run import Beginning, Call, chance_of_dropping, random_numbers, refuse_memory
-from ._site import computed_weights
+from ._site import computed_weights, routed_parameters
 from ._site_mask import SiteMask, product, scaled, times
 
 
@@ -34,7 +35,7 @@ class Forward(Protocol):
 
     module: nn.Module
     draws: bool
-    reads_past_itself: bool | None
+    reads_past_itself: dict[tuple[str, ...], bool]
 
     def plain(self, *args: Any, **kwargs: Any) -> Any:
         """The module's output."""
@@ -43,10 +44,18 @@ class Forward(Protocol):
     def __signature__(self) -> inspect.Signature: ...
 
 
+_RUNS_TWICE = (
+    "level='parameters' on the input of a module of an unknown kind runs it a second time, on what its labels let it "
+    "see. Put sites on the layers inside of it"
+)
+
+
 def routed_run(forward: Forward, call: Call, writers: list[SiteMask], readers: list[SiteMask]) -> Any:
     """The module's output, with the gradients of its parameters routed."""
     transformed = torch.compiler.is_compiling() or private.transforms_active()
     if readers or transformed or private.forward_mode():
+        for mask in (*writers, *readers):
+            mask.demand_labels(_RUNS_TWICE if readers else TRANSFORMED)
         if transformed and (forward.draws or chance_of_dropping(forward.module)):
             raise random_numbers(forward.module)
         return _run_twice(forward, call, writers, readers, transformed=transformed)
@@ -70,7 +79,7 @@ def _run_once(forward: Forward, call: Call, writers: list[SiteMask]) -> Any:
         learns = y.requires_grad and not any(y is x for x in run.given)
         base = private.base(y)
         held = base is not None and any(private.is_of(x, base) for x in run.given)  # a view of what was handed in
-        done.append(_Tap.apply(y, run, masks, held, *run.given, *run.own.values()) if learns else y)
+        done.append(_Tap.apply(y, run, masks, held, *run.inputs) if learns else y)
         return done[-1]
 
     output = run.output
@@ -86,26 +95,41 @@ class _Run:
 
     Attributes:
         given: The tensors among its arguments.
-        own: What it learns by.
-        stand_ins: What it ran on instead.
+        own: What of it learns by route.
+        inputs: All that its output hangs on: the arguments, what learns by route, and what learns whole.
+        stand_ins: What it ran on in place of what learns by route.
         output: What came out.
     """
 
     def __init__(self, forward: Forward, call: Call, writers: list[SiteMask]) -> None:
         self.given = _tensors(call)
-        self.own = _learning(forward.module)
+        learning = _learning(forward.module)
+        self._routed = [(mask, routed_by(mask, forward.module, learning)) for mask in writers]
+        by_route = set[str]().union(*(names for _, names in self._routed))
+        self.own = {name: tensor for name, tensor in learning.items() if name in by_route}
+        whole = [tensor for name, tensor in learning.items() if name not in by_route]
+        self.inputs = [*self.given, *self.own.values(), *whole]
         self.stand_ins = [_Dropped.apply(tensor) for tensor in self.own.values()]
         self._again = partial(_run_twice, forward, call, writers, [], beginning=Beginning(forward.module))
         self.output = _Twin(forward).on(dict(zip(self.own, self.stand_ins, strict=True)), *call)
-        if forward.reads_past_itself is None:  # found out once
-            forward.reads_past_itself = _reaches(_tensors(self.output), self.own, self.given)
-        if forward.reads_past_itself:
+        known = forward.reads_past_itself  # found out once
+        if tuple(self.own) not in known:
+            known[tuple(self.own)] = _reaches(_tensors(self.output), self.own, self.given)
+        if known[tuple(self.own)]:
             raise UsageError(
                 f"{type(forward.module).__name__} reads a parameter of its own by another reference than the one it "
                 "is registered under, such as a list of parameters, so that level='parameters' cannot stand in for it. "
                 "Read it as an attribute, self.weight, or put sites on the layers inside of it."
             )
         self._places = {id(y): place for place, y in reversed(list(enumerate(_tensors(self.output))))}
+
+    def groups(self, masks: list[SiteMask]) -> list[tuple[list[SiteMask], list[int]]]:
+        """The places in `own`, together where the same of these masks are for them, and those masks."""
+        found: dict[tuple[int, ...], list[int]] = {}
+        for place, name in enumerate(self.own):
+            which = tuple(i for i, (mask, names) in enumerate(self._routed) if mask in masks and name in names)
+            found.setdefault(which, []).append(place)
+        return [([self._routed[i][0] for i in which], places) for which, places in found.items()]
 
     def again(self, y: Tensor) -> Tensor:
         """One of the outputs of a second run, put together from operations that can be derived twice."""
@@ -169,21 +193,25 @@ class _Tap(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
         run: _Run = ctx.run
-        given, own = [None] * len(run.given), [None] * len(run.own)
+        found: list[Tensor | None] = [None] * len(run.inputs)
         if grad is None:
-            return (None, None, None, None, *given, *own)
+            return (None, None, None, None, *found)
         if torch.is_grad_enabled():  # derivatives of this are wanted
             return (None, None, None, None, *_differentiable(run, ctx.y, grad))
-        masked = grad
-        for mask in ctx.masks:
-            masked = mask.on(masked)
-        found = torch.autograd.grad(ctx.y, run.stand_ins, masked, retain_graph=True, allow_unused=True)
-        return (grad, None, None, None, *given, *found)
+        for masks, places in run.groups(ctx.masks):
+            masked = grad
+            for mask in masks:
+                masked = mask.on(masked)
+            wanted = [run.stand_ins[place] for place in places]
+            learned = torch.autograd.grad(ctx.y, wanted, masked, retain_graph=True, allow_unused=True)
+            for place, gradient in zip(places, learned, strict=True):
+                found[len(run.given) + place] = gradient
+        return (grad, None, None, None, *found)
 
 
 def _differentiable(run: _Run, y: Tensor, grad: Tensor) -> list[Tensor | None]:
-    """The gradients of a run's arguments and of what it learns by, with a graph of their own."""
-    inputs = [*run.given, *run.own.values()]
+    """The gradients of all that a run hangs on, with a graph of their own."""
+    inputs = run.inputs
     wanted = [i for i, tensor in enumerate(inputs) if tensor.requires_grad]
     output = run.again(y)
     found = torch.autograd.grad(output, [inputs[i] for i in wanted], grad, create_graph=True, allow_unused=True)
@@ -209,8 +237,12 @@ def _run_twice(
     refuse_memory(module, call)
     args, kwargs = call
     twin, start = _Twin(forward), beginning or Beginning(module)
+    learns = _learning(module)
+    by_route = _routed_together([*writers, *readers], module, learns)
     # Not detached: which kernel computes an output, and so its last bits, may hang on what requires a gradient.
-    fixed = {name: _without_gradient(tensor) for name, tensor in _learning(module).items()}
+    fixed = {name: _without_gradient(tensor) for name, tensor in learns.items() if name in by_route}
+    # What learns whole does so in both runs, a part of the gradient each; but not in one that does not see all.
+    rest = {name: _without_gradient(tensor) for name, tensor in learns.items() if name not in by_route and readers}
     if beginning is None:
         whole = twin.on(fixed, args, kwargs)
     else:
@@ -223,7 +255,7 @@ def _run_twice(
         # The parameters learn as if from a pass that sees the routed units only.
         args, kwargs = edit_arguments(args, kwargs, mask.path, names, partial(_seen, mask), site=mask.site)
     with start.once_more():
-        own = twin.on(start.buffers(), args, kwargs)
+        own = twin.on(rest | start.buffers(), args, kwargs)
     if not writers and not isinstance(whole, Tensor):
         raise SiteError(
             f"site {readers[0].site!r}: level='parameters', on='input' needs a module that returns a tensor; "
@@ -312,6 +344,70 @@ class _Twin(nn.Module):
         finally:
             for (owner, key, _), value in zip(computed, before, strict=True):
                 owner.__dict__[key] = value
+
+
+def routed_by(mask: SiteMask, module: nn.Module, learning: dict[str, Tensor]) -> set[str]:
+    """Which of what a module learns by a site's mask is for: all, or what the site names.
+
+    Raises:
+        UsageError: A parameter that it names is gone, or a weight is computed of it together with others.
+    """
+    if mask.parameters is None:
+        return set(learning)
+    chosen = set(routed_parameters(module, mask.parameters))
+    every = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    computed = {name.removeprefix("=").removeprefix("."): name for name in learning if name.startswith("=")}
+    found = {name for name in learning if name in chosen} | {computed[n] for n in mask.parameters if n in computed}
+    named = {id(parameter) for name, parameter in module.named_parameters() if name in chosen}
+    own = {id(parameter) for parameter in module.parameters() if parameter.requires_grad}
+    for name in set(computed.values()) - found:
+        sources = _leaves(learning[name]) & own
+        if sources & named and not sources <= named:
+            raise UsageError(
+                f"site {mask.site!r}: {name[1:].lstrip('.')!r} of this {type(module).__name__} is computed of a "
+                "parameter that the site names and of others that it does not: name all of them, or none."
+            )
+        if sources & named:
+            found.add(name)
+    gone = [name for name in mask.parameters if name not in every and name not in computed]
+    if gone:
+        raise UsageError(
+            f"site {mask.site!r}: {gone[0]!r} is no parameter of this {type(module).__name__} any more. Remove the "
+            "router, and make a new one with the names that there are now."
+        )
+    return found
+
+
+def _routed_together(masks: list[SiteMask], module: nn.Module, learning: dict[str, Tensor]) -> set[str]:
+    """What learns by route in a module that runs twice: the same for all sites, or there would be more than two runs.
+
+    Raises:
+        UsageError: The sites name different parameters.
+    """
+    chosen = [routed_by(mask, module, learning) for mask in masks]
+    if len([names for names in chosen if names != chosen[0]]) > 0:
+        raise UsageError(
+            f"sites {preview([mask.site for mask in masks], 2)} route different parameters of one "
+            f"{type(module).__name__}, which would have to run more than twice here (a site on its input, second "
+            "derivatives, torch.compile or torch.func). Let them name the same parameters, or put sites on the layers "
+            "inside of it."
+        )
+    return chosen[0] if chosen else set()
+
+
+def _leaves(tensor: Tensor) -> set[int]:
+    """The leaves of the graph that a tensor was computed by."""
+    found: set[int] = set()
+    seen: set[Any] = set()
+    to_visit = [tensor.grad_fn]
+    while to_visit:
+        node = to_visit.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        found.add(id(getattr(node, "variable", None)))
+        to_visit += [inner for inner, _ in node.next_functions]
+    return found
 
 
 def _learning(module: nn.Module) -> dict[str, Tensor]:

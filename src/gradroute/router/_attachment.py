@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from .. import _torch_private as private
 from ..errors import LabelError, SpecError, UnroutedWarning, UsageError, did_you_mean
+from ..spec._deferred_mask import BatchMask, DeferredMask
 from ..spec._masks import Mask
 from ..spec._spec import RoutingSpec
 from ._checkpointing import FirstPasses, InFlight
-from ._site import Site
+from ._site import Site, routed_parameters
 from ._taught import Taught
 
 Labels: TypeAlias = "Tensor | Mapping[str, Tensor]"
@@ -33,7 +34,7 @@ Labels: TypeAlias = "Tensor | Mapping[str, Tensor]"
 # The masks of the block that each router is in, by the name of its state. Not an attribute of the state, because of
 # Dynamo: what it reaches through a module of torch.nn, such as a hook, it takes for a part of that module, whose shapes
 # never change. Every batch size would compile anew.
-IN_FLIGHT: dict[str, tuple[Mask, ...]] = {}
+IN_FLIGHT: dict[str, tuple[BatchMask, ...]] = {}
 
 
 class _InThread(threading.local):
@@ -41,7 +42,7 @@ class _InThread(threading.local):
 
     def __init__(self) -> None:
         # A thread that autograd began goes on with what another thread's block holds.
-        self.masks: dict[str, tuple[Mask, ...]] = IN_FLIGHT if private.in_backward() else {}
+        self.masks: dict[str, tuple[BatchMask, ...]] = IN_FLIGHT if private.in_backward() else {}
 
 
 IN_THREAD = _InThread()
@@ -59,7 +60,7 @@ class State:
     def __init__(self) -> None:
         self.name = f"router {next(_NUMBERS)}"
         STATES[self.name] = self
-        self.labels: Labels | None = None
+        self.labels: object = None  # of the block that is on: `Labels`, or what takes them later
         self.ablated: frozenset[Hashable] = frozenset()
         self.kept: tuple[Tensor | None, ...] = ()  # for each group, which units are on while others are ablated
         self.thread: int | None = None
@@ -84,19 +85,27 @@ class State:
         self.warned: set[Hashable] = set()  # of what there was a warning
 
     @property
-    def masks(self) -> tuple[Mask, ...]:
+    def masks(self) -> tuple[BatchMask, ...]:
         """The masks of the batch in flight, one for each group of sites; none outside of a block."""
         if self.suspended:
             return ()
         return (IN_THREAD.masks if torch.compiler.is_compiling() else IN_FLIGHT).get(self.name, ())
 
     @masks.setter
-    def masks(self, masks: tuple[Mask, ...]) -> None:
-        for in_flight in (IN_FLIGHT, IN_THREAD.masks):
-            if masks:
-                in_flight[self.name] = masks
+    def masks(self, masks: tuple[BatchMask, ...]) -> None:
+        deferred = len(masks) > 0 and isinstance(masks[0], DeferredMask)  # which the guards keep from compiled code
+        # The thread's own first: in a thread that autograd began they are one dict.
+        for in_flight, held in ((IN_THREAD.masks, () if deferred else masks), (IN_FLIGHT, masks)):
+            if held:
+                in_flight[self.name] = held
             else:
                 in_flight.pop(self.name, None)
+
+    @property
+    def is_deferred(self) -> bool:
+        """Whether the block that is on is one whose labels come late."""
+        masks = IN_FLIGHT.get(self.name, ())
+        return len(masks) > 0 and isinstance(masks[0], DeferredMask)
 
     @property
     def active(self) -> bool:
@@ -105,10 +114,11 @@ class State:
 
     def in_flight(self) -> InFlight:
         """All of it, to be held against what a recomputation finds."""
-        labels: tuple[Tensor, ...] = ()
+        labels: tuple[object, ...] = ()
         if self.labels is not None:
             labels = tuple(self.labels.values()) if isinstance(self.labels, Mapping) else (self.labels,)
-        return InFlight(labels, tuple(map(private.version, labels)), self.ablated, self.masks)
+        versions = tuple([private.version(each) if isinstance(each, Tensor) else 0 for each in labels])
+        return InFlight(labels, versions, self.ablated, self.masks)
 
     def warn(self, about: Hashable, message: str, *, stacklevel: int) -> None:
         """Warn of something once."""
@@ -169,6 +179,12 @@ class AttachedSite:
         """Whether the module's own parameters see the mask, and not the activation."""
         # Nothing is upstream of an embedding's indices: there, masking the activation is all there is to do.
         return self.site.level == "parameters" and not isinstance(self.module, nn.Embedding)
+
+    def own_parameters(self) -> dict[str, nn.Parameter]:
+        """Its module's parameters by their names in the model; of a site that names some, those."""
+        prefix = f"{self.name}." if self.name else ""
+        named = routed_parameters(self.module, self.site.parameters)
+        return {f"{prefix}{name}": parameter for name, parameter in named.items()}
 
 
 class Attachment:
@@ -238,6 +254,8 @@ class Attachment:
     def kept_without(self, ablated: frozenset[Hashable]) -> tuple[Tensor | None, ...]:
         """For each group, which units stay on (bool [width]) without these labels; None where all do.
 
+        A site that names parameters owns no units: the module's other parameters teach them whoever comes.
+
         Raises:
             SpecError: No site knows one of the labels.
         """
@@ -246,11 +264,12 @@ class Attachment:
                 known = {known: None for group in self.groups for known in group.spec.labels}
                 raise SpecError(f"{label!r} is not a label of any site of this router. {did_you_mean(label, known)}")
         kept: list[Tensor | None] = []
-        for group in self.groups:
+        owning = {site.group for site in self.sites if site.site.parameters is None}
+        for number, group in enumerate(self.groups):
             off = group.spec.exclusive(*(label for label in ablated if label in group.spec.labels))
             keep = torch.ones(group.spec.width, dtype=torch.bool, device="cpu")
             keep[list(off)] = False
-            kept.append(keep if off else None)
+            kept.append(keep if off and number in owning else None)
         return tuple(kept)
 
     # ------------------------------------------------------------------ what is on

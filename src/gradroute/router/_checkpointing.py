@@ -18,11 +18,10 @@ from enum import Enum, auto
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import _torch_private as private
-from ..spec._masks import Mask
+from ..spec._deferred_mask import BatchMask
 
 
 class Pass(Enum):
@@ -52,6 +51,11 @@ def current_pass() -> tuple[Pass, Any]:
     return Pass.PLAIN, None
 
 
+def is_recomputed() -> bool:
+    """Whether an eager pass is a recomputation whose graph is not taken, so that it teaches nothing."""
+    return not torch.compiler.is_compiling() and current_pass()[0] is Pass.SECOND
+
+
 def current_compiled_pass() -> tuple[Pass, Any]:
     """The same for a pass of compiled code that runs: inside of a Function of the compiler's, without gradients."""
     checkpointing, frame = private.checkpoint_hook()
@@ -69,16 +73,17 @@ class InFlight(NamedTuple):
     """What a router held in a pass.
 
     Attributes:
-        labels: The label tensors, by which the passes of one block are told from those of another.
+        labels: The label tensors, by which the passes of one block are told from those of another; of a block whose
+            labels come late, what takes them.
         versions: How often each of them had been written.
         ablated: The labels that were ablated.
         masks: The masks of the labels, one for each group of sites.
     """
 
-    labels: tuple[Tensor, ...]
+    labels: tuple[object, ...]
     versions: tuple[int, ...]
     ablated: frozenset[Hashable]
-    masks: tuple[Mask, ...]
+    masks: tuple[BatchMask, ...]
 
     def same_labels(self, other: InFlight) -> bool:
         """Whether both are of the same label tensors, unchanged."""

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle, unserializable_hook
 
 from .. import _torch_private as private
 from ..errors import SiteError, UsageError, preview
-from ..spec._masks import Mask
+from ..spec._deferred_mask import BatchMask
 from ._attachment import AttachedSite, Attachment
 from ._checkpointing import Pass, current_compiled_pass, current_pass
 from ._compiled import CHECKS, AnySite, CompiledSite, ask_when_it_runs
@@ -33,7 +33,7 @@ class Hook(AnySite, Protocol):
 # ---------------------------------------------------------------------- at each forward pass of a site
 
 
-def check_pass(hook: Hook, module: nn.Module, tensors: Any) -> tuple[Mask, ...]:
+def check_pass(hook: Hook, module: nn.Module, tensors: Any) -> tuple[BatchMask, ...]:
     """All checks of a forward pass that reaches a site, in the order in which they must be made.
 
     Returns:
@@ -61,9 +61,11 @@ def check_pass(hook: Hook, module: nn.Module, tensors: Any) -> tuple[Mask, ...]:
     return masks
 
 
-def _check_traced_pass(hook: Hook, module: nn.Module, tensors: Any) -> tuple[Mask, ...]:
+def _check_traced_pass(hook: Hook, module: nn.Module, tensors: Any) -> tuple[BatchMask, ...]:
     """The checks that are made of what is traced. The others are made each time that the code runs."""
     refuse_stray_copy(hook, module, tensors)
+    if private.is_exporting():
+        refuse_deferred_labels(hook)
     masks = hook.state.masks
     ask_when_it_runs("pass", hook, trains=len(masks) == 0 and module.training and _learns(hook, module, tensors))
     return masks
@@ -75,6 +77,7 @@ def _check_compiled_pass(site: CompiledSite) -> None:
     state.ran.add(site.position)
     if site.labeled_inside:  # by what is computed in the code, whatever the router holds, and noted there
         return
+    refuse_deferred_labels(site)
     kind, region = current_compiled_pass()
     if kind is not Pass.SECOND and site.learns:
         _record_what_is_taught(site)
@@ -92,6 +95,8 @@ def _check_compiled_parameters(site: CompiledSite) -> None:
     state = site.state
     kind, region = current_compiled_pass()
     _note_reached(site, kind)
+    if not site.labeled_inside:
+        refuse_deferred_labels(site)
     if not site.labeled_inside and not state.suspended:
         refuse_other_labels_in_recomputation(site, kind, region, compiled=True)
 
@@ -155,6 +160,16 @@ def refuse_other_thread(hook: AnySite) -> None:
         )
 
 
+def refuse_deferred_labels(hook: AnySite) -> None:
+    """Compiled code takes labels in as it takes in tensors, when it runs: those that come later would not be in it."""
+    if hook.state.is_deferred and not hook.state.suspended:
+        raise UsageError(
+            f"site {hook.name!r}: labels come too late: compiled code takes them in as it runs, and in a `with "
+            "router.deferred()` block they are set after it. Run the model uncompiled there, under "
+            'torch.compiler.set_stance("force_eager"), or in a `with router(labels)` block.'
+        )
+
+
 def refuse_other_labels_in_recomputation(hook: AnySite, kind: Pass, region: Any, *, compiled: bool = False) -> None:
     """Activation checkpointing runs a pass again in backward, when the router may hold the labels of another batch.
 
@@ -176,7 +191,7 @@ def refuse_other_labels_in_recomputation(hook: AnySite, kind: Pass, region: Any,
         raise _untrusted(hook, "labels", "" if kind is Pass.SECOND else ", or checkpoint with use_reentrant=False")
 
 
-def masks_for_parameters(hook: Hook) -> tuple[Mask, ...]:
+def masks_for_parameters(hook: Hook) -> tuple[BatchMask, ...]:
     """At level "parameters" a recomputation must save the same tensors as its first pass, and so be routed as that was.
 
     The masks themselves stay with the graph of the first pass.
@@ -291,7 +306,7 @@ def _items(nest: Any) -> tuple[Any, ...]:
     return tuple(nest.values()) if isinstance(nest, dict) else tuple(nest)
 
 
-def refuse_work_in_place(hook: Hook, module: nn.Module, masks: tuple[Mask, ...]) -> None:
+def refuse_work_in_place(hook: Hook, module: nn.Module, masks: tuple[BatchMask, ...]) -> None:
     """A module that works in place on its input writes to a tensor that its caller still holds: see above."""
     if len(masks) == 0 or hook.routes_parameters or not torch.is_grad_enabled():
         return
@@ -450,11 +465,15 @@ class Silence:
         self._attachment = attachment
         self._names = [site.name for site in attachment.sites]
         # Weak, since sharding, for one, puts others in their place.
-        self._parameters = [[ref(p) for p in site.module.parameters() if p.requires_grad] for site in attachment.sites]
+        self._parameters = [
+            [ref(p) for p in site.own_parameters().values() if p.requires_grad] for site in attachment.sites
+        ]
         self._all_parameters = list(dict.fromkeys(p for own in self._parameters for p in own))
         self._outer: list[tuple[set[int], dict[int, bool], bool, bool]] = []
         self._handles: list[RemovableHandle] = []  # on the parameters of sites that were silent in the last block
-        self._earlier: list[ReferenceType[Mask]] = []  # the masks of blocks whose backward pass may be still to come
+        self._earlier: list[
+            ReferenceType[BatchMask]
+        ] = []  # the masks of blocks whose backward pass may be still to come
         self._expected: set[int] = set()  # sites whose compiled code, which holds no mask, may have one still to come
 
     def close(self) -> None:
@@ -472,7 +491,7 @@ class Silence:
         self._outer.append((state.ran, state.ran_apart, state.model_ran, self._waiting()))
         state.ran, state.ran_apart, state.model_ran, state.model_records = set(), {}, False, False
 
-    def end(self, masks: tuple[Mask, ...], *, failed: bool) -> None:
+    def end(self, masks: tuple[BatchMask, ...], *, failed: bool) -> None:
         """A block ends, under these masks; after an error there is nothing to say."""
         state = self._attachment.state
         ran, model_ran = state.ran, state.model_ran

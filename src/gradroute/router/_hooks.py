@@ -13,7 +13,7 @@ from .. import _torch_private as private
 from ..autograd._functional import route_mask
 from ..autograd._functions import masked
 from ..errors import RoutingError, UsageError
-from ..spec._masks import Mask
+from ..spec._deferred_mask import BatchMask, DeferredMask
 from ..unit_dims import spread
 from . import _guards as guards
 from ._attachment import AttachedSite, State
@@ -74,26 +74,31 @@ class SiteHook:
         masks = guards.masks_for_parameters(self)
         return self._site_mask(masks) if len(masks) > 0 else None
 
-    def _site_mask(self, masks: tuple[Mask, ...]) -> SiteMask:
-        return SiteMask(masks[self.group], self.dim, self.site.path, self.name, self.time_first)
+    def _site_mask(self, masks: tuple[BatchMask, ...]) -> SiteMask:
+        return SiteMask(masks[self.group], self.dim, self.site.path, self.name, self.time_first, self.site.parameters)
 
-    def _edit(self, masks: tuple[Mask, ...], given: Any) -> Callable[[Tensor], Tensor] | None:
+    def _edit(self, masks: tuple[BatchMask, ...], given: Any) -> Callable[[Tensor], Tensor] | None:
         """What is to be done to the site's tensor; None where nothing is.
 
         Where the caller still holds the tensor, one of the module's arguments, the routed one must not be written to.
         """
-        kept = self.state.kept[self.group] if self.state.kept else None
+        # The units of a site that names parameters are no label's own: all labels teach them by the others.
+        owns_units = self.site.parameters is None
+        kept = self.state.kept[self.group] if self.state.kept and owns_units else None
         routed = len(masks) > 0 and not self.routes_parameters
         if not routed and kept is None:
             return None
 
         def edit(x: Tensor) -> Tensor:
             if routed:
+                mask = masks[self.group]
                 if self.time_first:
-                    self._site_mask(masks).check_order(x)
+                    self._site_mask(masks).check_order(x.shape)
+                if isinstance(mask, DeferredMask):
+                    self._site_mask(masks).check_when_known(x, broadcast=self.is_whole)
                 try:
                     replacing = not guards.held_by_the_caller(x, given)
-                    x = route_mask(x, masks[self.group], self.dim, replacing=replacing, broadcast=self.is_whole)
+                    x = route_mask(x, mask, self.dim, replacing=replacing, broadcast=self.is_whole)
                 except RoutingError as error:
                     raise type(error)(f"site {self.name!r}: {error}") from None
             return x if kept is None else _switched_off(x, kept, self.dim)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..autograd._functions import sum_of
 from ..unit_dims import kind_of, unit_dims
-from ._site_mask import SiteMask, detached, product, scaled, times
+from ._site_mask import SiteMask, detached, product, scaled, tell_apart, those_for, times
 
 
 class Layer:
@@ -35,15 +35,23 @@ class Layer:
         """The gradients of weight and bias. In one call where PyTorch does so: bit for bit the same sums."""
         raise NotImplementedError
 
+    def grad_bias(self, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """The gradient of the bias alone."""
+        raise NotImplementedError
+
     def composed(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, writers: Sequence[SiteMask], readers: Sequence[SiteMask]
     ) -> Tensor:
         """The output by ordinary operations: the parts that learn and do not, and a value that is neither's sum."""
         fixed = weight.detach(), detached(bias)
         whole = self.run(x, *fixed)
-        m = product([mask.weights(whole) for mask in writers])
-        n = product([mask.weights(x) for mask in readers])
-        parts = [scaled(self.run(times(x, n), weight, bias), m)]
+        m = product([mask.weights(whole) for mask in those_for(writers, "weight")])
+        n = product([mask.weights(x) for mask in those_for(readers, "weight")])
+        apart = bias is not None and tell_apart(writers, "weight", "bias")
+        parts = [scaled(self.run(times(x, n), weight, fixed[1] if apart else bias), m)]
+        if apart:
+            own = product([mask.weights(whole) for mask in those_for(writers, "bias")])
+            parts.append(scaled(self.run(x.detach(), fixed[0], bias), own))
         if m is not None:
             parts.append(scaled(whole, 1 - m))
         if n is not None:
@@ -61,6 +69,9 @@ class _Linear(Layer):
     def grad_own(self, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         grad, x = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
         return grad.t() @ x, None if bias is None else grad.sum(0)
+
+    def grad_bias(self, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return grad.reshape(-1, grad.shape[-1]).sum(0)
 
 
 class _TransposedLinear(_Linear):
@@ -94,6 +105,9 @@ class _Convolution(Layer):
     def grad_own(self, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         _, of_weight, of_bias = self._backward(grad, x, weight, [False, True, bias is not None])
         return of_weight, of_bias if bias is not None else None
+
+    def grad_bias(self, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return self._backward(grad, x, weight, [False, False, True])[2]
 
     def _backward(self, grad: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor, ...]:
         if x.ndim < weight.ndim:
@@ -130,6 +144,10 @@ class _Norm(Layer):
         found = self._gradients(grad, (x.detach(), own[0], own[1] if bias is not None else None), own)
         return found[0], found[1] if bias is not None else None
 
+    def grad_bias(self, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        own = bias.detach().requires_grad_()
+        return self._gradients(grad, (x.detach(), weight.detach(), own), [own])[0]
+
     def _gradients(self, grad: Tensor, inputs: tuple[Any, ...], wanted: list[Tensor]) -> tuple[Tensor, ...]:
         """Computed anew, which is cheap, rather than from statistics that would have to be kept."""
         with torch.enable_grad():
@@ -140,10 +158,11 @@ class _Norm(Layer):
         self, x: Tensor, weight: Tensor, bias: Tensor | None, writers: Sequence[SiteMask], readers: Sequence[SiteMask]
     ) -> Tensor:
         whole = self.run(x, weight.detach(), detached(bias))
-        m = product([mask.weights(whole) for mask in writers])
-        of_weight = product([mask.weights(whole) for mask in [*writers, *readers]])
-        assert of_weight is not None
-        parts = [scaled(self.run(x, weight, detached(bias)), of_weight), scaled(whole, 1 - of_weight)]
+        m = product([mask.weights(whole) for mask in those_for(writers, "bias")])
+        of_weight = product([mask.weights(whole) for mask in those_for([*writers, *readers], "weight")])
+        parts = [scaled(self.run(x, weight, detached(bias)), of_weight)]
+        if of_weight is not None:
+            parts.append(scaled(whole, 1 - of_weight))
         if bias is not None:
             parts.append(scaled(self.run(x.detach(), weight.detach(), bias), m))
         return sum_of(whole.detach(), *parts)

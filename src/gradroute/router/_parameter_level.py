@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from .. import _torch_private as private
+from ..autograd._functional import TRANSFORMED
 from ..errors import RoutingError
 from ._any_module import routed_run
 from ._layer_gradients import Layer, known_layer
 from ._second_run import draws_random_numbers
-from ._site import has_learning_tensors
-from ._site_mask import SiteMask
+from ._site import computed_weights, has_learning_tensors
+from ._site_mask import SiteMask, tell_apart, those_for
 
 
 class MaskSource(Protocol):
@@ -48,7 +49,7 @@ class OwnForward:
         self.previous: Any = module.__dict__.get("forward")  # somebody else's stand-in
         self.writers: list[MaskSource] = []  # of sites on the output
         self.readers: list[MaskSource] = []
-        self.reads_past_itself: bool | None = None  # its own parameters; not known before the first run
+        self.reads_past_itself: dict[tuple[str, ...], bool] = {}  # by what learns by route; not known before a run
         self.draws = draws_random_numbers(module)  # says its code; Dynamo, which asks, cannot read that
 
     @classmethod
@@ -100,7 +101,17 @@ class OwnForward:
         layer = known_layer(self.module) if self.previous is None else None
         if layer is None or kwargs or len(args) != 1 or any(mask.path not in ((), (0,)) for mask in readers):
             return routed_run(self, (args, kwargs), writers, readers)
+        if any(not _is_plain_in(self.module, mask.parameters) for mask in [*writers, *readers]):
+            return routed_run(self, (args, kwargs), writers, readers)
         return _apply(layer, self.plain, args[0], writers, readers)
+
+
+def _is_plain_in(module: nn.Module, names: tuple[str, ...] | None) -> bool:
+    """Whether the parameters of these names are what a known layer computes with, and not what it is computed of."""
+    if names is None:
+        return True
+    held = [name for name, _ in module.named_parameters(recurse=False)]
+    return all(name in held for name in names) and next(computed_weights(module), None) is None
 
 
 def _masks_of(hooks: list[MaskSource]) -> list[SiteMask]:
@@ -132,6 +143,8 @@ def _apply(
     plain = type(x) in (Tensor, nn.Parameter) and type(layer.weight) in (Tensor, nn.Parameter)
     plain = plain or (private.is_distributed(x) and private.is_distributed(layer.weight))
     if not plain or torch.compiler.is_compiling() or private.transforms_active() or private.forward_mode():
+        for mask in (*writers, *readers):
+            mask.demand_labels(TRANSFORMED)
         return layer.composed(x, layer.weight, layer.bias, writers, readers)
     # Under grad mode, though its graph is not used: without, autocast would keep casted weights that have no graph.
     y = run(x).detach()
@@ -169,23 +182,38 @@ class _OwnParameters(Function):
             grad_x = layer.grad_input(grad, narrow_x, narrow_weight).to(x.dtype) if needs[0] else None
             own: tuple[Tensor | None, ...] = (None, None)
             if needs[1] or needs[2]:
-                masked, seen = grad, narrow_x
-                for mask in ctx.writers:
-                    masked = mask.on(masked)
-                if ctx.readers and not layer.reads_what_it_writes:
-                    for mask in ctx.readers:
-                        seen = mask.on(seen)
                 narrow_bias = None if bias is None else bias.to(grad.dtype)
-                own = layer.grad_own(masked, seen, narrow_weight, narrow_bias)
-                if ctx.readers and layer.reads_what_it_writes:
-                    for mask in ctx.readers:
-                        masked = mask.on(masked)
-                    own = layer.grad_own(masked, seen, narrow_weight, None)[0], own[1]
+                own = _masked_gradients(ctx, grad, narrow_x, narrow_weight, narrow_bias)
         grad_weight, grad_bias = (
             gradient.to(parameter.dtype) if gradient is not None and needed else None
             for gradient, parameter, needed in zip(own, (weight, bias), needs[1:], strict=True)
         )
         return (None, grad_x, grad_weight, grad_bias, *nothing)
+
+
+def _masked_gradients(
+    ctx: Any, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of a layer's weight and bias, each masked by the sites that are for it."""
+    layer, readers = ctx.layer, those_for(ctx.readers, "weight")
+    masked, seen = _on(those_for(ctx.writers, "weight"), grad), x
+    if not layer.reads_what_it_writes:
+        seen = _on(readers, seen)
+    if not tell_apart(ctx.writers, "weight", "bias"):
+        own: tuple[Tensor | None, Tensor | None] = layer.grad_own(masked, seen, weight, bias)
+    else:
+        alone = layer.grad_own(masked, seen, weight, None)[0] if ctx.needs_input_grad[2] else None
+        of_bias = _on(those_for(ctx.writers, "bias"), grad)
+        own = alone, None if bias is None else layer.grad_bias(of_bias, x, weight, bias)
+    if readers and layer.reads_what_it_writes:
+        own = layer.grad_own(_on(readers, masked), seen, weight, None)[0], own[1]
+    return own
+
+
+def _on(masks: list[SiteMask], x: Tensor) -> Tensor:
+    for mask in masks:
+        x = mask.on(x)
+    return x
 
 
 def _composed_gradients(

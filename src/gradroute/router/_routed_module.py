@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from ..errors import UsageError
-from ._attachment import Labels
+from ._attachment import Labels, attachment_of
+from ._checkpointing import is_recomputed
 from ._router import Router, Sites
 
 
@@ -46,14 +47,15 @@ class RoutedModule(nn.Module):
         Args:
             *args: For the model.
             route_labels: As for ``router(labels)``. None is for evaluation only, unless the call is inside a
-                ``with routed.router(labels)`` block.
+                ``with routed.router(labels)`` or ``with routed.router.deferred()`` block.
             **kwargs: For the model, its own ``labels=`` included.
 
         Raises:
             UsageError: No labels in a training pass that computes gradients: it would silently not be routed.
         """
         if route_labels is None:
-            if self.training and torch.is_grad_enabled() and self.router.labels is None:
+            held = attachment_of(self.router).state.labels
+            if self.training and torch.is_grad_enabled() and held is None and not is_recomputed():
                 raise UsageError(
                     "a training forward pass without route_labels would not be routed. Pass route_labels=...; for "
                     "unlabeled data, torch.full((batch,), gradroute.UNLABELED); for evaluation, call eval() or use "

@@ -7,17 +7,18 @@ import threading
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from types import MappingProxyType, TracebackType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import nn
 
 from .. import _torch_private as private
 from ..errors import SiteError, UsageError, preview
-from ..spec._masks import Mask
+from ..spec._deferred_mask import BatchMask
 from ..spec._spec import RoutingSpec
 from . import _guards as guards
 from ._attachment import AttachedSite, Attachment, Group, Labels, State
+from ._deferred import Later, refuse_deferred
 from ._hooks import MarkRun, SiteHook, drop_orphans, remove_own_forward
 from ._nested import argument_names
 from ._site import Site, check_level, hook_points_of, leads_with_time, match
@@ -30,16 +31,15 @@ class _Block:
 
     def __init__(self, router: Router) -> None:
         self._router = router
-        self._masks: tuple[Mask, ...] = ()
+        self._masks: tuple[BatchMask, ...] = ()
         self._outer: list[tuple[Any, ...]] = []
 
-    def __enter__(self) -> Router:
+    def _begin(self) -> None:
         state = self._router._enter()
         self._outer.append((self._put(state), state.thread, state.reached))
         if not torch.compiler.is_compiling():
             state.thread, state.reached = threading.get_ident(), Counter()
             self._router._silence.begin()
-        return self._router
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -82,6 +82,10 @@ class _Labeled(_Block):
     def __repr__(self) -> str:
         return "<with router(labels)>"
 
+    def __enter__(self) -> Router:
+        self._begin()
+        return self._router
+
     def _put(self, state: State) -> Any:
         if self._entered:  # again: what the labels hold may have changed since
             self._masks = self._router._attachment.masks(self._labels)
@@ -103,6 +107,35 @@ class _Labeled(_Block):
             state.compiled_blocks -= 1
 
 
+class _Deferred(_Block):
+    """``with router.deferred()``: a new `Later` each time that it is entered."""
+
+    def __init__(self, router: Router) -> None:
+        super().__init__(router)
+        self._entered: list[tuple[Later, tuple[BatchMask, ...]]] = []
+
+    def __repr__(self) -> str:
+        return "<with router.deferred()>"
+
+    def __enter__(self) -> Later:
+        self._begin()
+        return self._entered[-1][0]
+
+    def _put(self, state: State) -> Any:
+        later = Later(self._router._attachment)
+        self._entered.append((later, later.masks()))
+        outer = state.labels, state.masks
+        state.labels, state.masks = self._entered[-1]
+        return outer
+
+    def _is_on(self, state: State, outer: Any) -> bool:
+        return state.labels is self._entered[-1][0]
+
+    def _put_back(self, state: State, outer: Any) -> None:
+        state.labels, state.masks = (None, ()) if outer is None else outer
+        _, self._masks = self._entered.pop()
+
+
 class _Ablated(_Block):
     """``with router.ablated(...)``: on top of what is ablated already."""
 
@@ -112,6 +145,10 @@ class _Ablated(_Block):
 
     def __repr__(self) -> str:
         return f"<with router.ablated({preview(sorted(self._labels, key=str))})>"
+
+    def __enter__(self) -> Router:
+        self._begin()
+        return self._router
 
     def _put(self, state: State) -> Any:
         outer = state.ablated, state.kept
@@ -191,6 +228,39 @@ class Router:
         self._attachment.check_usable()
         return _Labeled(self, labels)
 
+    def deferred(self) -> _Deferred:
+        """A context manager for labels that are known only after the forward pass, such as a verdict on its outcome.
+
+        It gives an object whose ``set(labels)`` takes them, as ``router(labels)`` does: once, any time before backward,
+        inside the block or after it. They are for all that was and is computed in this block. A block that nobody calls
+        backward for needs none.
+
+        Raises:
+            UsageError: The router was removed, or another thread is using it. In a forward pass: it needs the labels
+                at once (a module of an unknown kind with a site of level "parameters" on its input, `torch.func`,
+                compiled code). In backward: no labels were set.
+
+        Examples:
+            >>> import torch
+            >>> model = torch.nn.Linear(3, 2)
+            >>> router = Router(model, {"": RoutingSpec.one_per_label(2)})
+            >>> with router.deferred() as later:
+            ...     actions = model(torch.ones(4, 3))
+            >>> later.set((actions.detach().sum(-1) > 1e9).long())  # an overseer looks at the episode: all of label 0
+            >>> actions.sum().backward()
+            >>> model.bias.grad
+            tensor([4., 0.])
+        """
+        self._attachment.check_usable()
+        if torch.compiler.is_compiling():
+            raise UsageError(
+                "a `with router.deferred()` block cannot be part of compiled code: compile what is in it, or run it "
+                "uncompiled."
+            )
+        for group in self._attachment.groups:
+            refuse_deferred(group.pattern, group.spec)
+        return _Deferred(self)
+
     def ablated(self, *labels: Hashable) -> _Ablated:
         """A context manager in which the units of these labels are off: exactly 0, in training and evaluation alike.
 
@@ -221,8 +291,9 @@ class Router:
 
     @property
     def labels(self) -> Labels | None:
-        """The labels of the batch in flight; None outside of a ``with router(labels)`` block."""
-        return self._attachment.state.labels
+        """The labels of the batch in flight; None outside of a block, and in one whose labels are still to come."""
+        held = self._attachment.state.labels
+        return held.labels if isinstance(held, Later) else cast("Labels | None", held)
 
     def remove(self) -> None:
         """Take the router's own hooks off the model, and no others. Removing twice is fine."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Literal
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import SiteError, did_you_mean, preview
 from ..spec._spec import RoutingSpec
+from ..unit_dims import unit_dims
 from ._nested import Step
 
 # Containers of torch that read time before batch unless told batch_first=True.
@@ -44,6 +45,9 @@ class Site:
         index: Which tensor, where the module returns or takes several: a position in a tuple or list, a key of a
             dict, a field of a dataclass, or a tuple of these to reach into nested ones. For inputs, a position or an
             argument's name, whichever way the caller passes it. None: the output, or the first argument, is a tensor.
+        parameters: At level ``"parameters"``, the names of those that are routed, as in the module's
+            ``named_parameters()``, such as ``("bias",)`` or ``("0.bias",)``; the module's others learn whole. None: all
+            are routed.
 
     Raises:
         SiteError: An argument is none of these.
@@ -51,6 +55,8 @@ class Site:
     Examples:
         >>> Site(RoutingSpec.one_per_label(4), dim=1)
         Site(spec=RoutingSpec.one_per_label(4), on='output', level='activations', dim=1, index=None)
+        >>> Site(RoutingSpec.one_per_label(4), level="parameters", parameters=("bias",)).parameters
+        ('bias',)
     """
 
     spec: RoutingSpec
@@ -59,6 +65,7 @@ class Site:
     level: Literal["activations", "parameters"] = "activations"
     dim: int | None = -1
     index: Step | tuple[Step, ...] | None = None
+    parameters: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.spec, RoutingSpec):
@@ -83,6 +90,29 @@ class Site:
             raise SiteError(f"dim must be an integer or None; got {self.dim!r}.{several}")
         if not all(isinstance(step, (int, str)) for step in self.path):
             raise SiteError(f"index must be an integer, a string, a tuple of these or None; got {self.index!r}.")
+        if self.parameters is not None:
+            self._check_parameters()
+
+    def _check_parameters(self) -> None:
+        names = self.parameters
+        if isinstance(names, str) or not isinstance(names, Iterable):
+            raise SiteError(f"parameters must be a tuple of names, such as ('bias',); got {names!r}.")
+        names = tuple(names)
+        if not names or not all(isinstance(name, str) for name in names):
+            raise SiteError(f"parameters must be a tuple of at least one name, such as ('bias',); got {names!r}.")
+        if self.level != "parameters":
+            raise SiteError(
+                f"parameters={names!r} needs level='parameters': at level 'activations' a mask is on all that a module "
+                "and everything upstream of it learns."
+            )
+        if self.on == "input" and all(name.rpartition(".")[2] == "bias" for name in names):
+            raise SiteError("a bias reads nothing of a module's input, so there is nothing to route: use on='output'.")
+        object.__setattr__(self, "parameters", tuple(dict.fromkeys(names)))
+
+    def __repr__(self) -> str:
+        fields = [field.name for field in dataclasses.fields(self)]
+        shown = [name for name in fields if name != "parameters" or self.parameters is not None]
+        return f"Site({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
     @property
     def axis(self) -> int:
@@ -176,8 +206,41 @@ def check_level(name: str, module: nn.Module, site: Site) -> None:
             f"site {name!r}: level='parameters' routes a module's own parameters, and a {type(module).__name__} has "
             "none. Use level='activations', or the layers that write or read its tensor."
         )
+    check_names(name, module, site)
     if isinstance(module, nn.Embedding) and site.on == "input":
         raise SiteError(f"site {name!r}: an embedding's input are indices, not units. Use on='output'.")
+
+
+def check_names(name: str, module: nn.Module, site: Site) -> None:
+    """Refuse the name of a parameter that the site's module does not have, or that reads nothing.
+
+    Raises:
+        SiteError: There is such a name.
+    """
+    if site.parameters is None:
+        return
+    known = [key for key, _ in module.named_parameters(remove_duplicate=False)]
+    for key in site.parameters:
+        if key not in known:
+            raise SiteError(
+                f"site {name!r}: {key!r} is no parameter of this {type(module).__name__}. {did_you_mean(key, known)}"
+            )
+    dims, writers = unit_dims(module, site.on), unit_dims(module, "output") or {}
+    # What is not among the writers, such as what a weight is computed of, may do anything.
+    if dims is not None and all(key in writers and key not in dims for key in site.parameters):
+        raise SiteError(
+            f"site {name!r}: {preview(site.parameters)} of a {type(module).__name__} has no entries for the units of "
+            f"its {site.on}, so there is nothing to route. Known: {preview(dims)}."
+        )
+
+
+def routed_parameters(module: nn.Module, names: tuple[str, ...] | None) -> dict[str, nn.Parameter]:
+    """The parameters of a module that have these names, each once, by the first of all its names; None means all."""
+    found = dict(module.named_parameters())
+    if names is None:
+        return found
+    chosen = {parameter for name, parameter in module.named_parameters(remove_duplicate=False) if name in names}
+    return {name: parameter for name, parameter in found.items() if parameter in chosen}
 
 
 def leads_with_time(name: str, model: nn.Module, site: Site) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,8 +13,40 @@ from .. import _torch_private as private
 from ..autograd._functional import masked_by
 from ..autograd._functions import masked, route_by
 from ..errors import LabelError, RoutingError
+from ..spec._deferred_mask import BatchMask, DeferredMask
 from ..spec._masks import Mask, align
 from ._nested import Step
+
+
+class Use(NamedTuple):
+    """A tensor that a site saw before there were labels: they are held against it when they come.
+
+    Attributes:
+        dim: As in `SiteMask`.
+        path: As in `SiteMask`.
+        site: As in `SiteMask`.
+        time_first: As in `SiteMask`.
+        shape: Its shape.
+        device: Its device.
+        broadcast: Whether a mask of one unit fits it whatever its width.
+    """
+
+    dim: int
+    path: tuple[Step, ...]
+    site: str
+    time_first: bool
+    shape: torch.Size
+    device: torch.device
+    broadcast: bool
+
+    def check(self, mask: Mask) -> None:
+        """Check the mask that there is now, as it would have been in the forward pass.
+
+        Raises:
+            LabelError: The labels do not fit.
+        """
+        now = SiteMask(mask, self.dim, self.path, self.site, self.time_first)
+        now.check_shape(self.shape, self.device, broadcast=self.broadcast)
 
 
 @dataclass(frozen=True)
@@ -25,31 +59,60 @@ class SiteMask:
         path: Which output or argument it is about.
         site: The site's name, for errors.
         time_first: Whether the first dimension is time by torch's convention.
+        parameters: The names of the parameters that it is for; None for all.
     """
 
-    mask: Mask
+    mask: BatchMask
     dim: int
     path: tuple[Step, ...]
     site: str
     time_first: bool
+    parameters: tuple[str, ...] | None = None
+
+    def routes(self, name: str) -> bool:
+        """Whether it is for the parameter of this name."""
+        return self.parameters is None or name in self.parameters
 
     def check(self, x: Tensor) -> int:
-        """Check the mask against the tensor; return `dim` counted from the front."""
-        self.check_order(x)
+        """Check the mask against the tensor, now and when labels come; return `dim` counted from the front."""
+        self.check_when_known(x, broadcast=True)
+        return self.check_shape(x.shape, x.device, broadcast=True)
+
+    def check_shape(self, shape: torch.Size, device: torch.device, *, broadcast: bool) -> int:
+        """Check the mask against a tensor of this shape, on this device; return `dim` counted from the front."""
+        self.check_order(shape)
         try:
-            self.mask.check_device(x.device)
-            return self.mask.check_fits(x.shape, self.dim, broadcast=True)
+            self.mask.check_device(device)
+            return self.mask.check_fits(shape, self.dim, broadcast=broadcast)
         except RoutingError as error:
             raise type(error)(f"site {self.site!r}: {error}") from None
 
-    def check_order(self, x: Tensor) -> None:
+    def check_when_known(self, x: Tensor, *, broadcast: bool) -> None:
+        """If there are no labels yet, have them held against this tensor when they come."""
+        if isinstance(self.mask, DeferredMask) and self.mask.if_known() is None:
+            use = Use(self.dim, self.path, self.site, self.time_first, x.shape, x.device, broadcast)
+            self.mask.uses.add(use)
+
+    def demand_labels(self, why: str) -> None:
+        """Refuse a mask whose labels are not known yet.
+
+        Raises:
+            UsageError: It is one.
+        """
+        try:
+            self.mask.known_in_forward(why)
+        except RoutingError as error:
+            raise type(error)(f"site {self.site!r}: {error}") from None
+
+    def check_order(self, shape: torch.Size) -> None:
         """Refuse labels per example where the first dimension is not the batch."""
-        if self.time_first and x.ndim == 3 and len(self.mask.shape) == 1:
-            shape = tuple(self.mask.labels.shape)
-            expanded = ", ".join(map(str, (x.shape[0], *[-1] * len(shape))))
+        mask = self.mask.if_known() if self.time_first else None
+        if mask is not None and len(shape) == 3 and len(mask.shape) == 1:
+            given = tuple(mask.labels.shape)
+            expanded = ", ".join(map(str, (shape[0], *[-1] * len(given))))
             raise LabelError(
-                f"site {self.site!r}: labels of shape {shape} are per example, but the first dimension of this tensor "
-                f"of shape {tuple(x.shape)} is time or layers, not the batch. Give labels for both, "
+                f"site {self.site!r}: labels of shape {given} are per example, but the first dimension of this tensor "
+                f"of shape {tuple(shape)} is time or layers, not the batch. Give labels for both, "
                 f"labels.expand({expanded}), or build the module with batch_first=True."
             )
 
@@ -60,7 +123,7 @@ class SiteMask:
     def weights(self, x: Tensor) -> Tensor:
         """The mask, such that it broadcasts against x."""
         dtype = x.dtype if x.is_floating_point() else torch.float32
-        return align(self.mask.tensor(dtype, x.device), x.ndim, self.check(x))
+        return align(self.mask.known().tensor(dtype, x.device), x.ndim, self.check(x))
 
 
 def detached(parameter: Tensor | None) -> Tensor | None:
@@ -76,6 +139,16 @@ def product(factors: list[Tensor]) -> Tensor | None:
     for factor in factors[1:]:
         product = product * factor
     return product
+
+
+def those_for(masks: Sequence[SiteMask], name: str) -> list[SiteMask]:
+    """The masks that are for the parameter of this name."""
+    return [mask for mask in masks if mask.routes(name)]
+
+
+def tell_apart(masks: Sequence[SiteMask], one: str, other: str) -> bool:
+    """Whether a mask is for one of two parameters and not for the other."""
+    return len([mask for mask in masks if mask.routes(one) != mask.routes(other)]) > 0  # a generator is not traced
 
 
 def times(x: Tensor, mask: Tensor | None) -> Tensor:

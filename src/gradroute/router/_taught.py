@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import torch
 
 from .. import _torch_private as private
-from ..spec._masks import Mask
+from ..spec._deferred_mask import BatchMask, DeferredMask
 
-Masks = tuple[Mask, ...]
+Masks = tuple[BatchMask, ...]
 
 
 class Taught:
@@ -35,13 +35,19 @@ class Taught:
             self.note(block)
 
     def note(self, block: Masks) -> None:
-        """Passes under these masks, one for each group, may run. Noted once, however often this is called in a row."""
+        """Passes under these masks, one for each group, may run. Noted once, however often this is called in a row.
+
+        Masks whose labels come late are noted when backward applies them: no sooner is it known what they teach.
+        """
+        known = [mask for mask in block if not isinstance(mask, DeferredMask)]
+        if len(known) < len(block):
+            return
         if not torch.compiler.is_compiling():  # an attribute that compiled code would be guarded on
             if block is self._noted:
                 return
             self._noted = block
         with private.outside_of_transforms():
-            for units, mask in zip(self.units, block, strict=True):
+            for units, mask in zip(self.units, known, strict=True):
                 units.logical_or_(mask.taught().to(units.device))
 
     def note_unrouted(self, group: int) -> None:

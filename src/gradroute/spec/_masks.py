@@ -211,6 +211,18 @@ class Mask:
         self.kind: Kind = kind
         self._keep: Tensor | None = None
 
+    def known(self) -> Mask:
+        """The mask itself: of one whose labels come late, see `DeferredMask`."""
+        return self
+
+    def if_known(self) -> Mask | None:
+        """The same."""
+        return self
+
+    def known_in_forward(self, why: str) -> Mask:
+        """The same."""
+        return self
+
     # Computed, not stored: what a compiled model finds stored here it takes for a constant, and recompiles for another.
     @property
     def shape(self) -> torch.Size:
@@ -241,26 +253,12 @@ class Mask:
             LabelError: `dim` does not exist, the width differs, or the labels do not lead the shape.
         """
         ndim = len(shape)
-        if not -ndim <= dim < ndim:
-            raise LabelError(f"dim {dim} does not exist in a tensor of shape {tuple(shape)}.")
-        dim = dim % ndim
-        if dim == ndim - 1 and self.kind == "rows" and shape[-1] == self.table.width:
+        if dim in (-1, ndim - 1) and ndim and self.kind == "rows" and shape[-1] == self.table.width:
             # The common case, in few steps: at small sizes these checks are most of what routing costs.
             labels = self.labels.shape
             if labels == shape[: len(labels)] and len(labels) < ndim:
-                return dim
-        if shape[dim] != self.width and not (broadcast and self.width == 1):
-            units = f"{self.width} units" if self.width != 1 else "one unit"
-            whole = (
-                f" Is the whole tensor the unit? Say so by Site(..., dim=None), or route by spec.repeat({shape[dim]})."
-                if self.width == 1
-                else ""
-            )
-            raise LabelError(
-                f"the spec routes {units}, but the tensor of shape {tuple(shape)} has {shape[dim]} along "
-                f"dim {dim}: build the spec with width={shape[dim]}, or name the right dim.{whole}"
-                f"{_if_divided(shape[dim], self.width)}"
-            )
+                return ndim - 1
+        dim = check_units(shape, dim, self.width, broadcast=broadcast)
         others = shape[:dim] + shape[dim + 1 :]
         # A multi-hot or mixture row for a whole batch is refused: [n_labels] might as well be n_labels examples.
         shortest = 1 if others and self.kind != "rows" else 0
@@ -370,6 +368,33 @@ class Mask:
                 "the label tensor was changed in place between forward and backward, so the gradient would follow "
                 "other labels than the forward pass was given: pass labels.clone()."
             )
+
+
+def check_units(shape: torch.Size, dim: int, width: int, *, broadcast: bool = False) -> int:
+    """Check that a tensor of this shape has so many units along `dim`; return `dim` counted from the front.
+
+    With ``broadcast=True`` one unit fits any number of them.
+
+    Raises:
+        LabelError: `dim` does not exist, or the width differs.
+    """
+    ndim = len(shape)
+    if not -ndim <= dim < ndim:
+        raise LabelError(f"dim {dim} does not exist in a tensor of shape {tuple(shape)}.")
+    dim = dim % ndim
+    if shape[dim] != width and not (broadcast and width == 1):
+        units = f"{width} units" if width != 1 else "one unit"
+        whole = (
+            f" Is the whole tensor the unit? Say so by Site(..., dim=None), or route by spec.repeat({shape[dim]})."
+            if width == 1
+            else ""
+        )
+        raise LabelError(
+            f"the spec routes {units}, but the tensor of shape {tuple(shape)} has {shape[dim]} along "
+            f"dim {dim}: build the spec with width={shape[dim]}, or name the right dim.{whole}"
+            f"{_if_divided(shape[dim], width)}"
+        )
+    return dim
 
 
 def align(weights: Tensor, ndim: int, dim: int) -> Tensor:

@@ -46,7 +46,8 @@ def off(router: Router, labels: tuple[Hashable, ...]) -> list[tuple[AttachedSite
     router.ablated(*labels)  # which checks them
     attachment = attachment_of(router)
     kept = attachment.kept_without(frozenset(labels))
-    return [(site, keep) for site in attachment.sites if (keep := kept[site.group]) is not None]
+    owning = [site for site in attachment.sites if site.site.parameters is None]
+    return [(site, keep) for site in owning if (keep := kept[site.group]) is not None]
 
 
 def arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:

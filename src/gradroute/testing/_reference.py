@@ -88,44 +88,67 @@ def _route_input(site: Site, mask: Tensor, name: str, *call: Any) -> Any:
 def _own(module: nn.Module, sites: list[tuple[Site, Tensor]], *args: Any, **kwargs: Any) -> Any:
     """A module's output, whose gradient goes whole to its input, and by route to its own parameters."""
     run = type(module).forward
-    names = argument_names_of(run)
+    routed = _sites_of_parameters(module, sites)
     fixed = {name: parameter.detach() for name, parameter in module.named_parameters()}
     random = torch.get_rng_state()
-    whole = _call(module, run, fixed, args, kwargs)
+    output = _call(module, run, {name: fixed[name] for name in routed}, args, kwargs)
     after = torch.get_rng_state()
-    detached = [arg.detach() if isinstance(arg, Tensor) else arg for arg in args]
-    seen, named = tuple(detached), {k: v.detach() if isinstance(v, Tensor) else v for k, v in kwargs.items()}
-    readers = [(site, mask) for site, mask in sites if site.on == "input"]
-    is_norm = isinstance(module, _NORMS)
-    if not is_norm:
-        for site, mask in readers:
-            edit = partial(_times, site, mask)
-            seen, named = edit_arguments(seen, named, site.path, names, edit, site="oracle")
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    torch.set_rng_state(random)
-    own = _call(module, run, buffers, seen, named)
+    for which in dict.fromkeys(routed.values()):  # parameters of the same sites at once
+        others = {name: tensor for name, tensor in fixed.items() if routed.get(name) != which}
+        torch.set_rng_state(random)
+        output = _teaching(module, [sites[i] for i in which], others, output, (args, kwargs))
     torch.set_rng_state(after)
-    if is_norm and readers:
-        # A norm's weight reads, and its bias does not.
-        without = {name: parameter.detach() for name, parameter in module.named_parameters() if name == "weight"}
-        of_bias = _call(module, run, {**buffers, **without}, seen, named)
-        of_weight = own - of_bias
-        for site, mask in readers:
-            of_weight = _scaled(of_weight, _aligned(mask, of_weight, site.axis))
-        own = of_bias + of_weight
+    return output
+
+
+def _sites_of_parameters(module: nn.Module, sites: list[tuple[Site, Tensor]]) -> dict[str, tuple[int, ...]]:
+    """For each parameter that a site routes, the positions of those that do."""
+    every = dict(module.named_parameters(remove_duplicate=False))
+    found: dict[str, tuple[int, ...]] = {}
+    for name, parameter in module.named_parameters():
+        names = {other for other, tensor in every.items() if tensor is parameter}
+        which = []
+        for position, (site, _) in enumerate(sites):
+            reads_nothing = site.on == "input" and isinstance(module, _NORMS) and name == "bias"
+            if (site.parameters is None or names & set(site.parameters)) and not reads_nothing:
+                which.append(position)
+        if which:
+            found[name] = tuple(which)
+    return found
+
+
+def _teaching(
+    module: nn.Module,
+    sites: list[tuple[Site, Tensor]],
+    fixed: dict[str, Tensor],
+    output: Any,
+    call: tuple[tuple[Any, ...], dict[str, Any]],
+) -> Any:
+    """An output plus a term of value 0, by which those parameters learn that are not fixed."""
+    run = type(module).forward
+    names = argument_names_of(run)
+    args, kwargs = call
+    seen = tuple(arg.detach() if isinstance(arg, Tensor) else arg for arg in args)
+    named = {k: v.detach() if isinstance(v, Tensor) else v for k, v in kwargs.items()}
+    readers = [(site, mask) for site, mask in sites if site.on == "input"]
     writers = [(site, mask) for site, mask in sites if site.on == "output"]
-    if not writers:
-        _finite(own)
-        return whole + (own - own.detach())
-    path, site_name = writers[0][0].path, "oracle"
+    of_output = list(writers)
+    if isinstance(module, _NORMS):  # whose weight reads what it writes
+        of_output += readers
+    else:
+        for site, mask in readers:
+            seen, named = edit_arguments(seen, named, site.path, names, partial(_times, site, mask), site="oracle")
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    own = _call(module, run, {**buffers, **fixed}, seen, named)
+    path = writers[0][0].path if writers else ()
     learning: list[Tensor] = []
-    edit_output(own, path, lambda y: learning.append(y) or y, site=site_name)  # type: ignore[func-returns-value]
+    edit_output(own, path, lambda y: learning.append(y) or y, site="oracle")  # type: ignore[func-returns-value]
     if readers:
         _finite(learning[0])
     change = learning[0] - learning[0].detach()
-    for site, mask in writers:
+    for site, mask in of_output:
         change = _scaled(change, _aligned(mask, change, site.axis))
-    return edit_output(whole, path, lambda y: y + change, site=site_name)
+    return edit_output(output, path, lambda y: y + change, site="oracle")
 
 
 def _scaled(x: Tensor, weights: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import nn
 import gradroute as gr
 from gradroute.errors import SiteError, UsageError
 from gradroute.optim import Isolation
+from gradroute.optim._parameter_units import places_of
 from unit.optim.neurons import (
     FORGET,
     OPTIMIZERS,
@@ -230,3 +231,42 @@ class TestUnits:
         router.remove()
         with pytest.raises(UsageError, match="was removed"):
             Isolation(router, OPTIMIZERS["AdamW"](Neurons().parameters()))
+
+
+class TestNamedParameters:
+    TWO = gr.RoutingSpec({"retain": slice(0, 2), "forget": 2}, 3)
+
+    def test_alone_belong_to_the_units_of_a_site_that_names_them(self):
+        layer = nn.Linear(2, 3)
+        router = gr.Router(layer, {"": gr.Site(self.TWO, level="parameters", parameters=("bias",))})
+        assert places_of(router, None) == {layer.bias: (((0, 0),),)}
+        inner = nn.Sequential(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3)), nn.Linear(3, 3))
+        one = gr.RoutingSpec({"retain": 0, "forget": []}, 1)
+        router = gr.Router(inner, {"0": gr.Site(one, level="parameters", parameters=("0.bias", "1.weight"))})
+        assert places_of(router, None) == {inner[0][0].bias: (((None, 0),),), inner[0][1].weight: (((None, 0),),)}
+
+    def test_alone_are_held_watched_and_clipped_by_route(self):
+        layer = nn.Linear(2, 3)
+        router = gr.Router(layer, {"": gr.Site(self.TWO, level="parameters", parameters=("bias",))})
+        optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, weight_decay=0.1)
+        x, retain = torch.randn(4, 2), torch.zeros(4, dtype=torch.long)
+
+        def step(labels):
+            optimizer.zero_grad()
+            with router(labels):
+                layer(x).square().sum().backward()
+            norms = gr.optim.clip_grad_norm_per_route_(router, 0.1)
+            optimizer.step()
+            return norms
+
+        step(torch.full((4,), gr.UNLABELED))
+        with gr.watch(layer, optimizer, router) as watcher:
+            norms = step(retain)
+        assert {move.target: move.units for move in watcher.report.moves} == {"bias": (2,)}
+        assert norms["forget",] == 0
+        optimizer.zero_grad()
+        Isolation(router, optimizer)
+        before = {name: p.detach().clone() for name, p in layer.named_parameters()}
+        step(retain)
+        assert (layer.bias == before["bias"]).tolist() == [False, False, True]
+        assert (layer.weight != before["weight"]).all()

@@ -1,10 +1,16 @@
 """Level "parameters": what is refused, what comes off, whole modules, heads, and where a mask could be lost."""
 
+import warnings
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
 
 import gradroute as gr
+from gradroute.errors import SiteError, UsageError
+from gradroute.optim._parameter_units import places_of
+from gradroute.router import _layer_gradients as layer_gradients
 from gradroute.router._parameter_level import OwnForward
 
 SPEC = gr.RoutingSpec.one_per_label(4)
@@ -187,3 +193,154 @@ def test_what_reads_a_batch_of_data_warns_without_labels() -> None:
     gr.Router(layer, {"": gr.Site(gr.RoutingSpec.one_per_label(3), on="input", level="parameters")})
     with pytest.warns(gr.UnroutedWarning, match="no labels set"):
         layer(torch.ones(1, 3))
+
+
+class TestNamedParameters:
+    """A site on a bias alone costs a sum, and loses nothing where the names or what they stand for change."""
+
+    SPEC = gr.RoutingSpec.one_per_label(3)
+    LABELS = torch.tensor([0, 1])
+
+    def routed(self, layer, *names, **options):
+        site = gr.Site(self.SPEC, level="parameters", parameters=names, **options)
+        return gr.Router(layer, {"": site})
+
+    def test_the_weight_is_multiplied_once_and_where_it_is_frozen_not_at_all(self, monkeypatch):
+        layer = nn.Linear(2, 3)
+        router = self.routed(layer, "bias")
+        calls = []
+        for method in ("grad_own", "grad_bias", "composed"):
+            known = getattr(layer_gradients._Linear, method)
+
+            def counted(self, *args, method=method, known=known):
+                calls.append((method, args[-1] is None))
+                return known(self, *args)
+
+            monkeypatch.setattr(layer_gradients._Linear, method, counted)
+        for frozen in (False, True):
+            layer.weight.requires_grad_(not frozen)
+            calls.clear()
+            with router(self.LABELS):
+                layer(torch.ones(2, 2)).sum().backward()
+            assert calls == [("grad_bias", False)] if frozen else [("grad_own", True), ("grad_bias", False)]
+
+    def test_whole_where_they_are_not_named_bit_for_bit(self):
+        layer = nn.Linear(2, 3)
+        x = torch.randn(2, 2)
+        layer(x).square().sum().backward()
+        whole = layer.weight.grad.clone()
+        layer.zero_grad()
+        with self.routed(layer, "bias")(self.LABELS):
+            y = layer(x)
+            y.square().sum().backward()
+        assert torch.equal(layer.weight.grad, whole)
+        assert torch.equal(layer.bias.grad, (2 * y.detach() * self.SPEC.mask(self.LABELS)).sum(0))
+
+    def test_two_sites_of_different_parameters_multiply_where_they_meet(self):
+        for make in (lambda: nn.Linear(2, 3), lambda: nn.Sequential(nn.Linear(2, 3))):
+            module = make()
+            prefix = "0." if isinstance(module, nn.Sequential) else ""
+            both = [
+                gr.Site(self.SPEC, level="parameters"),
+                gr.Site(gr.RoutingSpec({0: 0, 1: []}, 3), level="parameters", parameters=(f"{prefix}bias",)),
+            ]
+            with gr.Router(module, {"": both})({"": self.LABELS}):
+                module(torch.ones(2, 2)).sum().backward()
+            assert module.get_parameter(f"{prefix}bias").grad.tolist() == [1, 0, 0]
+            assert module.get_parameter(f"{prefix}weight").grad.tolist() == [[1, 1], [1, 1], [0, 0]]
+
+    def test_two_sites_of_different_parameters_are_refused_where_a_module_must_run_for_each(self):
+        module = nn.Sequential(nn.Linear(2, 3))
+        sites = [gr.Site(self.SPEC, level="parameters", parameters=(name,)) for name in ("0.bias", "0.weight")]
+        x = torch.ones(2, 2, requires_grad=True)
+        with gr.Router(module, {"": sites})(self.LABELS):
+            loss = module(x).square().sum()
+            with pytest.raises(UsageError, match="route different parameters of one Sequential"):
+                torch.autograd.grad(loss, x, create_graph=True)
+
+    def test_a_weight_that_is_computed_of_what_is_named_is_routed_as_that_is(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            layer = nn.utils.weight_norm(nn.Linear(2, 3))
+        x = torch.randn(2, 2)
+        layer(x).sum().backward()
+        whole = {name: p.grad.clone() for name, p in layer.named_parameters()}
+        layer.zero_grad()
+        router = self.routed(layer, "weight_v", "weight_g")
+        with router(self.LABELS):
+            layer(x).sum().backward()
+        assert layer.weight_g.grad[0] != 0
+        assert layer.weight_g.grad[2] == 0
+        assert not layer.weight_v.grad[2].any()
+        assert torch.equal(layer.bias.grad, whole["bias"])
+        router.remove()
+        layer.zero_grad()
+        with self.routed(layer, "bias")(self.LABELS):
+            layer(x).sum().backward()
+        for name in ("weight_v", "weight_g"):
+            torch.testing.assert_close(layer.get_parameter(name).grad, whole[name])
+        assert layer.bias.grad.tolist() == [1, 1, 0]
+
+    def test_a_weight_that_is_computed_of_what_is_named_and_of_others_is_refused(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            layer = nn.utils.weight_norm(nn.Linear(2, 3))
+        router = self.routed(layer, "weight_v")
+        with router(self.LABELS), pytest.raises(UsageError, match="and of others that it does"):
+            layer(torch.ones(2, 2))
+        with pytest.raises(SiteError, match="no parameters are known to belong to its units"):
+            places_of(router, None)
+
+    def test_a_parameter_that_is_gone_is_refused(self):
+        layer = nn.Linear(2, 3)
+        router = self.routed(layer, "bias")
+        nn.utils.parametrize.register_parametrization(layer, "bias", nn.Identity())
+        with pytest.raises(UsageError, match="'bias' is no parameter of this .* any more"), router(self.LABELS):
+            layer(torch.ones(2, 2))
+
+    def test_a_parameter_in_another_list_of_the_module_is_found_for_each_choice_of_names(self):
+        class Past(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.scale, self.shift = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+                self.all = [self.scale]
+
+            def forward(self, x):
+                return x * self.all[0] + self.shift
+
+        module = Past()
+        first = self.routed(module, "shift")
+        with first(self.LABELS):
+            module(torch.ones(2, 3)).sum().backward()
+        assert module.shift.grad.tolist() == [1, 1, 0]
+        second = self.routed(module, "scale")
+        with first(self.LABELS), second(self.LABELS), pytest.raises(UsageError, match="by another reference"):
+            module(torch.ones(2, 3))
+
+    def test_units_are_no_label_s_own_so_that_none_are_switched_off(self):
+        layer = nn.Linear(2, 3)
+        router = self.routed(layer, "bias")
+        with pytest.raises(UsageError, match="would switch nothing off"):
+            router.ablated(0)
+        both = gr.Router(layer, {"": [gr.Site(self.SPEC, level="parameters"), *router.sites[""]]})
+        with both.ablated(0), torch.no_grad():
+            assert layer(torch.ones(1, 2))[0, 0] == 0
+
+    def test_labels_may_come_late(self):
+        for module, prefix in ((nn.Linear(2, 3), ""), (nn.Sequential(nn.Linear(2, 3)), "0.")):
+            with self.routed(module, f"{prefix}bias").deferred() as later:
+                loss = module(torch.ones(2, 2)).sum()
+            later.set(self.LABELS)
+            loss.backward()
+            assert module.get_parameter(f"{prefix}bias").grad.tolist() == [1, 1, 0]
+            assert module.get_parameter(f"{prefix}weight").grad.tolist() == [[2, 2]] * 3
+
+    @pytest.mark.parametrize("learns", ["weight", "bias"])
+    def test_a_module_that_is_gone_around_is_noticed_by_what_is_named(self, learns):
+        layer = nn.Linear(2, 3)
+        router = self.routed(layer, "bias")
+        with router(self.LABELS):
+            layer(torch.ones(2, 2)).sum().backward()
+        expected = pytest.warns(gr.UnroutedWarning, match="got gradients") if learns == "bias" else nullcontext()
+        with expected, router(self.LABELS):
+            layer.get_parameter(learns).sum().backward()

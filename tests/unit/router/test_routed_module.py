@@ -60,3 +60,15 @@ class TestRoutedModule:
             module(torch.ones(2, 2), route_labels=LABELS).sum().backward()
         assert torch.equal(twin.module[0].bias.grad, routed.module[0].bias.grad)
         assert twin.module[0].bias.grad[1] == 0
+
+
+def test_labels_that_come_late_need_a_block_and_no_argument():
+    routed = gr.RoutedModule(nn.Linear(2, 3), {"": SPEC})
+    with routed.router.deferred() as later:
+        loss = routed(torch.ones(2, 2)).sum()
+        routed(torch.ones(2, 2), route_labels=torch.tensor([1, 1])).sum().backward()  # a block of its own
+    assert routed.module.bias.grad.tolist() == [0, 2, 0]
+    routed.zero_grad()
+    later.set(torch.tensor([0, 2]))
+    loss.backward()
+    assert routed.module.bias.grad.tolist() == [1, 0, 1]

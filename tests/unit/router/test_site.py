@@ -1,11 +1,15 @@
 """`Site`: its checks, and how patterns find modules."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
 
 import gradroute as gr
 from gradroute.errors import LabelError, SiteError, UsageError
+from gradroute.router._site import routed_parameters
 
 SPEC = gr.RoutingSpec.one_per_label(3)
 LABELS = torch.tensor([0, 2])
@@ -171,3 +175,59 @@ def test_labels_per_example_are_refused_where_the_first_dimension_is_time_or_lay
         module(x)
     with router(LABELS.expand(2, -1)):
         module(x)
+
+
+class TestNamedParameters:
+    BIAS = gr.Site(SPEC, level="parameters", parameters=("bias",))
+
+    def test_are_part_of_the_value(self):
+        assert gr.Site(SPEC, level="parameters", parameters=["bias", "bias"]) == self.BIAS
+        assert gr.Site(SPEC, level="parameters") != self.BIAS
+        assert hash(self.BIAS) == hash(pickle.loads(pickle.dumps(self.BIAS)))
+        assert pickle.loads(pickle.dumps(self.BIAS)) == self.BIAS == copy.deepcopy(self.BIAS)
+        assert eval(repr(self.BIAS), vars(gr)) == self.BIAS
+        assert "parameters=" not in repr(gr.Site(SPEC))
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"level": "activations", "parameters": ("bias",)}, "needs level='parameters'"),
+            ({"parameters": "bias"}, r"must be a tuple of names, such as \('bias',\); got 'bias'"),
+            ({"parameters": 3}, "must be a tuple of names"),
+            ({"parameters": ()}, "at least one name"),
+            ({"parameters": (0,)}, "at least one name"),
+            ({"parameters": ("bias", "0.bias"), "on": "input"}, "a bias reads nothing of a module's input"),
+        ],
+    )
+    def test_misused_are_an_error_at_construction(self, arguments, message):
+        with pytest.raises(SiteError, match=message):
+            gr.Site(**{"spec": SPEC, "level": "parameters"} | arguments)
+
+    @pytest.mark.parametrize(
+        ("pattern", "site", "message"),
+        [
+            ("encoder.0", {"parameters": ("biass",)}, "'biass' is no parameter of this Linear. Did you mean 'bias'"),
+            ("encoder", {"parameters": ("bias",)}, "'bias' is no parameter of this Sequential. Did you mean '0.bias'"),
+            ("encoder.1", {"parameters": ("bias",)}, "a ReLU has none"),
+        ],
+    )
+    def test_that_are_not_there_are_refused_when_the_router_is_attached(self, pattern, site, message):
+        built = model()
+        with pytest.raises(SiteError, match=message):
+            gr.Router(built, {pattern: gr.Site(SPEC, level="parameters", **site)})
+        assert "forward" not in vars(built["encoder"][0])
+
+    def test_that_have_no_entries_for_these_units_are_refused(self):
+        class Named(nn.LayerNorm):
+            """Not the very class, so that nothing is known of it."""
+
+        site = gr.Site(SPEC, on="input", level="parameters", parameters=("weight",))
+        gr.Router(Named(3), {"": site})
+        with pytest.raises(SiteError, match="'weight' of a GroupNorm|has no entries|a bias reads nothing"):
+            gr.Router(nn.Linear(3, 3), {"": gr.Site(SPEC, on="input", level="parameters", parameters=("bias",))})
+
+    def test_answer_to_each_of_their_names(self):
+        tied = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
+        tied["b"].weight = tied["a"].weight
+        assert list(routed_parameters(tied, ("b.weight", "b.bias"))) == ["a.weight", "b.bias"]
+        assert routed_parameters(tied, None) == dict(tied.named_parameters())

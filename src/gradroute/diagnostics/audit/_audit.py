@@ -175,14 +175,15 @@ def _of_tensor(attached: AttachedSite, gradients: list[Tensor | None]) -> tuple[
 def _of_parameters(attached: AttachedSite, run: Run) -> tuple[float, ...]:
     """What each unit's own parameters learn; NaN where it is not known which they are."""
     prefix, width = f"{attached.name}." if attached.name else "", attached.site.spec.width
+    own = attached.own_parameters()
     if width == 1:
-        return (norm(gradient for name, gradient in run.gradients.items() if name.startswith(prefix)),)
+        return (norm(gradient for name, gradient in run.gradients.items() if name in own),)
     squares = torch.zeros(width, dtype=torch.float64)
     dims = unit_dims(attached.module, attached.site.on)
     if not dims:
         return (float("nan"),) * width
     for name, dim in dims.items():
-        gradient = run.gradients.get(f"{prefix}{name}")
+        gradient = run.gradients.get(f"{prefix}{name}") if f"{prefix}{name}" in own else None
         if gradient is not None and gradient.shape[dim] == width:
             dense = gradient.to_dense() if gradient.is_sparse else gradient
             squares += dense.detach().double().square().movedim(dim, 0).reshape(width, -1).sum(1).cpu()

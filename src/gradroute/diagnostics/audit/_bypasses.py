@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...router._attachment import attachment_of
+from ...router._attachment import AttachedSite, attachment_of
 from ...spec._masks import Mask
 from ..harness._batches import Group
 from ..harness._runs import Run, Runs
@@ -71,7 +71,7 @@ class Leaks:
         taught = masks[attached.group].taught().cpu()
         total = run.norm
         if run.calls[position] == 0:
-            yield self._silent(attached.name, run, total)
+            yield self._silent(attached, run, total)
             return
         paths: Paths | None = None
 
@@ -96,6 +96,11 @@ class Leaks:
                     yield _Leak(name, kind, share)
         for name, entries in writers.recurrent.items():
             yield _Leak(name, "recurrence", _share(run.gradients[name], entries, total))
+        if attached.site.parameters is None:  # a site that names some holds these to the route, and no readers
+            yield from self._by_readers(position, masks, run)
+
+    def _by_readers(self, position: int, masks: tuple[Mask, ...], run: Run) -> Iterator[_Leak]:
+        taught, total = masks[self._attachment.sites[position].group].taught().cpu(), run.norm
         readers = self._ownership.readers(position, ~taught)
         for name, entries in readers.weights.items():
             read: Kind = "tied weight" if self._is_protected(name) else "reader"
@@ -106,18 +111,22 @@ class Leaks:
             entries = ~self._written(name, position, masks)
             yield _Leak(name, "shared bias", _share(run.gradients[name], entries, total))
 
-    def _silent(self, name: str, run: Run, total: float) -> _Leak:
+    def _silent(self, site: AttachedSite, run: Run, total: float) -> _Leak:
         """A site that did not run: if its module has parameters that learn, they learn unrouted."""
+        name = site.name
         if name not in self.silent:
             self.silent.append(name)
-        prefix = f"{name}." if name else ""
-        own = [gradient for parameter, gradient in run.gradients.items() if parameter.startswith(prefix)]
+        names = site.own_parameters()
+        own = [gradient for parameter, gradient in run.gradients.items() if parameter in names]
         return _Leak(name, "silent site", norm(own) / total if own and total > 0 else float(not own))
 
     def _is_protected(self, parameter: str) -> bool:
         """Whether a site of level "parameters" is on the input of the parameter's module: then it is used elsewhere."""
         return any(
-            attached.site.on == "input" and attached.routes_parameters and attached.name == module_of(parameter)
+            attached.site.on == "input"
+            and attached.routes_parameters
+            and attached.name == module_of(parameter)
+            and parameter in attached.own_parameters()
             for attached in self._attachment.sites
         )
 

@@ -43,7 +43,8 @@ def find_writers(runs: Runs, labels: Labels, site: int, units: Tensor, parameter
     if not bool(units.any()) or (attached.routes_parameters and attached.site.on == "input"):
         return Writers()
     prefix = f"{attached.name}." if attached.name else ""
-    own = {name: parameter for name, parameter in parameters.items() if name.startswith(prefix)}
+    routed = set(attached.own_parameters().values())
+    own = {name: parameter for name, parameter in parameters.items() if name.startswith(prefix) and parameter in routed}
     if attached.routes_parameters and len(units) == 1:  # all of the module belongs to its one unit
         return Writers({name: torch.ones_like(parameter, dtype=torch.bool) for name, parameter in own.items()})
     among = own if attached.routes_parameters or len(units) == 1 else parameters

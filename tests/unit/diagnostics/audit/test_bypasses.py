@@ -75,3 +75,20 @@ def test_examples_that_may_teach_nothing_are_held_to_that():
     ids = torch.full((N,), gr.UNLABELED)
     report = audit(gr.Router(model, {"0": spec}), step_of(model), torch.randn(N, 5), ids)
     assert [(b.label, b.target, b.kind) for b in report.bypasses] == [(-1, "2.weight", "reader")]
+
+
+@pytest.mark.parametrize("penalty", [None, "bias", "weight"])
+@pytest.mark.parametrize("whole", [False, True], ids=["by units", "as a whole"])
+def test_a_site_that_names_parameters_is_held_to_these_and_to_no_others(penalty, whole):
+    model = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1))
+    spec = gr.RoutingSpec({"retain": 0, "forget": []} if whole else {"retain": 0, "forget": 1}, 1 if whole else 2)
+    router = gr.Router(model, {"0": gr.Site(spec, level="parameters", parameters=("bias",))})
+
+    def step(x):
+        loss = model(x).square().mean()
+        return loss if penalty is None else loss + model[0].get_parameter(penalty).square().sum()
+
+    report = audit(router, step, torch.randn(8, 3), torch.tensor([0, 1]).repeat(4))
+    leaking = {"forget"} if whole else {"retain", "forget"}
+    expected = {(label, "0.bias", "tied weight") for label in leaking} if penalty == "bias" else set()
+    assert {(bypass.label, bypass.target, bypass.kind) for bypass in report.bypasses} == expected
