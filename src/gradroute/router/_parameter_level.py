@@ -24,6 +24,7 @@ from .. import _torch_private as private
 from ..errors import RoutingError
 from ._any_module import routed_run
 from ._layer_gradients import Layer, known_layer
+from ._nested import edit_arguments, edit_output
 from ._second_run import draws_random_numbers
 from ._site import has_learning_tensors
 from ._site_mask import SiteMask
@@ -84,8 +85,21 @@ class OwnForward:
         return type(self.module).forward(self.module, *args, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The module's output, with the gradients of its parameters routed."""
+        """The module's output, with the gradients of its parameters routed, and silent units off at both ends."""
         writers, readers = _masks_of(self.writers), _masks_of(self.readers)
+        for mask in readers:
+            if mask.mask.silences:  # here and not in a hook: a forward method that is called directly meets no hook
+                names = list(self.__signature__.parameters)
+                args, kwargs = edit_arguments(args, kwargs, mask.path, names, mask.silenced, site=mask.site)
+        output = self._routed(args, kwargs, writers, readers)
+        for mask in writers:
+            if mask.mask.silences:
+                output = edit_output(output, mask.path, mask.silenced, site=mask.site)
+        return output
+
+    def _routed(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], writers: list[SiteMask], readers: list[SiteMask]
+    ) -> Any:
         transformed = private.forward_mode() or private.transforms_active()
         learns = torch.is_grad_enabled() and has_learning_tensors(self.module)
         if not (writers or readers) or not (learns or transformed):

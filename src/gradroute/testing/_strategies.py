@@ -72,13 +72,14 @@ def routes(width: int, *, hard: bool = False) -> SearchStrategy[Route]:
 
 
 def specs(
-    width: int | None = None, *, hard: bool = False, max_width: int = 6, max_labels: int = 4
+    width: int | None = None, *, hard: bool = False, silent: bool = True, max_width: int = 6, max_labels: int = 4
 ) -> SearchStrategy[RoutingSpec]:
-    """Specs of any kind: integer or string labels, shared units, any rule for unlabeled data.
+    """Specs of any kind: integer or string labels, shared units, any rule for unlabeled data, units that are silent.
 
     Args:
         width: The number of units; by default any from 1 to `max_width`.
         hard: Only weights 1 and 0.
+        silent: Whether some have silent units, so that the forward pass depends on labels.
         max_width: The most units.
         max_labels: The most labels.
 
@@ -101,12 +102,37 @@ def specs(
         kind = draw(st.sampled_from([*_NAMES, st.one_of(_NAMES)]))
         names = draw(st.lists(kind, min_size=1, max_size=max_labels, unique=True))
         rules: SearchStrategy[Any] = st.sampled_from(["all", "none", "shared"])
-        return RoutingSpec(
+        spec = RoutingSpec(
             {name: draw(routes(units, hard=hard)) for name in names},
             units,
             shared=draw(st.just(()) | indices(units)),
             unlabeled=draw(rules | routes(units, hard=hard)),
         )
+        if not silent or not draw(st.booleans()):
+            return spec
+        return RoutingSpec(
+            spec.routes, units, shared=spec.shared, unlabeled=spec.unlabeled, silent=draw(_silent(spec))
+        )
+
+    return drawn()
+
+
+def _silent(spec: RoutingSpec) -> SearchStrategy[Any]:
+    """What a spec may be given for `silent`."""
+
+    @st.composite
+    def drawn(draw: DrawFn) -> Any:
+        found = {}
+        for label in [*spec.labels, UNLABELED]:
+            others = [other for other in spec.labels if other != label]
+            chosen = draw(st.just(others) | st.lists(st.sampled_from(others or spec.labels), unique=True))
+            if label not in chosen and spec.exclusive(*chosen):
+                found[label] = chosen[0] if len(chosen) == 1 and chosen[0] != "others" else chosen
+        everywhere = "others" not in spec.labels and any(
+            spec.exclusive(*(other for other in spec.labels if other != label)) for label in spec.labels
+        )
+        kept = {label: found[label] for label in draw(st.lists(st.sampled_from(list(found)), unique=True))} if found else {}
+        return draw(st.sampled_from([kept, found, "others"] if everywhere else [kept, found]))
 
     return drawn()
 
@@ -144,10 +170,17 @@ def label_tensors(spec: RoutingSpec, shape: tuple[int, ...], kind: str | None = 
         n = len(spec.labels)
         entries = st.booleans() if chosen == "multi-hot" else st.sampled_from([0.0, 0.25, 0.5, 1.0])
         rows = draw(st.lists(st.lists(entries, min_size=n, max_size=n), min_size=size, max_size=size))
+        if chosen == "mixture" and _look_like_sets(rows):
+            rows = [[0.5 * weight for weight in row] for row in rows]
         dtype = torch.bool if chosen == "multi-hot" else draw(st.sampled_from([torch.float32, torch.float64]))
         return torch.tensor(rows, dtype=dtype).reshape(*shape, n)
 
     return drawn()
+
+
+def _look_like_sets(rows: list[list[float]]) -> bool:
+    """Whether a mixture would be warned of: zeros and ones alone, and several ones in a row."""
+    return any(sum(row) > 1 for row in rows) and all(weight in (0, 1) for row in rows for weight in row)
 
 
 def tensors(shape: tuple[int, ...], *, dtype: torch.dtype = torch.float32) -> SearchStrategy[Tensor]:
