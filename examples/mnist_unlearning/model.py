@@ -35,8 +35,8 @@ def attach(model: nn.Module, settings: Settings, condition: Condition) -> gr.Rou
     """Route: "retain" teaches the base, "forget" the block, unlabeled images both.
 
     At level "activations" the hidden layer alone learns by route, and every image teaches the whole output layer. At
-    level "parameters" an image labeled "forget" does not teach the output layer to read the base, either. Where the base
-    learns without the block, the block is silent for those images that are routed as "retain".
+    level "parameters" an image labeled "forget" does not teach the output layer to read the base, either. Where the
+    base learns without the block, the block is silent for those images that are routed as "retain".
     """
     spec = split_of(settings, silent=condition.retain == "ablated")
     if condition.level == "parameters":

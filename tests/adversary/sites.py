@@ -116,7 +116,7 @@ soft = st.builds(Route, indices, st.sampled_from([1.0, 0.5, -1.0]), st.sampled_f
 
 
 NOTHING = (frozenset(),) * (LABELS + 1)
-silences = st.integers(0, 2**9 - 1).map(lambda seed: _silence(seed))
+silences = st.integers(0, 2**9 - 1).map(lambda seed: _silence(seed))  # noqa: PLW0108  # is below
 
 
 def _silence(seed: int) -> tuple[frozenset[int], ...]:

@@ -39,7 +39,7 @@ def same_bits(a, b):
 
 
 @st.composite
-def cases(draw, hard=False, kind=None, dtypes=DTYPES, min_batch=0, silent=False):
+def cases(draw, *, hard=False, kind=None, dtypes=DTYPES, min_batch=0, silent=False):
     """A spec, labels, the shape of a tensor that they fit, its routed dim (from either end), and a dtype."""
     spec = draw(specs(hard=hard, silent=silent))
     others = draw(st.lists(st.integers(0, 3), min_size=1, max_size=3))

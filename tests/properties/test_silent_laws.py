@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import gradroute as gr
-from gradroute import Route, RoutingSpec  # names that a spec's repr uses
+from gradroute import RoutingSpec  # names that a spec's repr uses
 from gradroute.testing import assert_routed, label_tensors, oracle_mask, specs
 from gradroute.testing._oracle import along, oracle_silent
 
@@ -101,7 +101,7 @@ def test_off_units_are_plus_zero_whatever_they_hold_and_all_others_are_bit_for_b
     off = along(oracle_silent(spec, labels), len(shape), dim).expand(shape)
     for grad in (False, True):
         y = gr.route(x.clone().requires_grad_(grad), labels, spec, dim=dim)
-        assert y.shape == x.shape and y.dtype == x.dtype
+        assert (y.shape, y.dtype) == (x.shape, x.dtype)
         integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
         assert not y.detach().contiguous().view(integer)[off].any(), "+0, and no -0"
         same = y.detach().contiguous().view(integer) == x.contiguous().view(integer)

@@ -33,12 +33,12 @@ from gradroute.diagnostics import (
 )
 from gradroute.errors import (
     LabelError,
+    LabelWarning,
     LeakError,
     NotRoutedError,
     RoutingError,
     SiteError,
     SpecError,
-    LabelWarning,
     UnroutedWarning,
     UsageError,
 )
@@ -316,7 +316,13 @@ def errors() -> None:
     ]
     value_errors: list[type[ValueError]] = [*kinds]
     failed_tests: list[type[AssertionError]] = [LeakError, NotRoutedError]
-    warnings: list[type[UserWarning]] = [UnroutedWarning, gr.UnroutedWarning, BypassWarning, gr.LabelWarning, LabelWarning]
+    warnings: list[type[UserWarning]] = [
+        UnroutedWarning,
+        gr.UnroutedWarning,
+        BypassWarning,
+        gr.LabelWarning,
+        LabelWarning,
+    ]
     assert len(value_errors) == 7
     assert len(failed_tests) == 2
     assert len(warnings) == 3

@@ -96,8 +96,8 @@ def route(x: Tensor, labels: Tensor, spec: RoutingSpec, *, dim: int = -1) -> Ten
 def route_mask(x: Tensor, mask: Mask, dim: int, *, replacing: bool) -> Tensor:
     """`route` with labels already resolved.
 
-    Silent units are off. With ``replacing=True`` the result shares x's memory without being a view of it, so that later in-place operations
-    work on it: right where the result replaces x, as in a hook.
+    Silent units are off. With ``replacing=True`` the result shares x's memory without being a view of it, so that later
+    in-place operations work on it: right where the result replaces x, as in a hook.
     """
     if not (x.is_floating_point() or x.is_complex()):
         raise RoutingError(f"only floating tensors carry gradients to route; got {x.dtype}.")
@@ -140,14 +140,14 @@ def _route_transformed(x: Tensor, mask: Mask, dim: int, replacing: bool) -> Tens
 
 
 def silenced(x: Tensor, mask: Mask, dim: int) -> Tensor:
-    """x with the silent units of a batch exactly 0, in a new tensor; x itself where the spec has none."""
+    """X with the silent units of a batch exactly 0, in a new tensor; x itself where the spec has none."""
     if not mask.silences:
         return x
     if x.is_nested:  # which the fast path of nn.TransformerEncoder makes of batches that are padded at the end
         parts = []
-        for i, part in enumerate(x.unbind()):
-            own, part = mask.of_example(i, len(part), of=x.size(0)), part.unsqueeze(0)
-            parts.append(silenced(part, own, own.check_fits(part.shape, dim)).squeeze(0))
+        for i, one in enumerate(x.unbind()):
+            own, batch = mask.of_example(i, len(one), of=x.size(0)), one.unsqueeze(0)
+            parts.append(silenced(batch, own, own.check_fits(batch.shape, dim)).squeeze(0))
         return torch.nested.as_nested_tensor(parts, layout=x.layout)
     return torch.where(align(mask.off(x.device), x.ndim, dim), 0, x)
 

@@ -130,8 +130,8 @@ class _Ablated(_Block):
 class Router:
     """Routes the gradients of a model that somebody else wrote, by hooks, without changing a line of it.
 
-    Parameters and state-dict keys stay as they are, and so do outputs unless a spec has silent units. Outside of a ``with router(labels)`` block the model
-    learns unrouted (the first such training pass warns).
+    Parameters and state-dict keys stay as they are, and so do outputs unless a spec has silent units. Outside of a
+    ``with router(labels)`` block the model learns unrouted (the first such training pass warns).
 
     Args:
         model: Any module.

@@ -63,7 +63,13 @@ def arguments_of(data: Any) -> dict[str, Any]:
             "not a dict that RoutingSpec.to_dict wrote: its routes must be pairs of a label and a dict with the keys "
             f"'index', 'weight' and 'elsewhere', and what is silent pairs of labels ({error})."
         ) from None
-    return {"routes": routes, "width": data["width"], "shared": data["shared"], "unlabeled": unlabeled, "silent": silent}
+    return {
+        "routes": routes,
+        "width": data["width"],
+        "shared": data["shared"],
+        "unlabeled": unlabeled,
+        "silent": silent,
+    }
 
 
 def _of_route(route: Route) -> dict[str, Any]:

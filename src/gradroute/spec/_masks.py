@@ -33,7 +33,7 @@ class MaskTable:
         off: Of each row, the units that are off, bool [n_rows, width]; None where none are.
     """
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         rows: Tensor,
         row_of_label: Tensor,

@@ -89,7 +89,7 @@ def canonical_silent(silent: Silent, teachers: Teachers, known: Collection[Hasha
         _refuse_a_label_of_that_name(known)
         if not any(teachers.exclusive_to_others(label) for label in known):
             raise SpecError("silent='others' would switch nothing off: all labels teach the same units.")
-        return {label: "others" for label in known}
+        return dict.fromkeys(known, "others")
     if not isinstance(silent, Mapping):
         raise SpecError(f"silent must be 'others' or a mapping from labels to labels; got {silent!r}.")
     given: dict[Hashable, Labels] = {}

@@ -415,9 +415,7 @@ class RoutingSpec:
             raise SpecError(unknown_label(label, self.labels)) from None
 
     def __hash__(self) -> int:
-        return hash(
-            (tuple(self.routes.items()), self.width, self.shared, self.unlabeled, tuple(self.silent.items()))
-        )
+        return hash((tuple(self.routes.items()), self.width, self.shared, self.unlabeled, tuple(self.silent.items())))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, RoutingSpec):
@@ -432,7 +430,7 @@ class RoutingSpec:
         )
 
 
-def _rebuild(  # noqa: PLR0917  # as `__reduce__` hands them on
+def _rebuild(  # as `__reduce__` hands them on
     routes: dict[Any, Route], width: int, shared: tuple[int, ...], unlabeled: Unlabeled, silent: Silent = None
 ) -> RoutingSpec:
     return RoutingSpec(routes, width, shared=shared, unlabeled=unlabeled, silent=silent)

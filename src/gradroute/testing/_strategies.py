@@ -110,9 +110,7 @@ def specs(
         )
         if not silent or not draw(st.booleans()):
             return spec
-        return RoutingSpec(
-            spec.routes, units, shared=spec.shared, unlabeled=spec.unlabeled, silent=draw(_silent(spec))
-        )
+        return RoutingSpec(spec.routes, units, shared=spec.shared, unlabeled=spec.unlabeled, silent=draw(_silent(spec)))
 
     return drawn()
 
@@ -131,7 +129,11 @@ def _silent(spec: RoutingSpec) -> SearchStrategy[Any]:
         everywhere = "others" not in spec.labels and any(
             spec.exclusive(*(other for other in spec.labels if other != label)) for label in spec.labels
         )
-        kept = {label: found[label] for label in draw(st.lists(st.sampled_from(list(found)), unique=True))} if found else {}
+        kept = (
+            {label: found[label] for label in draw(st.lists(st.sampled_from(list(found)), unique=True))}
+            if found
+            else {}
+        )
         return draw(st.sampled_from([kept, found, "others"] if everywhere else [kept, found]))
 
     return drawn()
