@@ -363,15 +363,40 @@ def test_an_exported_model_has_nothing_silent(form: str, level: str) -> None:
     assert operators[0] == operators[1]
 
 
-@supports("`torch.export` with labels under `torch.no_grad()`: silent as they say")
-@pytest.mark.parametrize("form", ["functional"])
-def test_labels_that_are_an_input_of_an_exported_program_decide_in_it(form: str) -> None:
+@pytest.mark.parametrize(("form", "level"), [way for way in WAYS if way[0] != "router"])
+@pytest.mark.parametrize("strict", [False, True])
+@supports("`torch.export` with labels as an input, under `torch.no_grad()`: silent as they say")
+@pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects:UserWarning")  # of the block itself
+def test_labels_that_are_an_input_of_an_exported_program_decide_in_it(form: str, level: str, strict: bool) -> None:
     (x, labels), (_, others) = batch(seed=0), batch(seed=1)
-    model = made(form, "activations")
+    model = made(form, level)
+
+    def given(labels: Tensor) -> dict[str, Tensor]:
+        return {"labels" if form == "functional" else "route_labels": labels}
+
     with torch.no_grad():
-        program = torch.export.export(model.module.eval(), (x, labels)).module()
-        for given in (labels, others):
-            torch.testing.assert_close(program(x, given), oracle("activations")(x, given))
+        program = torch.export.export(model.module.eval(), (x,), given(labels), strict=strict).module()
+        for each in (labels, others):
+            torch.testing.assert_close(program(x, **given(each)), oracle(level)(x, each))
+
+
+@pytest.mark.parametrize("level", ["activations", "parameters"])
+@pytest.mark.parametrize("how", ["export", "strict export", "trace"])
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace:FutureWarning", "ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.refuses(
+    "silent units: `torch.export` inside of a block", "an exported program knows none", forms=["router"]
+)
+def test_exporting_in_a_block_is_refused_since_its_labels_would_be_for_ever(level: str, how: str) -> None:
+    x, labels = batch()
+    model = made("router", level)
+    reason = None if BEFORE_2_12 else "does not know this block"  # Dynamo kept the words of an error to itself
+    export = {
+        "trace": partial(torch.jit.trace, check_trace=False),
+        "export": partial(torch.export.export, strict=False),
+        "strict export": partial(torch.export.export, strict=True),
+    }[how]
+    with torch.no_grad(), model.router(labels), pytest.raises(Exception, match=reason):
+        export(model.module.eval(), (x,))
 
 
 @ways

@@ -171,7 +171,7 @@ of_width = specs(width=WIDTH, hard=True).filter(lambda spec: spec.has_silent)
 
 @pytest.mark.parametrize("level", ["activations", "parameters"])
 @pytest.mark.parametrize("name", MODULES)
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(data=st.data())
 def test_a_batch_computes_and_learns_what_its_examples_do_one_at_a_time(name, level, data):
     """By hand: of each example the units that are off are cut out of what goes in and what comes out."""
@@ -223,7 +223,7 @@ def router_without_silence(model, spec, ends, level, dim):
 
 @pytest.mark.parametrize("level", ["activations", "parameters"])
 @pytest.mark.parametrize("name", MODULES)
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(data=st.data())
 def test_the_oracle_agrees(name, level, data):
     torch.manual_seed(0)
@@ -236,7 +236,7 @@ def test_the_oracle_agrees(name, level, data):
 
 
 @pytest.mark.parametrize("level", ["activations", "parameters"])
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(data=st.data())
 def test_off_rows_learn_exactly_nothing_and_silence_composes_with_ablation(level, data):
     spec = data.draw(of_width)

@@ -57,6 +57,7 @@ def check_pass(hook: Hook, module: nn.Module, tensors: Any) -> tuple[Mask, ...]:
     masks = state.masks
     if not masks and module.training and _learns(hook, module, tensors):
         warn_of_missing_labels(hook)
+    refuse_silence_for_ever(hook, masks)
     return masks
 
 
@@ -64,6 +65,7 @@ def _check_traced_pass(hook: Hook, module: nn.Module, tensors: Any) -> tuple[Mas
     """The checks that are made of what is traced. The others are made each time that the code runs."""
     refuse_stray_copy(hook, module, tensors)
     masks = hook.state.masks
+    refuse_silence_for_ever(hook, masks)
     ask_when_it_runs("pass", hook, trains=len(masks) == 0 and module.training and _learns(hook, module, tensors))
     return masks
 
@@ -183,6 +185,7 @@ def masks_for_parameters(hook: Hook) -> tuple[Mask, ...]:
     state = hook.state
     if torch.compiler.is_compiling():
         ask_when_it_runs("parameters", hook)
+        refuse_silence_for_ever(hook, state.masks)
         return state.masks
     kind, region = current_pass()
     _note_reached(hook, kind)
@@ -213,6 +216,26 @@ def masks_of_first_pass(hook: Hook, region: Any) -> tuple[Mask, ...]:
     if not first or (hook.site.spec.has_silent and not all(held.same_labels(first[0]) for held in first)):
         raise _untrusted(hook, "labels")
     return first[0].masks
+
+
+def refuse_silence_for_ever(hook: Hook, masks: tuple[Mask, ...]) -> None:
+    """A program that is exported in a block would have the same places of every batch silent, whatever comes there.
+
+    Raises:
+        UsageError: The labels of the block are none of the program's inputs.
+    """
+    if len(masks) == 0 or not masks[hook.group].silences:
+        return
+    if torch.compiler.is_compiling():
+        for_ever = private.is_exporting() and hook.state.compiled_blocks == 0
+    else:
+        for_ever = torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+    if for_ever:
+        raise UsageError(
+            f"site {hook.name!r}: an exported program does not know this block, and would switch off the units that "
+            "are silent for its labels in every batch, by the place of an example. Export outside of the block, where "
+            "nothing is silent; or give torch.export the labels as an argument: of a RoutedModule, or of gr.route."
+        )
 
 
 def _untrusted(hook: AnySite, what: str, or_else: str = "") -> UsageError:

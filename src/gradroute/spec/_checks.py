@@ -22,6 +22,9 @@ class _Untaught(enum.Enum):
     def __repr__(self) -> str:
         return "gradroute.UNTAUGHT"
 
+    def __str__(self) -> str:
+        return "untaught"  # in the names of metrics
+
 
 UNTAUGHT: Final = _Untaught.UNTAUGHT
 """Stands among labels for no label: the units that no label's route names and that are not shared."""

@@ -309,8 +309,7 @@ class Mask:
         dense = self.table.weights(torch.float32, device)[
             self.table._on(device, "row_of_label", self.table.row_of_label)
         ]
-        # Autocast would round the products to half precision. It knows no meta device, where nothing is computed.
-        with torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False):
+        with torch.autocast(autocast_device(device), enabled=False):  # which would round the products to half precision
             weights = _union(labels, dense, self.table.is_hard) if self.kind == "union" else _mixture(labels, dense)
         return weights.to(dtype)
 
@@ -330,7 +329,7 @@ class Mask:
         if self.kind == "rows":
             return rows.index_select(0, labels.reshape(-1)).view(*self.shape, self.width)
         of_label = rows[self.table._on(device, "row_of_label", self.table.row_of_label)]
-        with torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False):
+        with torch.autocast(autocast_device(device), enabled=False):
             return _off_of_several(labels, of_label)
 
     def of_example(self, position: int, length: int, *, of: int) -> Mask:
@@ -397,6 +396,11 @@ class Mask:
                 "the label tensor was changed in place between forward and backward, so the gradient would follow "
                 "other labels than the forward pass was given: pass labels.clone()."
             )
+
+
+def autocast_device(device: torch.device) -> str:
+    """The device that autocast is told of. It knows no meta device, where nothing is computed."""
+    return "cpu" if device.type == "meta" else device.type
 
 
 def align(weights: Tensor, ndim: int, dim: int) -> Tensor:

@@ -117,26 +117,21 @@ def specs(
 
 def _silent(spec: RoutingSpec) -> SearchStrategy[Any]:
     """What a spec may be given for `silent`."""
+    n = len(spec.labels)
 
-    @st.composite
-    def drawn(draw: DrawFn) -> Any:
-        found = {}
-        for label in [*spec.labels, UNLABELED]:
-            others = [other for other in spec.labels if other != label]
-            chosen = draw(st.just(others) | st.lists(st.sampled_from(others or spec.labels), unique=True))
-            if label not in chosen and spec.exclusive(*chosen):
-                found[label] = chosen[0] if len(chosen) == 1 and chosen[0] != "others" else chosen
-        everywhere = "others" not in spec.labels and any(
-            spec.exclusive(*(other for other in spec.labels if other != label)) for label in spec.labels
-        )
-        kept = (
-            {label: found[label] for label in draw(st.lists(st.sampled_from(list(found)), unique=True))}
-            if found
-            else {}
-        )
-        return draw(st.sampled_from([kept, found, "others"] if everywhere else [kept, found]))
+    def found(bits: list[bool]) -> dict[Hashable, list[Hashable]]:
+        named = zip([*spec.labels, UNLABELED], (bits[row * n : row * n + n] for row in range(n + 1)), strict=True)
+        chosen = {
+            label: [other for other, bit in zip(spec.labels, row, strict=True) if bit and other != label]
+            for label, row in named
+        }
+        return {label: several for label, several in chosen.items() if spec.exclusive(*several)}
 
-    return drawn()
+    rules: SearchStrategy[Any] = st.lists(st.booleans(), min_size=n * n + n, max_size=n * n + n).map(found)
+    everywhere = "others" not in spec.labels and any(
+        spec.exclusive(*(other for other in spec.labels if other != label)) for label in spec.labels
+    )
+    return st.just("others") | rules if everywhere else rules
 
 
 #: The kinds of labels that `label_tensors` draws.
@@ -172,17 +167,17 @@ def label_tensors(spec: RoutingSpec, shape: tuple[int, ...], kind: str | None = 
         n = len(spec.labels)
         entries = st.booleans() if chosen == "multi-hot" else st.sampled_from([0.0, 0.25, 0.5, 1.0])
         rows = draw(st.lists(st.lists(entries, min_size=n, max_size=n), min_size=size, max_size=size))
-        if chosen == "mixture" and _look_like_sets(rows):
-            rows = [[0.5 * weight for weight in row] for row in rows]
+        if chosen == "mixture":
+            rows = [[0.5 * weight for weight in row] if _looks_like_a_set(row) else row for row in rows]
         dtype = torch.bool if chosen == "multi-hot" else draw(st.sampled_from([torch.float32, torch.float64]))
         return torch.tensor(rows, dtype=dtype).reshape(*shape, n)
 
     return drawn()
 
 
-def _look_like_sets(rows: list[list[float]]) -> bool:
-    """Whether a mixture would be warned of: zeros and ones alone, and several ones in a row."""
-    return any(sum(row) > 1 for row in rows) and all(weight in (0, 1) for row in rows for weight in row)
+def _looks_like_a_set(row: list[float]) -> bool:
+    """Whether a mixture of such rows alone would be warned of: zeros and ones, and several ones."""
+    return sum(row) > 1 and all(weight in (0, 1) for weight in row)
 
 
 def tensors(shape: tuple[int, ...], *, dtype: torch.dtype = torch.float32) -> SearchStrategy[Tensor]:
