@@ -229,7 +229,7 @@ def refuse_silence_for_ever(hook: Hook, masks: tuple[Mask, ...]) -> None:
     if torch.compiler.is_compiling():
         for_ever = private.is_exporting() and hook.state.compiled_blocks == 0
     else:
-        for_ever = torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+        for_ever = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     if for_ever:
         raise UsageError(
             f"site {hook.name!r}: an exported program does not know this block, and would switch off the units that "
