@@ -325,7 +325,7 @@ def errors() -> None:
     ]
     assert len(value_errors) == 7
     assert len(failed_tests) == 2
-    assert len(warnings) == 3
+    assert len(warnings) == 5
 
 
 def main() -> None:
