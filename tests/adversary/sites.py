@@ -139,7 +139,10 @@ def sites(draw: Any, names: tuple[str, ...]) -> list[Drawn]:
             level = "activations"
         routes = draw(st.lists(draw(st.sampled_from([hard, soft])), min_size=LABELS, max_size=LABELS))
         unlabeled = draw(st.sampled_from(["all", "none"]))
-        found.append(Drawn(slot, tuple(routes), unlabeled, level, on, draw(st.one_of(st.just(NOTHING), silences))))
+        # What is silent is a new tensor, so that nothing that is done in place reaches what came in.
+        in_place = names[int(slot.name.split(".")[0])] in ("AliasInPlace", "View")
+        silent = NOTHING if in_place else draw(st.one_of(st.just(NOTHING), silences))
+        found.append(Drawn(slot, tuple(routes), unlabeled, level, on, silent))
     return found
 
 

@@ -330,25 +330,36 @@ def test_a_recomputation_of_a_pass_that_no_router_saw_raises(level: str) -> None
         loss.backward()
 
 
-@ways
-@supports("checkpointing inside of `torch.compile`")
-def test_checkpointing_inside_of_compiled_code(form: str, level: str) -> None:
-    torch.compiler.reset()
-    model = made(form, level)
-
+def compiled_checkpoint(model: Routed):
     def run(*args, **kwargs) -> Tensor:
         return checkpoint(partial(model.module, **kwargs), *args, use_reentrant=False)
 
-    compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
-    if form == "routed_module":
-        with pytest.raises(torch._dynamo.exc.Unsupported, match=r"(?i)side.?effect"):
-            model(*batch(), via=compiled)
-        return
+    torch.compiler.reset()
+    return torch.compile(run, backend="aot_eager", fullgraph=True)
+
+
+@pytest.mark.parametrize(("form", "level"), [way for way in WAYS if way[0] != "routed_module"])
+@supports("checkpointing inside of `torch.compile`")
+def test_checkpointing_inside_of_compiled_code(form: str, level: str) -> None:
+    model = made(form, level)
+    compiled = compiled_checkpoint(model)
     for seed in range(2):
         model.zero_grad()
         x, labels = batch(seed=seed)
         model(x, labels, via=compiled).square().sum().backward()
         check(model.gradients(), expected(x, labels, level))
+
+
+@pytest.mark.parametrize("level", ["activations", "parameters"])
+@pytest.mark.refuses(
+    "silent units: checkpointing inside of `torch.compile`",
+    "Dynamo: a block begins inside of the checkpoint",
+    forms=["routed_module"],
+)
+def test_a_block_inside_of_a_compiled_checkpoint_is_refused_by_dynamo(level: str) -> None:
+    model = made("routed_module", level)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"(?i)side.?effect"):
+        model(*batch(), via=compiled_checkpoint(model))
 
 
 # ------------------------------------------------------------------ export, meta, layouts, modules called otherwise
@@ -382,7 +393,8 @@ def test_labels_that_are_an_input_of_an_exported_program_decide_in_it(form: str,
 
 @pytest.mark.parametrize("level", ["activations", "parameters"])
 @pytest.mark.parametrize("how", ["export", "strict export", "trace"])
-@pytest.mark.filterwarnings("ignore:.torch.jit.trace:FutureWarning", "ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.refuses(
     "silent units: `torch.export` inside of a block", "an exported program knows none", forms=["router"]
 )

@@ -198,6 +198,9 @@ def test_silent_heads_and_neurons_are_what_their_readers_do_not_see(build):
     with torch.no_grad():
         whole = model(tokens, use_cache=False).logits
     sites = block_sites(model, heads=heads, mlp=neurons)
+    loud = [name for name, site in sites.items() if not site.spec.has_silent]
+    assert all(name.endswith(("k_proj", "v_proj")) for name in loud), "which several heads may share"
+    assert bool(loud) == (getattr(model.config, "num_key_value_heads", 4) < 4)
     router = gr.Router(model, sites)
     with torch.no_grad(), router(heads.encode(["retain", "forget"])):
         found = model(tokens, use_cache=False).logits

@@ -89,12 +89,15 @@ class SiteHook:
             if routed:
                 if self.time_first:
                     self._site_mask(masks).check_order(x)
+                held = guards.held_by_the_caller(x, given)
                 try:
-                    x = route_mask(
-                        x, masks[self.group], self.site.dim, replacing=not guards.held_by_the_caller(x, given)
-                    )
+                    x = route_mask(x, masks[self.group], self.site.dim, replacing=not held)
                 except RoutingError as error:
                     raise type(error)(f"site {self.name!r}: {error}") from None
+                if held and masks[self.group].silences:
+                    # What works in place on it means to change what the caller holds, too, and this is a new tensor.
+                    # One of several views at once: that raises there, as on the view that there is without silence.
+                    x = x.unsqueeze(0).unbind(0)[0]
             return x if kept is None else _switched_off(x, kept, self.site.dim)
 
         return edit

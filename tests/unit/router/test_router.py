@@ -213,6 +213,17 @@ class TestSilentUnits:
         assert y[0, 1] == 0
         assert model[0].bias.grad[1] == y[1, 1].sign()
 
+    def test_may_not_be_written_to_where_the_caller_holds_what_came_in(self):
+        """In place, the plain model would change that, too; here it is another tensor."""
+        site = nn.Identity()
+        h = nn.Linear(3, 4)(torch.randn(2, 3))
+        with gr.Router(site, {"": QUIET})(torch.tensor([0, 1])):
+            y = site(h)
+            with pytest.raises(RuntimeError, match="view"):
+                y.relu_()
+        assert y[0, 1] == 0
+        assert y[1, 1] == h[1, 1] != 0
+
     def test_of_a_spec_of_one_unit_are_the_whole_tensor(self):
         whole = gr.RoutingSpec({"a": [], "b": 0}, 1, silent={"a": "b"})
         layer = nn.Sequential(nn.Linear(3, 5), nn.Tanh())
