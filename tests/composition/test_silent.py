@@ -407,7 +407,7 @@ def test_exporting_in_a_block_is_refused_since_its_labels_would_be_for_ever(leve
         "export": partial(torch.export.export, strict=False),
         "strict export": partial(torch.export.export, strict=True),
     }[how]
-    with torch.no_grad(), model.router(labels), pytest.raises(Exception, match=reason):
+    with pytest.raises(Exception, match=reason), torch.no_grad(), model.router(labels):
         export(model.module.eval(), (x,))
 
 

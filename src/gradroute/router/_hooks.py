@@ -94,7 +94,7 @@ class SiteHook:
                     x = route_mask(x, masks[self.group], self.site.dim, replacing=not held)
                 except RoutingError as error:
                     raise type(error)(f"site {self.name!r}: {error}") from None
-                if held and masks[self.group].silences:
+                if held and masks[self.group].silences and x.requires_grad:
                     # What works in place on it means to change what the caller holds, too, and this is a new tensor.
                     # One of several views at once: that raises there, as on the view that there is without silence.
                     x = x.unsqueeze(0).unbind(0)[0]
