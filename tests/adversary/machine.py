@@ -306,8 +306,9 @@ class Base(RuleBasedStateMachine):
                 if isinstance(error, Lost):
                     raise
             except RuntimeError as error:
-                # In-place operations are refused by PyTorch, and some views cannot be compiled with or without routing.
-                known = ("inplace", "in-place", "modified in", "view size is not compatible")
+                # In-place operations are refused by PyTorch, and some views cannot be compiled with or without routing. A
+                # recomputation that was refused before is begun again by a second backward, and does not fit any more.
+                known = ("inplace", "in-place", "modified in", "view size is not compatible", "different metadata than")
                 if not any(word in str(error) for word in known):
                     raise Crash(f"{what}: {type(error).__name__}: {error}") from error
             except Exception as error:
