@@ -76,7 +76,7 @@ class Life(Base):
             return
         for block in self.model:
             block.around = how
-        one = self.run(True, "grad", None, "here", False)
+        one = self.run(True, "grad", None, "here", False, around=True)
         for block in self.model:
             block.around = None
         try:
@@ -84,6 +84,8 @@ class Life(Base):
                 self.close_block()
             if one is not None:
                 self.go_back(one, False, "here")
+                if self.wrong:
+                    raise Lost("units were on that are silent")
         except Lost:
             if inside:
                 self.close_block()  # where it may be said

@@ -99,4 +99,8 @@ def refuse_deferred(pattern: str, spec: RoutingSpec) -> None:
     Raises:
         UsageError: It is one.
     """
-    # Here goes every such property of a spec. There is none yet.
+    if spec.has_silent:
+        raise UsageError(
+            f"the spec of {pattern!r} has silent units, which are off in the forward pass already, so that it needs the "
+            "labels: run it in a `with router(labels)` block, or leave out silent=."
+        )

@@ -96,11 +96,15 @@ class SiteHook:
                     self._site_mask(masks).check_order(x.shape)
                 if isinstance(mask, DeferredMask):
                     self._site_mask(masks).check_when_known(x, broadcast=self.is_whole)
+                held = guards.held_by_the_caller(x, given)
                 try:
-                    replacing = not guards.held_by_the_caller(x, given)
-                    x = route_mask(x, mask, self.dim, replacing=replacing, broadcast=self.is_whole)
+                    x = route_mask(x, mask, self.dim, replacing=not held, broadcast=self.is_whole)
                 except RoutingError as error:
                     raise type(error)(f"site {self.name!r}: {error}") from None
+                if held and mask.silences and x.requires_grad:
+                    # What works in place on it means to change what the caller holds, too, and this is a new tensor.
+                    # One of several views at once: that raises there, as on the view that there is without silence.
+                    x = x.unsqueeze(0).unbind(0)[0]
             return x if kept is None else _switched_off(x, kept, self.dim)
 
         return edit

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import _torch_private as private
-from ..autograd._functional import masked_by
+from ..autograd._functional import masked_by, silenced
 from ..autograd._functions import masked, route_by
 from ..errors import LabelError, RoutingError
 from ..spec._deferred_mask import BatchMask, DeferredMask
@@ -119,6 +119,12 @@ class SiteMask:
     def on(self, x: Tensor) -> Tensor:
         """A tensor times the mask, at the cost of one multiplication: outside of transforms, without a graph."""
         return masked_by(x, self.mask, self.check(x))
+
+    def silenced(self, x: Tensor) -> Tensor:
+        """A tensor with the silent units of the batch exactly 0, or the tensor itself."""
+        if not self.mask.silences or x.is_nested:
+            return silenced(x, self.mask, self.dim)
+        return silenced(x, self.mask, self.check(x))
 
     def weights(self, x: Tensor) -> Tensor:
         """The mask, such that it broadcasts against x."""

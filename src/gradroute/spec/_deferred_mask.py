@@ -45,6 +45,11 @@ class DeferredMask:
         """The number of units."""
         return self.table.width
 
+    @property
+    def silences(self) -> bool:
+        """Whether a unit may be off in the forward pass: for such a spec labels may not come late."""
+        return self.table.off is not None
+
     def if_known(self) -> Mask | None:
         """The mask; None as long as no labels were set."""
         return self._ask()

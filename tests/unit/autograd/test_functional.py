@@ -30,7 +30,7 @@ NAMED = gr.RoutingSpec({"a": 0, "b": [1, 2]}, 10)
         ((4, 10), None, SPEC, -1, "labels must be a torch.Tensor; got NoneType"),
         ((4, 10), torch.arange(4).float(), SPEC, -1, r"one column per label: expected shape \[..., 10\].*labels.long\(\)"),
         ((4, 10), torch.ones(4, 3).bool(), SPEC, -1, r"bool \(multi-hot\) labels need .* \[..., 10\], got \(4, 3\)"),
-        ((10, 10), torch.ones(10), SPEC, -1, r"labels of shape \(10,\) do not fit .* expected \(10, 10\)"),
+        ((10, 10), torch.full((10,), 0.5), SPEC, -1, r"labels of shape \(10,\) do not fit .* expected \(10, 10\)"),
         ((10, 10), torch.ones(10).bool(), SPEC, -1, r"expected \(10, 10\)"),
         ((1, 10), torch.full((1, 10), float("nan")), SPEC, -1, "mixture labels must be finite"),
         ((1, 10), torch.full((1, 10), float("inf")), SPEC, -1, "mixture labels must be finite"),

@@ -13,7 +13,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.checkpoint import checkpoint
 
 import gradroute as gr
-from gradroute.errors import LabelError, UsageError
+from gradroute.errors import LabelError, SiteError, UsageError
 from gradroute.optim import Isolation
 from gradroute.router._attachment import attachment_of
 from unit.router.small import LABELS, SPEC, UNLABELED, bias_gradient, mlp
@@ -356,3 +356,13 @@ class TestOneOfSeveralProcesses:
         with router(torch.tensor([0, 1])):
             model["here"](torch.ones(2, 2)).sum().backward()
             model["there"].weight.grad = torch.ones(2, 2)  # as DistributedDataParallel writes it
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_module_that_works_in_place_on_an_input_with_silent_units_is_refused_without_gradients_too(grad):
+    """Its caller would go on with units that are on."""
+    quiet = gr.RoutingSpec.one_per_label(3, silent="others")
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(inplace=True))
+    router = gr.Router(model, {"1": gr.Site(quiet, on="input")})
+    with torch.set_grad_enabled(grad), router(torch.tensor([0])), pytest.raises(SiteError, match="works in place"):
+        model(torch.randn(1, 2))
