@@ -71,6 +71,20 @@ def test_a_batch_in_mode_forget_but_for_the_biases_of_what_reads() -> None:
     assert_same(theirs, of_a_batch(gr.Router(model, sites(model)), "forget"), but=READERS_BIASES)
 
 
+def with_closed_biases(model: nn.Module) -> dict[str, gr.Site | list[gr.Site]]:
+    """As on the page: beside each site of a layer that reads, one of its bias alone."""
+    closed = gr.RoutingSpec({"retain": slice(None), "forget": []}, WIDTH)
+    bias = gr.Site(closed, level="parameters", parameters=("bias",))
+    return {name: [site, bias] if site.on == "input" else site for name, site in sites(model).items()}
+
+
+@pytest.mark.parametrize("mode", LABELS)
+def test_with_sites_of_their_biases_a_batch_of_any_mode(mode: str) -> None:
+    model = gpt_neo()
+    theirs = in_mode(model, mode)
+    assert_same(theirs, of_a_batch(gr.Router(model, with_closed_biases(model)), mode))
+
+
 def test_layers_that_are_not_masked_are_left_out() -> None:
     model = gpt_neo()
     theirs = in_mode(model, "forget", layers=[1])
