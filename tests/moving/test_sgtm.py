@@ -247,6 +247,11 @@ def test_under_adamw_an_optimizer_for_each_part_counts_its_own_steps() -> None:
             torch.testing.assert_close((ours[name] - before[name])[where], moved, rtol=1e-6, atol=1e-9)
 
 
+def test_with_own_steps_an_isolation_is_an_optimizer_for_each_part() -> None:
+    ours = with_an_isolation(adamw, MODES, only_writers=True, own_steps=True)
+    assert_same(with_its_optimizers(adamw, MODES), ours)
+
+
 # ------------------------------------------------------------------ ablation
 
 
