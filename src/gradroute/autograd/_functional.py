@@ -151,6 +151,7 @@ def silenced(x: Tensor, mask: BatchMask, dim: int) -> Tensor:
     """X with the silent units of a batch exactly 0, in a new tensor; x itself where the spec has none."""
     if not mask.silences:
         return x
+    mask = mask.known_in_forward("its silent units are off there")
     if x.is_nested:  # which the fast path of nn.TransformerEncoder makes of batches that are padded at the end
         parts = []
         for i, one in enumerate(x.unbind()):

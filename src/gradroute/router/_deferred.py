@@ -101,6 +101,6 @@ def refuse_deferred(pattern: str, spec: RoutingSpec) -> None:
     """
     if spec.has_silent:
         raise UsageError(
-            f"the spec of {pattern!r} has silent units, which are off in the forward pass already, so that it needs the "
-            "labels: run it in a `with router(labels)` block, or leave out silent=."
+            f"the spec of {pattern!r} has silent units, which are off in the forward pass already, so that it needs "
+            "the labels: run it in a `with router(labels)` block, or leave out silent=."
         )
