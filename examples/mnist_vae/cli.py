@@ -193,31 +193,28 @@ class Export:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Write the model that comes with the example: the default recipe, seed 0, trained unless the folder holds it."""
+    """Write the models that come with the example (seed 0), each trained unless its run is there (for maintainers)."""
 
-    fresh: Annotated[bool, arg(help="Delete what the folder holds of a run, and train from the start.")] = False
-    out: Out = Path("runs/mnist_vae")
+    fresh: Annotated[bool, arg(help="Delete what the runs' folders hold, and train from the start.")] = False
+    runs: Annotated[Path, arg(help="A folder for their runs.")] = Path("runs/pretrained")
     data: Data = field(default_factory=default_root)
     threads: Threads = 2
 
     def run(self) -> None:
         from mnist_vae.page.demo import write_pretrained  # noqa: PLC0415
 
-        config, run = Config(), Run(self.out)
-        dataset = datasets.load(config.dataset, self.data)
-        train(config, dataset.train, run, fresh=self.fresh)
-        write_pretrained(run, dataset)
+        write_pretrained(self.runs, self.data, fresh=self.fresh)
 
 
 @dataclass(frozen=True)
 class Demo:
     """Build the page that runs a model in the browser, and serve it on this machine.
 
-    The model is that of the run or, where there is none, the pretrained one.
+    The model is that of the run or, where there is none, those that come with the example.
     """
 
     out: Out = Path("runs/mnist_vae")
-    pretrained: Annotated[bool, arg(help="Show the pretrained model even if there is a run.")] = False
+    pretrained: Annotated[bool, arg(help="Show the pretrained models even if there is a run.")] = False
     serve: Annotated[bool, arg(help="Serve the page; without it, only build it.")] = True
     browser: Annotated[bool, arg(help="Open a browser at it.")] = False
     port: Annotated[int, arg(help="Where on localhost; 0 for any free one.")] = 8000

@@ -51,19 +51,13 @@ const TURN = 1.6;
  * One number after another from zero to the highest and back, the others at zero.
  * @param {number} seconds
  * @param {boolean} calm stills in place of motion
- * @param {{units: number, lowest: number, highest: number}} range
+ * @param {{units: number, sliders: number, per_slider: number, highest: number}} description
  */
-export function sweepCode(seconds, calm, { units, lowest, highest }) {
+export function sweepCode(seconds, calm, { units, sliders, per_slider: per, highest }) {
   const turn = Math.floor(seconds / TURN);
   const part = seconds / TURN - turn;
   const code = new Float32Array(units);
-  if (calm) {
-    code[turn % units] = 0.9 * highest;
-  } else if (lowest < 0) {
-    code[turn % units] = highest * Math.sin(2 * Math.PI * part);
-  } else {
-    code[turn % units] = highest * Math.sin(Math.PI * part) ** 2;
-  }
+  code[(turn % sliders) * per] = highest * (calm ? 0.9 : Math.sin(Math.PI * part) ** 2);
   return code;
 }
 
