@@ -68,24 +68,27 @@ def layers_of(module: nn.Module, name: str, *, rows: int = 0) -> list[Layer]:
 
 
 def _layer(layer: nn.Module, name: str, *, first: bool) -> Layer | None:
+    found: Layer | None = None
     match layer:
         case nn.Conv2d(stride=(stride, _), padding=(int(padding), _), bias=None):
-            return {"layer": "conv", "weight": f"{name}.weight", "stride": stride, "padding": padding}
+            found = {"layer": "conv", "weight": f"{name}.weight", "stride": stride, "padding": padding}
         case nn.BatchNorm1d() | nn.BatchNorm2d():
-            return {"layer": "norm", "name": name, "epsilon": layer.eps}
+            found = {"layer": "norm", "name": name, "epsilon": layer.eps}
         case nn.ReLU():
-            return {"layer": "relu"}
+            found = {"layer": "relu"}
         case nn.Flatten():
-            return {"layer": "flatten"}
+            found = {"layer": "flatten"}
         case TwoHeads():
-            return _linear(f"{name}.mean", bias=True)
+            found = _linear(f"{name}.mean", bias=True)
         case nn.Linear():
-            return _linear(name, bias=layer.bias is not None)
+            found = _linear(name, bias=layer.bias is not None)
         case BlankPage():
-            return {"layer": "add", "value": BLANK_LOGIT}
+            found = {"layer": "add", "value": BLANK_LOGIT}
         case ChannelsLast() if first:  # how images lie in memory, which is the page's own affair
-            return None
-    raise ExampleError(f"the page knows no layer such as {name}, a {type(layer).__name__}.")
+            pass
+        case _:
+            raise ExampleError(f"the page knows no layer such as {name}, a {type(layer).__name__}.")
+    return found
 
 
 def _linear(name: str, *, bias: bool) -> Layer:
