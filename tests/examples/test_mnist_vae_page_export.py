@@ -20,8 +20,8 @@ from mnist_vae.model import build_model
 from mnist_vae.page import export
 from mnist_vae.page.build import PRETRAINED, PUBLISHED
 from mnist_vae.page.demo import CONFIGS
-from mnist_vae.page.layers import describe, layers_of
 from mnist_vae.page.export import ONNX_FILES, SAMPLE_FILES, TOLERANCE, WEIGHT_FILES, largest_difference, round_matrices
+from mnist_vae.page.layers import describe, layers_of
 from mnist_vae.run import Run
 from mnist_vae.study import animation
 

@@ -6,9 +6,9 @@ from common.errors import ExampleError
 from common.files import sha256
 from common.sources import DatasetSpec, Source, SourceError, fetch_checked, from_npm
 
-#: The core, and the backend of plain JavaScript: a model this small takes it a few milliseconds, and it is a thirtieth of
-#: what runtimes of WebAssembly weigh. The packages name their licence but do not hold the text, which has to go with every
-#: copy: it is in ``web/vendor``.
+#: The core, and the backend of plain JavaScript: a model this small takes it a few milliseconds, and it weighs a
+#: thirtieth of a runtime in WebAssembly. The packages name their licence but do not hold the text, which has to go with
+#: every copy: it is in ``web/vendor``.
 RUNTIME = tuple(
     DatasetSpec(folder=f"{name}-{version}", sha256={file: digest}, npm_package=f"@tensorflow/{name}@{version}")
     for name, version, file, digest in (
