@@ -19,6 +19,7 @@ from mnist_vae.config import RECIPES, Config, RecipeName, Unlabeled
 from mnist_vae.evaluate import evaluate
 from mnist_vae.run import Run
 from mnist_vae.study import curves
+from mnist_vae.study.animation import save_training
 from mnist_vae.study.compare import chosen, compare, controls, markdown, summaries, write
 from mnist_vae.study.publish import publish
 from mnist_vae.study.report import report, table
@@ -207,6 +208,23 @@ class Pretrained:
 
 
 @dataclass(frozen=True)
+class Film:
+    """Train the recipe quick, and its unrouted twin, and write a GIF of what each dimension draws meanwhile."""
+
+    seed: int = 0
+    epochs: int = RECIPES["quick"].epochs
+    to: Annotated[Path, arg(help="The GIF.")] = Path("runs/training.gif")
+    data: Data = field(default_factory=default_root)
+    threads: Threads = 2
+
+    def run(self) -> None:
+        config = Config(recipe="quick", seed=self.seed, epochs=self.epochs)
+        self.to.parent.mkdir(parents=True, exist_ok=True)
+        save_training(config, datasets.load("mnist", self.data).train, self.to)
+        print(f"film: wrote {self.to}, {self.to.stat().st_size / 1e6:.2f} MB")
+
+
+@dataclass(frozen=True)
 class Demo:
     """Build the page that runs a model in the browser, and serve it on this machine.
 
@@ -251,6 +269,7 @@ Command = (
     | Annotated[Publish, subcommand("publish")]
     | Annotated[Export, subcommand("export")]
     | Annotated[Pretrained, subcommand("pretrained")]
+    | Annotated[Film, subcommand("film")]
     | Annotated[Demo, subcommand("demo")]
 )
 

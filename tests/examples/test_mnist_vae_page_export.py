@@ -136,6 +136,19 @@ def test_the_sweep_is_a_small_loop(tmp_path: Path) -> None:
         assert picture.info["loop"] == 0
 
 
+def test_the_film_of_a_training_is_small_and_ends_with_the_trained_models(
+    tmp_path: Path, command_line: Arguments
+) -> None:
+    path = tmp_path / "film.gif"
+    main(["film", *command_line("--to", str(path), "--epochs", "2")])
+    with Image.open(path) as picture:
+        assert picture.n_frames > 5
+        first = np.asarray(picture.convert("L"), dtype=float)
+        picture.seek(picture.n_frames - 1)
+        assert np.abs(np.asarray(picture.convert("L"), dtype=float) - first).mean() > 1
+    assert path.stat().st_size <= MEGABYTE
+
+
 @pytest.fixture(scope="module")
 def mnist() -> Dataset:
     return datasets.load("mnist", default_root())
