@@ -9,10 +9,11 @@ from common.errors import ExampleError
 from mnist_vae.model import BLANK_LOGIT, DIGITS, SIDE, VAE, BlankPage, ChannelsLast, TwoHeads
 from mnist_vae.study.wide import LOUDNESS, PresenceVAE
 
-#: Where the sliders end: what a digit's own dimension says of a boldly drawn one.
-HIGHEST = 4.0
-#: Where those of styles end, on either side: three standard deviations of the prior.
-STYLE = 3.0
+#: What a digit's own dimension says of a boldly drawn one.
+BOLD = 4.0
+#: Where the sliders end, and for styles on either side: a few images in a hundred are louder, and say more.
+HIGHEST, HIGHEST_WITH_STYLE, STYLE = BOLD, 6.0, 5.0
+
 Layer = dict[str, Any]
 
 
@@ -39,7 +40,9 @@ def describe(model: VAE) -> dict[str, Any]:
         "per_slider": per_slider,
         "side": SIDE,
         "lowest": 0.0,  # all decoders clip at zero
-        "highest": LOUDNESS * HIGHEST if wide else HIGHEST,
+        "highest": HIGHEST_WITH_STYLE if wide else HIGHEST,
+        "bold": BOLD,
+        "loudness": LOUDNESS if wide else 1.0,  # a slider shows the norm of what is read of its digit, over this
         "style": STYLE,
         "routed": model.routing,
         "encoder": layers_of(model.encoder, "encoder", rows=units),

@@ -55,6 +55,8 @@ export function showFinePrint(place, metrics, description) {
   note.textContent =
     "Measured on the very weights that run here. The random test digits are the first of each kind in the test set, which " +
     "the model was not trained on." +
-    (description.per_slider > 1 ? " Sliders were read at four times the strengths of a model with one number a digit." : "");
+    (description.per_slider > 1
+      ? ` A slider is how strongly its digit speaks, over ${description.loudness}: the norm of its presence and styles, as the decoder reads them.`
+      : "");
   place.replaceChildren(list, note);
 }

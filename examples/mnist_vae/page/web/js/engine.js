@@ -111,28 +111,38 @@ export class Engine {
   }
 
   /**
-   * How strongly a code speaks of each number that has a slider: the norm of what the decoder reads of it.
+   * How strongly a code speaks by each number that has a slider: with styles, the norm of what the decoder reads of it.
    * @param {ArrayLike<number>} code
    * @returns {Float32Array}
    */
-  scores(code) {
-    const { sliders, per_slider: per } = this.description;
-    if (per === 1) {
-      return Float32Array.from(code);
-    }
+  strengths(code) {
+    const { sliders, per_slider: per, loudness } = this.description;
     return Float32Array.from({ length: sliders }, (_, i) => {
-      const styles = Array.from(code).slice(i * per + 1, (i + 1) * per);
-      return Math.max(0, code[i * per]) * Math.hypot(1, ...styles);
+      return per === 1 ? code[i] : (Math.max(0, code[i * per]) * this.#boost(code, i)) / loudness;
     });
+  }
+
+  /** A code with other strengths and the same styles. @param {ArrayLike<number>} code @param {ArrayLike<number>} strengths */
+  withStrengths(code, strengths) {
+    const { per_slider: per, loudness } = this.description;
+    return Float32Array.from(code, (value, i) => {
+      const number = Math.floor(i / per);
+      return i % per === 0 ? (loudness * strengths[number]) / this.#boost(code, number) : value;
+    });
+  }
+
+  /** A code that speaks by one number alone, of its plain form. @param {number} number @param {number} strength */
+  pure(number, strength) {
+    const code = new Float32Array(this.units);
+    code[number * this.description.per_slider] = strength * this.description.loudness;
+    return code;
   }
 
   /** A code within the limits of the sliders. @param {ArrayLike<number>} code */
   clipped(code) {
     const { per_slider: per, lowest, highest, style } = this.description;
-    return Float32Array.from(code, (value, i) => {
-      const [least, most] = i % per === 0 ? [lowest, highest] : [-style, style];
-      return Math.max(least, Math.min(most, value));
-    });
+    const within = Float32Array.from(code, (value, i) => (i % per === 0 ? value : Math.max(-style, Math.min(style, value))));
+    return this.withStrengths(within, this.strengths(within).map((value) => Math.max(lowest, Math.min(highest, value))));
   }
 
   /**
@@ -148,8 +158,13 @@ export class Engine {
 
   /** A code that says the same, louder. @param {Float32Array} code @param {number} factor */
   strengthened(code, factor) {
+    return this.clipped(this.withStrengths(code, this.strengths(code).map((value) => factor * value)));
+  }
+
+  /** By how much its styles make a number louder. */
+  #boost(code, number) {
     const { per_slider: per } = this.description;
-    return this.clipped(code.map((value, i) => (i % per === 0 ? factor * value : value)));
+    return Math.hypot(1, ...Array.from({ length: per - 1 }, (_, i) => code[number * per + 1 + i]));
   }
 
   /** What the decoder reads: no negative presence, and styles multiplied by it. */

@@ -108,7 +108,7 @@ class Bench {
       stopMotion();
       this.show(this.engine.clipped(this.mean));
     });
-    motionButton(byId("sweep"), (seconds, calm) => this.show(sweepCode(seconds, calm, this.engine.description)));
+    motionButton(byId("sweep"), (seconds, calm) => this.show(sweepCode(seconds, calm, this.engine)));
     motionButton(byId("play"), (seconds, calm) => this.morph.move(swing(seconds, calm)));
   }
 
@@ -145,7 +145,7 @@ class Bench {
     const encoded = mean !== null && engine.clipped(mean).every((value, i) => Math.abs(value - code[i]) < 1e-6);
     byId("restore").disabled = mean === null || encoded;
     // The encoder's own numbers, which may all be below zero, decide what it reads; the sliders are all at zero then.
-    const numbers = engine.scores(encoded ? mean : code);
+    const numbers = engine.strengths(encoded ? mean : code);
     const { routed } = engine.description;
     const largest = this.verdict.show(numbers, { encoded, routed, accuracy: engine.metrics.argmax_accuracy });
     this.sliders.show(code, mean, largest);

@@ -48,17 +48,16 @@ export function motionButton(button, frame) {
 const TURN = 1.6;
 
 /**
- * One number after another from zero to the highest and back, the others at zero.
+ * One number after another from zero to a bold digit's and back, the others at zero.
  * @param {number} seconds
  * @param {boolean} calm stills in place of motion
- * @param {{units: number, sliders: number, per_slider: number, highest: number}} description
+ * @param {import("./engine.js").Engine} engine
  */
-export function sweepCode(seconds, calm, { units, sliders, per_slider: per, highest }) {
+export function sweepCode(seconds, calm, engine) {
+  const { sliders, bold } = engine.description;
   const turn = Math.floor(seconds / TURN);
   const part = seconds / TURN - turn;
-  const code = new Float32Array(units);
-  code[(turn % sliders) * per] = highest * (calm ? 0.9 : Math.sin(Math.PI * part) ** 2);
-  return code;
+  return engine.pure(turn % sliders, bold * (calm ? 0.9 : Math.sin(Math.PI * part) ** 2));
 }
 
 /** There and back again in four seconds, resting at both ends. */

@@ -38,25 +38,24 @@ export class Sliders {
 
   /** The code as it is set: that which is shown, with what the person has moved. */
   get values() {
-    const { per } = this;
     const code = Float32Array.from(this.code);
-    this.rows.forEach(({ input }, number) => (code[number * per] = input.valueAsNumber));
     if (this.#shown !== null) {
-      this.styles.forEach(({ input }, i) => (code[this.#shown * per + 1 + i] = input.valueAsNumber));
+      this.styles.forEach(({ input }, i) => (code[this.#shown * this.per + 1 + i] = input.valueAsNumber));
     }
-    return code;
+    return this.engine.withStrengths(code, this.rows.map(({ input }) => input.valueAsNumber));
   }
 
   /**
    * @param {Float32Array} code
-   * @param {ArrayLike<number> | null} mean what the encoder gave; null where nothing was encoded
+   * @param {Float32Array | null} mean what the encoder gave; null where nothing was encoded
    * @param {number | null} largest which number to stress
    */
   show(code, mean, largest) {
-    const { per } = this;
+    const { engine, per } = this;
     this.code = code;
+    const [now, encoded] = [code, mean].map((each) => each && engine.strengths(each));
     this.rows.forEach((row, number) => {
-      row.show(code[number * per], mean && mean[number * per]);
+      row.show(now[number], encoded && encoded[number]);
       row.item.classList.toggle("largest", number === largest);
     });
     this.#shown = largest;
@@ -71,12 +70,8 @@ export class Sliders {
 
   /** What each number draws alone. */
   #drawGlyphs() {
-    const { engine, per } = this;
-    const codes = this.rows.map((_, number) => {
-      const code = new Float32Array(engine.units);
-      code[number * per] = 0.95 * engine.description.highest;
-      return code;
-    });
+    const { engine } = this;
+    const codes = this.rows.map((_, number) => engine.pure(number, 0.95 * engine.description.bold));
     paintAll(this.rows.map(({ glyphs }) => glyphs[0]), engine.decode(joined(codes)), engine.side);
   }
 
@@ -88,13 +83,12 @@ export class Sliders {
       return;
     }
     if (!this.#styles.has(digit)) {
-      const { highest, style } = engine.description;
+      const { bold, style } = engine.description;
       const codes = this.styles.flatMap((_, i) =>
         [-1, 1].map((sign) => {
-          const code = new Float32Array(engine.units);
-          code[digit * per] = 0.9 * highest;
-          code[digit * per + 1 + i] = sign * 0.8 * style;
-          return code;
+          const code = engine.pure(digit, bold);
+          code[digit * per + 1 + i] = sign * 0.7 * style;
+          return engine.withStrengths(code, this.rows.map((_, number) => (number === digit ? bold : 0)));
         })
       );
       this.#styles.set(digit, engine.decode(joined(codes)));
