@@ -65,7 +65,7 @@ export class Models {
     const right = `of the test images, ${percent(metrics.argmax_accuracy)} are read right by the loudest number`;
     const error = `squared error ${metrics.test_sse.toFixed(1)}`;
     document.getElementById("about-model").textContent = !routed
-      ? `The same kind of model, trained without routing: it draws well (${error}), and its numbers mean nothing that one could name (${right}).`
+      ? `The same kind of model, trained without routing: it draws well (${error}), by numbers for strokes that digits share, in an order of their own (${right}).`
       : per > 1
         ? `Ten numbers say which digit and how strongly, and ${per - 1} more behind each its style (${error}); ${right}.`
         : `Ten numbers and nothing else: which digit, and how strongly (${error}); ${right}.`;
