@@ -422,7 +422,7 @@ class TestModels:
             opened.choose(shown.title)
             metrics = json.loads((shown.export / "metrics.json").read_text())
             said = opened.page.locator("#about-model").inner_text()
-            assert f"{100 * metrics['argmax_accuracy']:.1f} %" in said
+            assert f"{100 * metrics['argmax_accuracy']:.2f} %" in said
             assert f"squared error {metrics['test_sse']:.1f}" in said
 
     def test_one_model_alone_has_no_switch(self, new_page: Open) -> None:

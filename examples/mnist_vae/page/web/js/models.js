@@ -5,7 +5,7 @@ import { showError } from "./notice.js";
 
 /** @typedef {{name: string, title: string, folder: string}} Model */
 
-const percent = (value) => `${(100 * value).toFixed(1)} %`;
+const percent = (value) => `${(100 * value).toFixed(2)} %`;
 
 export class Models {
   /** @type {Map<string, Promise<Engine>>} those that were asked for, by their folder */
