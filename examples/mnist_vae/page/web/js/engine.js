@@ -66,6 +66,9 @@ export class Engine {
       fetchJson(`${folder}/metrics.json`),
       fetchBytes(`${folder}/model.safetensors`, onProgress),
     ]);
+    if (!metrics.mean_activation) {
+      throw new PageError(`${folder}/metrics.json lacks mean_activation. Export the model and build the folder again.`);
+    }
     const { tf } = globalThis;
     try {
       await tf.setBackend("cpu");
@@ -158,7 +161,7 @@ export class Engine {
 
   /** A code that says the same, louder. @param {Float32Array} code @param {number} factor */
   strengthened(code, factor) {
-    return this.clipped(this.withStrengths(code, this.strengths(code).map((value) => factor * value)));
+    return this.withStrengths(code, this.strengths(code).map((value) => factor * value));
   }
 
   /** By how much its styles make a number louder. */

@@ -1,16 +1,11 @@
 // What each number says of each digit: the mean activations, as a table that is coloured by its values.
 
-import { PageError } from "./notice.js";
-
 /**
  * @param {HTMLElement} place
- * @param {number[][] | undefined} means one row a digit, one column a number
+ * @param {number[][]} means one row a digit, one column a number
  * @param {boolean} routed
  */
 export function showMatrix(place, means, routed) {
-  if (!means) {
-    throw new PageError("metrics.json lacks mean_activation, how strongly each number speaks. Export the model and build the folder again.");
-  }
   const largest = Math.max(...means.flat());
   const table = document.createElement("table");
   const caption = table.createCaption();

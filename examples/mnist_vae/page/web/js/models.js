@@ -5,7 +5,8 @@ import { showError } from "./notice.js";
 
 /** @typedef {{name: string, title: string, folder: string}} Model */
 
-const percent = (value) => `${(100 * value).toFixed(2)} %`;
+const percent = (value) => (value === undefined ? "an unknown part" : `${(100 * value).toFixed(2)} %`);
+const error = (value) => (value === undefined ? "squared error unknown" : `squared error ${value.toFixed(1)}`);
 
 export class Models {
   /** @type {Map<string, Promise<Engine>>} those that were asked for, by their folder */
@@ -63,11 +64,11 @@ export class Models {
   /** What this model is, in a sentence with its own measures. */
   #describe({ description: { routed, per_slider: per }, metrics }) {
     const right = `of the test images, ${percent(metrics.argmax_accuracy)} are read right by the loudest number`;
-    const error = `squared error ${metrics.test_sse.toFixed(1)}`;
+    const far = error(metrics.test_sse);
     document.getElementById("about-model").textContent = !routed
-      ? `The same kind of model, trained without routing: it draws well (${error}), by numbers for strokes that digits share, in an order of their own (${right}).`
+      ? `The same kind of model, trained without routing: it draws well (${far}), by numbers for strokes that digits share, in an order of their own (${right}).`
       : per > 1
-        ? `Ten numbers say which digit and how strongly, and ${per - 1} more behind each its style (${error}); ${right}.`
-        : `Ten numbers and nothing else: which digit, and how strongly (${error}); ${right}.`;
+        ? `Ten numbers say which digit and how strongly, and ${per - 1} more behind each its style (${far}); ${right}.`
+        : `Ten numbers and nothing else: which digit, and how strongly (${far}); ${right}.`;
   }
 }

@@ -4,8 +4,8 @@ import { paint } from "./picture.js";
 import { joined, paintAll } from "./sliders.js";
 
 const STILLS = 9;
-/** Adding up ends that say the same could only make it bolder, and two that share nothing are half as bold between. */
-const BOLDEST = 2;
+/** Two ends that share nothing are half as bold between them, and less where they keep each other down. */
+const BOLDEST = 4;
 
 export class Morph {
   /**

@@ -20,7 +20,7 @@ export class Verdict {
     const detail = silent
       ? "all ten numbers at zero: a blank page"
       : !routed
-        ? `no digit is its own: the loudest names ${Math.round(100 * accuracy)} % of the test images`
+        ? `no digit is its own: the loudest names ${accuracy === undefined ? "few" : `${Math.round(100 * accuracy)} %`} of the test images`
         : numbers[second] > 0.05
           ? `largest number, then ${second} at ${numbers[second].toFixed(2)}`
           : "largest number; the others are silent";
