@@ -1,4 +1,4 @@
-"""A hook of mkdocs: puts the page of the pretrained model into the built site, as ``demo/``."""
+"""A hook of mkdocs: puts the page of the pretrained models into the built site, as ``demo/``."""
 
 import logging
 import sys
@@ -14,7 +14,7 @@ ABSENT = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>The live page is not in this build</title>
-<p>The live page is not in this build of the documentation: ONNX Runtime could not be fetched from npm for it.
+<p>The live page is not in this build of the documentation: TensorFlow.js could not be fetched from npm for it.
 <p>On your own machine, <code>python examples/mnist_vae demo</code> builds and serves it.
 </html>
 """
@@ -26,11 +26,13 @@ def on_post_build(config: MkDocsConfig) -> None:
     sys.path.insert(0, str(EXAMPLES))
     from common.errors import ExampleError  # noqa: PLC0415
     from common.sources import default_root  # noqa: PLC0415
-    from mnist_vae.page.build import PRETRAINED, build_page  # noqa: PLC0415
+    from mnist_vae.page.build import PUBLISHED, build_page  # noqa: PLC0415
 
     folder = Path(config.site_dir) / "demo"
     try:
-        build_page(PRETRAINED, folder, default_root())
+        build_page(
+            PUBLISHED, folder, default_root(), {"Documentation": "../mnist_vae/"}
+        )
     except ExampleError as error:
         # Not a warning, which ends a strict build.
         logging.getLogger("mkdocs.hooks").info(

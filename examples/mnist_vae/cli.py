@@ -19,6 +19,7 @@ from mnist_vae.config import RECIPES, Config, RecipeName, Unlabeled
 from mnist_vae.evaluate import evaluate
 from mnist_vae.run import Run
 from mnist_vae.study import curves
+from mnist_vae.study.animation import save_training
 from mnist_vae.study.compare import chosen, compare, controls, markdown, summaries, write
 from mnist_vae.study.publish import publish
 from mnist_vae.study.report import report, table
@@ -193,31 +194,45 @@ class Export:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Write the model that comes with the example: the default recipe, seed 0, trained unless the folder holds it."""
+    """Write the models that come with the example (seed 0), each trained unless its run is there (for maintainers)."""
 
-    fresh: Annotated[bool, arg(help="Delete what the folder holds of a run, and train from the start.")] = False
-    out: Out = Path("runs/mnist_vae")
+    fresh: Annotated[bool, arg(help="Delete what the runs' folders hold, and train from the start.")] = False
+    runs: Annotated[Path, arg(help="A folder for their runs.")] = Path("runs/pretrained")
     data: Data = field(default_factory=default_root)
     threads: Threads = 2
 
     def run(self) -> None:
         from mnist_vae.page.demo import write_pretrained  # noqa: PLC0415
 
-        config, run = Config(), Run(self.out)
-        dataset = datasets.load(config.dataset, self.data)
-        train(config, dataset.train, run, fresh=self.fresh)
-        write_pretrained(run, dataset)
+        write_pretrained(self.runs, self.data, fresh=self.fresh)
+
+
+@dataclass(frozen=True)
+class Film:
+    """Train the recipe quick, and its unrouted twin, and write a GIF of what each dimension draws meanwhile."""
+
+    seed: int = 0
+    epochs: int = RECIPES["quick"].epochs
+    to: Annotated[Path, arg(help="The GIF.")] = Path("runs/training.gif")
+    data: Data = field(default_factory=default_root)
+    threads: Threads = 2
+
+    def run(self) -> None:
+        config = Config(recipe="quick", seed=self.seed, epochs=self.epochs)
+        self.to.parent.mkdir(parents=True, exist_ok=True)
+        save_training(config, datasets.load("mnist", self.data).train, self.to)
+        print(f"film: wrote {self.to}, {self.to.stat().st_size / 1e6:.2f} MB")
 
 
 @dataclass(frozen=True)
 class Demo:
     """Build the page that runs a model in the browser, and serve it on this machine.
 
-    The model is that of the run or, where there is none, the pretrained one.
+    The model is that of the run or, where there is none, those that come with the example.
     """
 
     out: Out = Path("runs/mnist_vae")
-    pretrained: Annotated[bool, arg(help="Show the pretrained model even if there is a run.")] = False
+    pretrained: Annotated[bool, arg(help="Show the pretrained models even if there is a run.")] = False
     serve: Annotated[bool, arg(help="Serve the page; without it, only build it.")] = True
     browser: Annotated[bool, arg(help="Open a browser at it.")] = False
     port: Annotated[int, arg(help="Where on localhost; 0 for any free one.")] = 8000
@@ -254,6 +269,7 @@ Command = (
     | Annotated[Publish, subcommand("publish")]
     | Annotated[Export, subcommand("export")]
     | Annotated[Pretrained, subcommand("pretrained")]
+    | Annotated[Film, subcommand("film")]
     | Annotated[Demo, subcommand("demo")]
 )
 

@@ -3,6 +3,7 @@
 import math
 import pickle
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -64,6 +65,8 @@ class Trainer:
         self.seconds = 0.0
         #: Of each window of steps: images seen, loss, reconstruction, KL.
         self.points: list[list[float]] = []
+        #: Called after each step, with its number.
+        self.watch: Callable[[int], None] = lambda step: None
 
     def train_epoch(self, bar: tqdm) -> None:
         started = time.perf_counter()
@@ -85,6 +88,7 @@ class Trainer:
         for index, batch in enumerate(torch.split(order, self.batch_size)[: self.steps_per_epoch]):
             step = self.epoch * self.steps_per_epoch + index
             window.append(self._step(step, batch, generator))
+            self.watch(step)
             bar.update()
             if len(window) == WINDOW or index + 1 == self.steps_per_epoch:
                 total, reconstruction, kl = (sum(column) / len(window) for column in zip(*window, strict=True))

@@ -36,7 +36,8 @@ STATE = """() => {
     return JSON.stringify([
         all("input, select", (element) => element.value),
         all("button", (element) => [element.textContent, element.disabled, element.ariaPressed]),
-        all("#caption, #verdict, #runner-up, #rows .value, #rows .mean", (element) => element.textContent),
+        all("#caption, #verdict, #runner-up, #about-model, .value, .mean", (element) => element.textContent),
+        all("#choices input", (element) => element.checked),
         all("canvas[id]", (element) => element.toDataURL()),
         [innerWidth, innerHeight, scrollX, scrollY, document.activeElement.tagName],
     ]);
@@ -54,8 +55,9 @@ MORPH_AT_FIRST = """([from, to]) => {
 }"""
 #: The upper part: clearing ends all motion and forgets what was drawn, and then chance is made to choose the first image.
 SAMPLE_AT_FIRST = """async () => {
-    const { test_index: listed } = await (await fetch("model/digits.json")).json();
+    const { test_index: listed } = await (await fetch("samples/digits.json")).json();
     document.getElementById("clear").click();
+    document.getElementById("style").open = false;
     const { random } = Math;
     Math.random = () => (listed.indexOf(32) + 0.5) / listed.length;
     document.getElementById("random").click();
@@ -137,6 +139,11 @@ class Watched:
         assert self.page.evaluate("document.documentElement.dataset.state") == state
         return self.page
 
+    def choose(self, model: str) -> None:
+        """Another model, by what its switch says."""
+        self.page.locator("#choices label", has_text=model).click()
+        self.settle()
+
     def start_over(self) -> None:
         """Bring the open page back to what it showed at first: faster than to load it again, and checked."""
         self.page.emulate_media(color_scheme="null", reduced_motion="null")
@@ -145,6 +152,8 @@ class Watched:
             self.settle()
             self.first = self.page.evaluate(STATE)
             return
+        self.page.locator("#choices input").first.check()
+        self.settle()
         self.page.evaluate(MORPH_AT_FIRST, ["3", "8"])
         self.settle()
         self.page.evaluate(SAMPLE_AT_FIRST)

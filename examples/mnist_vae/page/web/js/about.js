@@ -5,7 +5,7 @@ const count = (value) => value.toLocaleString("en");
 
 /** A name, the metrics that it needs, and what to say of them. @type {[string, string[], (metrics: any) => string][]} */
 const LINES = [
-  ["Largest number names the digit", ["argmax_accuracy"], (m) => `${percent(m.argmax_accuracy)} of the 10,000 test images`],
+  ["Loudest number names the digit", ["argmax_accuracy"], (m) => `${percent(m.argmax_accuracy)} of the 10,000 test images`],
   ["Digits that own their number", ["owned_digits"], (m) => `${m.owned_digits} of 10`],
   ["Sliders draw their digit", ["slider_seen_as", "classifier_accuracy"], sliders],
   ["Squared error of a decoded image", ["test_sse"], (m) => `${m.test_sse.toFixed(1)}, summed over 784 pixels`],
@@ -53,8 +53,10 @@ export function showFinePrint(place, metrics, description) {
   const note = document.createElement("p");
   note.className = "small";
   note.textContent =
-    `Measured on the very weights that run here, which agree with PyTorch to ${description.tolerance} on ` +
-    `${description.checked_images} test images. The random test digits are the first of each kind in the test set, ` +
-    "which the model was not trained on.";
-  place.append(list, note);
+    "Measured on the very weights that run here. The random test digits are the first of each kind in the test set, which " +
+    "the model was not trained on." +
+    (description.per_slider > 1
+      ? ` A slider is how strongly its digit speaks, over ${description.loudness}: the norm of its presence and styles, as the decoder reads them.`
+      : "");
+  place.replaceChildren(list, note);
 }

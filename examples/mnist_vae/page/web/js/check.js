@@ -30,12 +30,6 @@
       "A browser does not let a page opened as a file load its own parts. In the page's folder, run " +
         "“python -m http.server” and open http://localhost:8000, or run “python examples/mnist_vae demo”."
     );
-  } else if (typeof WebAssembly !== "object") {
-    tell(
-      "This browser has no WebAssembly.",
-      "The model runs inside the page and needs it. It may be switched off by a setting (such as a lockdown mode) " +
-        "or by your organisation; every current browser has it otherwise."
-    );
   } else if (!("noModule" in HTMLScriptElement.prototype)) {
     tell("This browser is too old for the page.", "Any browser of the last few years will do.");
   }

@@ -3,13 +3,15 @@
 /**
  * @param {HTMLElement} place
  * @param {number[][]} means one row a digit, one column a number
+ * @param {boolean} routed
  */
-export function showMatrix(place, means) {
+export function showMatrix(place, means, routed) {
   const largest = Math.max(...means.flat());
   const table = document.createElement("table");
   const caption = table.createCaption();
   const heading = Object.assign(document.createElement("b"), { textContent: "What each number says of each digit. " });
-  caption.append(heading, "Rows: training images of a digit. Columns: the mean of each of the ten numbers.");
+  caption.append(heading, "Rows: training images of a digit. Columns: how strongly each of the ten numbers speaks, on average" +
+    (routed ? "." : ". Nothing keeps them apart here."));
   const head = table.createTHead().insertRow();
   head.append(document.createElement("td"), ...means[0].map((_, number) => header(String(number), "col")));
   const body = table.createTBody();
@@ -17,7 +19,7 @@ export function showMatrix(place, means) {
     const line = body.insertRow();
     line.append(header(String(digit), "row"), ...row.map((mean) => cell(mean, largest)));
   });
-  place.append(table);
+  place.replaceChildren(table);
 }
 
 function header(text, scope) {

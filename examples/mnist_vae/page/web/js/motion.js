@@ -48,23 +48,16 @@ export function motionButton(button, frame) {
 const TURN = 1.6;
 
 /**
- * One number after another from zero to the highest and back, the others at zero.
+ * One number after another from zero to a bold digit's and back, the others at zero.
  * @param {number} seconds
  * @param {boolean} calm stills in place of motion
- * @param {{units: number, lowest: number, highest: number}} range
+ * @param {import("./engine.js").Engine} engine
  */
-export function sweepCode(seconds, calm, { units, lowest, highest }) {
+export function sweepCode(seconds, calm, engine) {
+  const { sliders, bold } = engine.description;
   const turn = Math.floor(seconds / TURN);
   const part = seconds / TURN - turn;
-  const code = new Float32Array(units);
-  if (calm) {
-    code[turn % units] = 0.9 * highest;
-  } else if (lowest < 0) {
-    code[turn % units] = highest * Math.sin(2 * Math.PI * part);
-  } else {
-    code[turn % units] = highest * Math.sin(Math.PI * part) ** 2;
-  }
-  return code;
+  return engine.pure(turn % sliders, bold * (calm ? 0.9 : Math.sin(Math.PI * part) ** 2));
 }
 
 /** There and back again in four seconds, resting at both ends. */

@@ -1,76 +1,110 @@
-// Ten sliders that are bars as well: one per number, with a mark where the encoder put it.
+// The ten numbers that say which digit, and the style of the one that is the loudest.
 
-/** @typedef {{lowest: number, highest: number, units: number}} Range */
+import { paint } from "./picture.js";
+import { makeRow } from "./slider.js";
 
 export class Sliders {
+  /** The small pictures of each digit's styles, once they were drawn. @type {Map<number, Float32Array>} */
+  #styles = new Map();
+  /** The digit whose style is shown. */
+  #shown = null;
+
   /**
-   * @param {HTMLOListElement} list
-   * @param {Range} range
+   * @param {import("./engine.js").Engine} engine
    * @param {() => void} onInput after the person has moved one
    */
-  constructor(list, range, onInput) {
-    this.range = range;
-    this.rows = Array.from({ length: range.units }, (_, digit) => makeRow(digit, range));
-    list.append(...this.rows.map(({ item }) => item));
-    list.addEventListener("input", onInput);
+  constructor(engine, onInput) {
+    const { description } = engine;
+    const { sliders, per_slider: per, lowest, highest, style, routed } = description;
+    Object.assign(this, { engine, per });
+    this.code = new Float32Array(description.units);
+    this.rows = Array.from({ length: sliders }, (_, number) => {
+      const name = routed ? `Number ${number}, draws a ${number}` : `Number ${number}`;
+      return makeRow({ id: `z${number}`, name, text: String(number), range: { lowest, highest }, pictures: 1 });
+    });
+    this.styles = Array.from({ length: per - 1 }, (_, i) => {
+      const name = `Style ${i + 1} of the loudest digit`;
+      return makeRow({ id: `s${i + 1}`, name, text: "", range: { lowest: -style, highest: style }, pictures: 2 });
+    });
+    const byId = (id) => document.getElementById(id);
+    for (const [id, rows] of [["rows", this.rows], ["style-rows", this.styles]]) {
+      byId(id).replaceChildren(...rows.map(({ item }) => item));
+      byId(id).oninput = onInput;
+    }
+    byId("style").hidden = per === 1;
+    byId("style").ontoggle = () => this.#drawStyles();
+    this.#drawGlyphs();
   }
 
-  /** The small pictures before the sliders. */
-  get glyphs() {
-    return this.rows.map(({ glyph }) => glyph);
-  }
-
+  /** The code as it is set: that which is shown, with what the person has moved. */
   get values() {
-    return Float32Array.from(this.rows, ({ input }) => input.valueAsNumber);
+    const code = Float32Array.from(this.code);
+    if (this.#shown !== null) {
+      this.styles.forEach(({ input }, i) => (code[this.#shown * this.per + 1 + i] = input.valueAsNumber));
+    }
+    return this.engine.withStrengths(code, this.rows.map(({ input }) => input.valueAsNumber));
   }
 
   /**
-   * @param {ArrayLike<number>} values
-   * @param {ArrayLike<number> | null} mean what the encoder gave; null where nothing was encoded
-   * @param {number | null} largest which one to stress
+   * @param {Float32Array} code
+   * @param {Float32Array | null} mean what the encoder gave; null where nothing was encoded
+   * @param {number | null} largest which number to stress
    */
-  show(values, mean, largest) {
-    this.rows.forEach((row, digit) => {
-      row.input.value = String(values[digit]);
-      row.input.setAttribute("aria-valuetext", values[digit].toFixed(1));
-      row.value.textContent = format(values[digit]);
-      row.mean.textContent = mean ? format(mean[digit]) : "";
-      row.item.classList.toggle("largest", digit === largest);
-      row.item.classList.toggle("encoded", mean !== null);
-      const { style } = row.item;
-      style.setProperty("--at", this.#fraction(values[digit]));
-      style.setProperty("--mean", this.#fraction(mean ? mean[digit] : 0));
+  show(code, mean, largest) {
+    const { engine, per } = this;
+    this.code = code;
+    const [now, encoded] = [code, mean].map((each) => each && engine.strengths(each));
+    this.rows.forEach((row, number) => {
+      row.show(now[number], encoded && encoded[number]);
+      row.item.classList.toggle("largest", number === largest);
     });
+    this.#shown = largest;
+    this.styles.forEach((row, i) => {
+      const unit = (largest ?? 0) * per + 1 + i;
+      row.show(code[unit], mean && mean[unit]);
+      row.input.disabled = largest === null;
+    });
+    document.getElementById("style-title").textContent = largest === null ? "Style" : `Style of the ${largest}`;
+    this.#drawStyles();
   }
 
-  #fraction(value) {
-    const { lowest, highest } = this.range;
-    return Math.max(0, Math.min(1, (value - lowest) / (highest - lowest))).toFixed(4);
+  /** What each number draws alone. */
+  #drawGlyphs() {
+    const { engine } = this;
+    const codes = this.rows.map((_, number) => engine.pure(number, 0.95 * engine.description.bold));
+    paintAll(this.rows.map(({ glyphs }) => glyphs[0]), engine.decode(joined(codes)), engine.side);
+  }
+
+  /** At either end of each style's slider what it does to the digit's plain form. */
+  #drawStyles() {
+    const { engine, per } = this;
+    const digit = this.#shown;
+    if (digit === null || per === 1 || !document.getElementById("style").open) {
+      return;
+    }
+    if (!this.#styles.has(digit)) {
+      const { bold, style } = engine.description;
+      const codes = this.styles.flatMap((_, i) =>
+        [-1, 1].map((sign) => {
+          const code = engine.pure(digit, bold);
+          code[digit * per + 1 + i] = sign * 0.7 * style;
+          return engine.withStrengths(code, this.rows.map((_, number) => (number === digit ? bold : 0)));
+        })
+      );
+      this.#styles.set(digit, engine.decode(joined(codes)));
+    }
+    paintAll(this.styles.flatMap(({ glyphs }) => glyphs), this.#styles.get(digit), engine.side);
   }
 }
 
-function makeRow(digit, { lowest, highest }) {
-  const item = document.createElement("li");
-  item.className = "row";
-  item.style.setProperty("--zero", ((0 - lowest) / (highest - lowest)).toFixed(4));
-  const glyph = Object.assign(document.createElement("canvas"), { width: 28, height: 28, className: "glyph" });
-  glyph.setAttribute("aria-hidden", "true");
-  const label = Object.assign(document.createElement("label"), { htmlFor: `z${digit}`, textContent: String(digit) });
-  const input = Object.assign(document.createElement("input"), { type: "range", id: `z${digit}` });
-  // In this order: a value outside the limits of the moment would be moved inside them.
-  Object.assign(input, { min: String(lowest), max: String(highest), step: "any", value: "0" });
-  input.setAttribute("aria-label", `Number ${digit}, draws a ${digit}`);
-  const track = Object.assign(document.createElement("span"), { className: "track" });
-  track.append(input);
-  // No <output>: ten live regions would talk without end, and the slider itself says its value.
-  const value = Object.assign(document.createElement("span"), { className: "value" });
-  const mean = Object.assign(document.createElement("span"), { className: "mean" });
-  item.append(glyph, label, track, value, mean);
-  return { item, glyph, input, value, mean };
+/** Codes one after another. @param {Float32Array[]} codes */
+export function joined(codes) {
+  const all = new Float32Array(codes.length * codes[0].length);
+  codes.forEach((code, i) => all.set(code, i * code.length));
+  return all;
 }
 
-/** Two decimals, a true minus sign, and no minus before zero. */
-function format(value) {
-  const text = value.toFixed(2);
-  return text === "-0.00" ? "0.00" : text.replace("-", "−");
+/** @param {HTMLCanvasElement[]} canvases */
+export function paintAll(canvases, images, side) {
+  canvases.forEach((canvas, i) => paint(canvas, images.slice(i * side * side, (i + 1) * side * side)));
 }

@@ -1,4 +1,6 @@
-// Light or dark: as the system has it until the person says otherwise.
+// Light or dark: as the system has it until the person says otherwise; in the documentation, as that has it.
+
+import { hostWithScheme } from "./frame.js";
 
 const KEY = "gradroute-theme";
 const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -9,6 +11,16 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
  */
 export function setUpTheme(button, onChange) {
   const root = document.documentElement;
+  const host = hostWithScheme();
+  if (host) {
+    const follow = () => {
+      root.dataset.theme = host.dataset.mdColorScheme === "slate" ? "dark" : "light";
+      onChange();
+    };
+    new MutationObserver(follow).observe(host, { attributes: true, attributeFilter: ["data-md-color-scheme"] });
+    follow();
+    return;
+  }
   const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : dark.matches);
   const update = () => {
     button.textContent = isDark() ? "Light" : "Dark";
