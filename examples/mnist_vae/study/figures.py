@@ -46,7 +46,10 @@ def routed_or_not(routed: VAE, unrouted: VAE, heights: tuple[float, ...] = (1.0,
     for axes, model, title in zip(
         figure.subplots(2, 1),
         (routed, unrouted),
-        ("Routed: labels chose, in the backward pass, which number an image may teach", "Not routed: the same model, whose numbers draw what they like, in an order of their own"),
+        (
+            "Routed: labels chose, in the backward pass, which number an image may teach",
+            "Not routed: the same model, whose numbers draw what they like",
+        ),
         strict=True,
     ):
         sheet = model.decode(model.pure(torch.tensor(heights)).transpose(0, 1).flatten(0, 1))

@@ -32,7 +32,7 @@ def publish(runs: Path, readme: Path = README, figures: Path = FIGURES) -> None:
     }
     write_parts(readme, {name: make() for name, make in tables.items()})
     pictures = [runs / "compare" / "compare.png", runs / "compare" / "compare_labels.png"]
-    pictures += [runs / "tradeoff" / "tradeoff.png", runs / "default" / "seed0" / "figures" / "sweeps.png"]
+    pictures.append(runs / "tradeoff" / "tradeoff.png")
     for path in pictures:
         shutil.copyfile(path, figures / path.name)
     print(f"publish: wrote {len(tables)} tables into {readme} and {len(pictures)} figures into {figures}")
