@@ -18,6 +18,7 @@ from .unit_dims import is_conv1d_of_transformers, kind_of, n_units
 __all__ = ["block_sites"]
 
 Fused = Literal["projections", "heads"]
+"""How one layer holds queries, keys and values: one projection after another, or head by head."""
 
 
 @dataclass(frozen=True)

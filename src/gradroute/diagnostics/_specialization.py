@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,17 +17,16 @@ from ._linear_probes import Array, Estimate, Procedure, decode, interval, probe,
 from ._reports import label_name
 from ._specialization_report import Slice, SpecializationReport
 from .harness._batches import Group, group_by_label, length, take
+from .harness._runs import LossStep
 from .harness._site_probes import Probes
 from .harness._untouched import Untouched
 
 __all__ = ["specialization"]
 
-Step: TypeAlias = Callable[[Any], Tensor]
-
 
 def specialization(
     router: Router,
-    step: Step,
+    step: LossStep,
     batch: Any,
     labels: Tensor,
     *,
@@ -177,7 +176,7 @@ def _activations(attached: AttachedSite, run: Callable[[], Any], router: Router,
 
 
 def _losses(
-    router: Router, step: Step, batch: Any, groups: list[Group], untouched: Untouched
+    router: Router, step: LossStep, batch: Any, groups: list[Group], untouched: Untouched
 ) -> tuple[tuple[float, ...], tuple[tuple[float, ...] | None, ...]]:
     """The loss on each label's examples, and with the units of each label off."""
 

@@ -31,6 +31,7 @@ from ._site import Site, routed_parameters
 from ._taught import Taught
 
 Labels: TypeAlias = "Tensor | Mapping[str, Tensor]"
+"""The labels of a batch: one tensor for all sites, or one for each pattern of them; see `gradroute.route`."""
 
 # The masks of the block that each router is in, by the name of its state. Not an attribute of the state, because of
 # Dynamo: what it reaches through a module of torch.nn, such as a hook, it takes for a part of that module, whose shapes

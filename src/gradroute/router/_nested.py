@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from ..errors import SiteError, preview
 
-Step: TypeAlias = int | str
+Key: TypeAlias = int | str
+"""A part of what a module returns or takes: a position, a key, or the name of a field or argument."""
 
 
 Edit: TypeAlias = Callable[[Tensor], Tensor]
 
 
-def edit_output(output: Any, path: tuple[Step, ...], edit: Edit, *, site: str) -> Any:
+def edit_output(output: Any, path: tuple[Key, ...], edit: Edit, *, site: str) -> Any:
     """The output with one tensor edited; containers are copied, so that nobody else's tuple or dict changes.
 
     Raises:
@@ -43,7 +44,7 @@ def edit_output(output: Any, path: tuple[Step, ...], edit: Edit, *, site: str) -
 
 
 def edit_arguments(
-    args: tuple[Any, ...], kwargs: dict[str, Any], path: tuple[Step, ...], names: list[str], edit: Edit, *, site: str
+    args: tuple[Any, ...], kwargs: dict[str, Any], path: tuple[Key, ...], names: list[str], edit: Edit, *, site: str
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A module's arguments with one tensor edited, whether the caller passed it by position or by name.
 
@@ -106,7 +107,7 @@ def map_tensors(nest: Any, function: Edit) -> Any:
     if isinstance(nest, Tensor):
         return function(nest)
     if isinstance(nest, Mapping):
-        steps: list[Step] = list(nest)
+        steps: list[Key] = list(nest)
     elif isinstance(nest, (tuple, list)):
         steps = list(range(len(nest)))
     elif _is_dataclass(nest) and not isinstance(nest, type):
@@ -121,7 +122,7 @@ def map_tensors(nest: Any, function: Edit) -> Any:
     return nest
 
 
-def _with(nest: Any, step: Step, before: Any, after: Any) -> Any:
+def _with(nest: Any, step: Key, before: Any, after: Any) -> Any:
     """A copy of what holds tensors, with another thing at one place: also where that is an attribute as well."""
     if isinstance(nest, tuple):
         items = [after if i == int(step) % len(nest) else item for i, item in enumerate(nest)]

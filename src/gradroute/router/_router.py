@@ -24,6 +24,7 @@ from ._nested import argument_names
 from ._site import Site, check_level, hook_points_of, leads_with_time, match
 
 Sites: TypeAlias = Mapping[str, "RoutingSpec | Site | Sequence[Site]"]
+"""Where to route: from patterns of module names to a spec, a site, or several sites."""
 
 
 class _Block:

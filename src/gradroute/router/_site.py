@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import SiteError, did_you_mean, preview
 from ..spec._spec import RoutingSpec
 from ..unit_dims import unit_dims
-from ._nested import Step
+from ._nested import Key
 
 # Containers of torch that read time before batch unless told batch_first=True.
 _SEQUENCE_MODULES = (
@@ -64,7 +64,7 @@ class Site:
     on: Literal["output", "input"] = "output"
     level: Literal["activations", "parameters"] = "activations"
     dim: int | None = -1
-    index: Step | tuple[Step, ...] | None = None
+    index: Key | tuple[Key, ...] | None = None
     parameters: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -125,7 +125,7 @@ class Site:
         return self.spec.width == 1 and (self.dim is None or self.level == "parameters")
 
     @property
-    def path(self) -> tuple[Step, ...]:
+    def path(self) -> tuple[Key, ...]:
         """The index as steps from the module's output, or from its arguments, to the tensor."""
         if self.index is None:
             return ()

@@ -15,7 +15,7 @@ from ..autograd._functions import masked, route_by
 from ..errors import LabelError, RoutingError
 from ..spec._deferred_mask import BatchMask, DeferredMask
 from ..spec._masks import Mask, align
-from ._nested import Step
+from ._nested import Key
 
 
 class Use(NamedTuple):
@@ -32,7 +32,7 @@ class Use(NamedTuple):
     """
 
     dim: int
-    path: tuple[Step, ...]
+    path: tuple[Key, ...]
     site: str
     time_first: bool
     shape: torch.Size
@@ -64,7 +64,7 @@ class SiteMask:
 
     mask: BatchMask
     dim: int
-    path: tuple[Step, ...]
+    path: tuple[Key, ...]
     site: str
     time_first: bool
     parameters: tuple[str, ...] | None = None

@@ -30,6 +30,7 @@ UNTAUGHT: Final = _Untaught.UNTAUGHT
 """Stands among labels for no label: the units that no label's route names and that are not shared."""
 
 Unlabeled: TypeAlias = "Literal['all', 'none', 'shared'] | Route"
+"""What data without a label may teach."""
 
 
 def canonical_label(label: Hashable) -> Hashable:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import SpecError, preview
 
 Index: TypeAlias = int | slice | Sequence[int] | Sequence[bool] | Tensor
+"""Units: one, a slice, several, or a bool mask as long as the width; see `Route`."""
 
 
 @dataclass(frozen=True, slots=True)

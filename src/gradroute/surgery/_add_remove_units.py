@@ -14,6 +14,7 @@ from ..errors import SiteError, preview
 from . import _resize as resize
 
 Layers: TypeAlias = "nn.Module | Sequence[nn.Module]"
+"""One layer, or several."""
 
 # What a new unit meets in a batch norm: such values that it passes unchanged, but for eps.
 _FRESH_NORM: Final = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}

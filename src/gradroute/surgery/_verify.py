@@ -17,6 +17,7 @@ from ..router._router import Router
 from ..unit_dims import kind_of
 
 Example: TypeAlias = "Tensor | tuple[Any, ...] | Mapping[str, Any]"
+"""What the model is called with: a tensor, positional arguments, or arguments by name."""
 
 
 def model_of(router: Router) -> nn.Module:

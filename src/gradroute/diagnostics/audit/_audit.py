@@ -17,7 +17,7 @@ from ...router._router import Router
 from ...unit_dims import unit_dims
 from ..harness._batches import Group, batch_size, group_by_label, length
 from ..harness._joined_routers import joined, joined_labels
-from ..harness._runs import Run, Runs, Step
+from ..harness._runs import LossStep, Run, Runs
 from ..harness._site_probes import along_units
 from ..harness._untouched import Untouched, norm, trainable
 from ._bypasses import Leaks
@@ -29,7 +29,7 @@ __all__ = ["audit"]
 
 def audit(
     router: Router | Sequence[Router],
-    step: Step,
+    step: LossStep,
     batch: Any,
     labels: Labels | Sequence[Labels],
     *,
@@ -101,7 +101,7 @@ def audit(
 
 
 def audit_knowing(
-    known: Known, router: Router, step: Step, batch: Any, labels: Labels, *, allow: Collection[str]
+    known: Known, router: Router, step: LossStep, batch: Any, labels: Labels, *, allow: Collection[str]
 ) -> AuditReport:
     """`audit`, with what earlier ones found out about the same router and step, which costs most of their time."""
     attachment_of(router).check_usable()

@@ -23,6 +23,7 @@ Kind: TypeAlias = Literal[
     "silent site",
     "unknown path",
 ]
+"""What kind of bypass it is."""
 
 _ROUTES = ("_RouteBatchBackward", "RouteMaskBackward", "ReplacingRouteMaskBackward")
 # What a loss is put together with: weighted sums, means, and their reshaping.

@@ -17,7 +17,7 @@ from ...spec._masks import UNLABELED
 from .._reports import label_name
 from ..harness._batches import few_of_each
 from ..harness._joined_routers import joined, joined_labels
-from ..harness._runs import Step
+from ..harness._runs import LossStep
 from ._audit import audit_knowing
 from ._graph_paths import Kind
 from ._ownership import Known
@@ -26,6 +26,7 @@ from ._report import AuditReport, describe
 __all__ = ["BypassWarning", "PeriodicAudit", "lightning_callback", "transformers_callback"]
 
 Log: TypeAlias = Callable[[dict[str, float], int], object]
+"""What logs metrics, by name, of a step."""
 
 
 class BypassWarning(UserWarning):
@@ -81,7 +82,7 @@ class PeriodicAudit:
     def __init__(
         self,
         router: Router | Sequence[Router],
-        step: Step,
+        step: LossStep,
         *,
         every: int = 1000,
         examples: int = 8,
@@ -185,6 +186,7 @@ def _as_log(log: Any) -> Log | None:
 # ------------------------------------------------------------------ callbacks
 
 LabelsOf = Callable[[Any], "tuple[Any, Labels | Sequence[Labels]]"]
+"""From a batch, what the step takes, and its labels."""
 
 
 def lightning_callback(periodic: PeriodicAudit, split: LabelsOf) -> Any:

@@ -22,7 +22,8 @@ from ._gradient_hooks import GradientHooks
 from ._site_probes import Edit, Probes, Seen
 from ._untouched import Untouched, norm, trainable
 
-Step: TypeAlias = Callable[[Any], Tensor]
+LossStep: TypeAlias = Callable[[Any], Tensor]
+"""From a batch to the loss: the forward pass of a step of training."""
 
 
 @dataclass
@@ -64,7 +65,7 @@ class Runs:
         untouched: What puts the world back.
     """
 
-    def __init__(self, router: Router, step: Step, batch: Any, size: int | None, untouched: Untouched) -> None:
+    def __init__(self, router: Router, step: LossStep, batch: Any, size: int | None, untouched: Untouched) -> None:
         self.router = router
         self._step = step
         self._batch = batch

@@ -18,7 +18,7 @@ from ._exported import IDENTITIES, argument, is_tensor, name_of, place, shape_of
 
 Axis: TypeAlias = "tuple[int, Tensor]"
 """A dimension of a tensor, and something for each position along it, such as whether it is off: bool [size]."""
-Step: TypeAlias = "Callable[[int, Tensor], Axis | None]"
+AxisMap: TypeAlias = "Callable[[int, Tensor], Axis | None]"
 
 ACTIVATIONS: Final = frozenset(
     {"relu", "relu6", "gelu", "silu", "mish", "tanh", "sigmoid", "elu", "selu", "celu", "leaky_relu", "hardtanh"}
@@ -60,8 +60,8 @@ class Edge:
 
     a: Node
     b: Node
-    forth: Step
-    back: Step
+    forth: AxisMap
+    back: AxisMap
 
 
 def edges(node: Node) -> list[Edge]:
@@ -140,7 +140,7 @@ def _along(a: Node, b: Node, dims: Mapping[int, int]) -> Edge:
     """An edge between equal positions of pairs of dimensions, from those of a to those of b."""
     inverse = {there: here for here, there in dims.items()}
 
-    def follow(pairs: Mapping[int, int]) -> Step:
+    def follow(pairs: Mapping[int, int]) -> AxisMap:
         return lambda dim, mask: (pairs[dim], mask) if dim in pairs else None
 
     return Edge(a, b, follow(dims), follow(inverse))
@@ -256,7 +256,7 @@ def _softmax(node: Node) -> Iterator[Edge]:
 def _view(node: Node) -> Iterator[Edge]:
     """An edge to each dimension that units may come to lie along: whole heads, and features of all heads, say."""
 
-    def follow(old: Node, new: Node, along: int) -> Step:
+    def follow(old: Node, new: Node, along: int) -> AxisMap:
         def step(dim: int, mask: Tensor) -> Axis | None:
             found = _slices(mask, dim, shape_of(old), shape_of(new))
             if found is None:
