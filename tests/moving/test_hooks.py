@@ -55,7 +55,7 @@ HOOKS = {
 @given(st.data())
 def test_a_hook_that_returns_a_masked_gradient_is_a_site(kind: str, data: st.DataObject) -> None:
     register, name, on = HOOKS[kind]
-    spec = data.draw(specs(width=WIDTH))
+    spec = data.draw(specs(width=WIDTH, silent=False))
     labels = data.draw(label_tensors(spec, (BATCH,)))
     hooked, routed = net(), net()
     register(hooked, spec.mask(labels).double())

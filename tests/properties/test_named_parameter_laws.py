@@ -106,7 +106,7 @@ def one_at_a_time(module, x, units, dim, names):
 @given(data=st.data())
 def test_named_parameters_learn_by_route_and_all_others_whole(name, data):
     module, x, dim = made(name)
-    spec = data.draw(specs(WIDTH))
+    spec = data.draw(specs(WIDTH, silent=False))
     labels = data.draw(label_tensors(spec, (BATCH,)))
     every = [key for key, _ in module.named_parameters(remove_duplicate=False)]
     names = tuple(data.draw(st.lists(st.sampled_from(every), min_size=1, unique=True)))
@@ -130,7 +130,7 @@ def test_named_parameters_learn_by_route_and_all_others_whole(name, data):
 @given(data=st.data())
 def test_the_reference_agrees_at_both_ends(name, data):
     module, x, dim = made(name)
-    spec = data.draw(specs(WIDTH, hard=True))
+    spec = data.draw(specs(WIDTH, hard=True, silent=False))
     labels = data.draw(label_tensors(spec, (BATCH,), "integer"))
     every = [key for key, _ in module.named_parameters()]
     names = tuple(data.draw(st.lists(st.sampled_from(every), min_size=1, unique=True)))

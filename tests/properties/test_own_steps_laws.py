@@ -132,6 +132,7 @@ def test_entries_of_routed_rows_and_columns_learn_as_single_tensors(name, spec, 
         oracle.check()
 
 
+@pytest.mark.filterwarnings("ignore::gradroute.errors.LabelWarning")
 @pytest.mark.parametrize("first", ["hold", "isolation"])
 @given(specs(hard=True, max_width=5), st.data())
 @settings(max_examples=30, deadline=None)

@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -236,7 +236,7 @@ def test_the_oracle_agrees(name, level, data):
 
 
 @pytest.mark.parametrize("level", ["activations", "parameters"])
-@settings(max_examples=10)
+@settings(max_examples=10, suppress_health_check=[HealthCheck.filter_too_much])
 @given(data=st.data())
 def test_off_rows_learn_exactly_nothing_and_silence_composes_with_ablation(level, data):
     spec = data.draw(of_width)

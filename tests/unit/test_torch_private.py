@@ -486,3 +486,21 @@ def test_leaves_of():
     cache = object()
     assert private.leaves_of(({"a": one, "b": [None, 2]}, cache))[0] is one
     assert private.leaves_of(({"a": one, "b": [None, 2]}, cache))[-2:] == [2, cache]
+
+
+def test_stand_in():
+    parameter, other = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([parameter], lr=0.5)
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)  # puts a step of its own on the instance
+    called = []
+    optimizer.register_step_pre_hook(lambda *_: called.append("pre"))
+    optimizer.register_step_post_hook(lambda *_: called.append("post"))
+    another = private.stand_in(optimizer, [{**optimizer.param_groups[0], "params": [other]}], {})
+    assert type(another) is torch.optim.AdamW
+    assert "step" not in vars(another)
+    other.grad = torch.ones(3)
+    another.step()
+    assert called == []
+    assert other.max() < 1, "with the rate of the other one"
+    assert torch.equal(parameter, torch.ones(2))
+    assert optimizer.param_groups[0]["params"] == [parameter]

@@ -47,7 +47,7 @@ def test_what_is_wrong_is_found(monkeypatch):
     x, labels = torch.randn(5, 3), torch.tensor([0, 1, 0, 0, -1])
     real = hooks.route_mask
 
-    def identity(x, mask, dim, *, replacing):
+    def identity(x, mask, dim, *, replacing, broadcast):
         return x
 
     def scaled(x, mask, dim, *, replacing):
@@ -71,10 +71,10 @@ def test_what_is_wrong_is_found(monkeypatch):
 def test_gradients_that_should_not_be_there_and_ones_that_are_missing_are_found(monkeypatch):
     x, nobody = torch.randn(5, 3), torch.full((5,), gr.UNLABELED)
     spec = gr.RoutingSpec({0: [0, 1], 1: [2, 3]}, 4, unlabeled="none")
-    monkeypatch.setattr(hooks, "route_mask", lambda x, mask, dim, *, replacing: x)
+    monkeypatch.setattr(hooks, "route_mask", lambda x, mask, dim, *, replacing, broadcast: x)
     with pytest.raises(NotRoutedError, match=r"'0\.weight' has a gradient, and should have none"):
         assert_routed(net(), {"0": spec}, x, nobody)
-    monkeypatch.setattr(hooks, "route_mask", lambda x, mask, dim, *, replacing: x.detach())
+    monkeypatch.setattr(hooks, "route_mask", lambda x, mask, dim, *, replacing, broadcast: x.detach())
     with pytest.raises(NotRoutedError, match=r"'0\.weight' has no gradient, and should have one"):
         assert_routed(net(), {"0": spec}, x, torch.zeros_like(nobody))
 
