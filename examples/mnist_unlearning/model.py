@@ -25,17 +25,20 @@ def build(settings: Settings, seed: int) -> nn.Sequential:
     return model
 
 
-def split_of(settings: Settings) -> gr.RoutingSpec:
-    return gr.RoutingSpec.split({"retain": settings.hidden, "forget": settings.reserved})
+def split_of(settings: Settings, *, silent: bool = False) -> gr.RoutingSpec:
+    """Base and block. With ``silent=True`` the block is off for images labeled "retain"."""
+    sizes = {"retain": settings.hidden, "forget": settings.reserved}
+    return gr.RoutingSpec.split(sizes, silent={"retain": "forget"} if silent else None)
 
 
 def attach(model: nn.Module, settings: Settings, condition: Condition) -> gr.Router:
     """Route: "retain" teaches the base, "forget" the block, unlabeled images both.
 
     At level "activations" the hidden layer alone learns by route, and every image teaches the whole output layer. At
-    level "parameters" an image labeled "forget" does not teach the output layer to read the base, either.
+    level "parameters" an image labeled "forget" does not teach the output layer to read the base, either. Where the
+    base learns without the block, the block is silent for those images that are routed as "retain".
     """
-    spec = split_of(settings)
+    spec = split_of(settings, silent=condition.retain == "ablated")
     if condition.level == "parameters":
         return gr.Router(
             model,

@@ -1,7 +1,7 @@
-"""Training: each batch in two passes, one for the base and one for the block."""
+"""Training: each batch in one pass, in which some images teach the base, and the others the block."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 
 import torch
 from torch import Generator, Tensor, nn
@@ -20,12 +20,14 @@ class Trainer:
 
     A batch of images labeled "retain", "forget" or nothing goes through the model like this:
 
-    - A part of the images labeled "retain", drawn by lot, teaches the base, in a pass without the block.
+    - A part of the images labeled "retain", drawn by lot, teaches the base, and meets the model without the block: its
+      units are silent for them.
     - All others meet the whole model. Those labeled "forget" teach the block, and unlabeled ones base and block. What
       is left of those labeled "retain" teaches the block, too, which has to learn when to be silent.
 
     Where `Condition.retain` is "whole" the first part meets the whole model, too, and nothing else differs. Where it is
-    "together" there is one pass, and all images labeled "retain" teach base and block.
+    "together" all images labeled "retain" teach base and block. Where the optimizer takes two steps for a batch, the
+    two parts are passes of their own.
 
     Args:
         model: From `mnist_unlearning.model.build`.
@@ -81,22 +83,15 @@ class Trainer:
         if self.condition.retain != "together":
             drawn = torch.rand(len(batch), generator=self.generator) < self.settings.base_share
             alone, route = retain & drawn, torch.where(retain, FORGET, known)
-        without_block = self.router.ablated("forget") if self.condition.retain == "ablated" else nullcontext()
-        passes: list[tuple[Tensor, Tensor, AbstractContextManager[object]]] = [
-            (alone, torch.full_like(known, RETAIN), without_block),
-            (~alone, route, nullcontext()),
-        ]
-        self.optimizer.zero_grad()
-        for which, labels, switched in passes:
+        labels = torch.where(alone, RETAIN, route)
+        everything = torch.ones_like(alone)
+        for which in [everything] if self.condition.optimizer == "joint" else [alone, ~alone]:
             if not which.any():
                 continue
-            with switched, self.router(labels[which]):
+            self.optimizer.zero_grad()
+            with self.router(labels[which]):
                 loss = F.cross_entropy(self.model(images[which]), digits[which], reduction="sum") / len(batch)
                 loss.backward()  # type: ignore[no-untyped-call]
-            if self.condition.optimizer != "joint":
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-        if self.condition.optimizer == "joint":
             self.optimizer.step()
 
     def _shuffled(self, index: Tensor, count: int | None) -> Iterator[Tensor]:

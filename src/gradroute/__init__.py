@@ -7,13 +7,15 @@ from .autograd import RouteGradient, RouteMask, route
 from .diagnostics._specialization import specialization
 from .diagnostics._watch import watch
 from .diagnostics.audit import audit
-from .errors import RoutingError, UnroutedWarning
+from .errors import LabelWarning, RoutingError, UnroutedWarning
 from .router import RoutedModule, Router, Site
-from .spec import UNLABELED, Route, RoutingSpec
+from .spec import UNLABELED, UNTAUGHT, Route, RoutingSpec
 
 __version__ = "0.1.0"
 __all__ = [
     "UNLABELED",
+    "UNTAUGHT",
+    "LabelWarning",
     "Route",
     "RouteGradient",
     "RouteMask",

@@ -53,7 +53,8 @@ def block_sites(
     What all labels share, and every example teaches: the biases of the two layers that read (they add to the residual
     stream, and belong to no neuron or head), LayerNorms and RMSNorms, embeddings, and the output head. Route those that
     should not learn so by sites of their own. Where several query heads share one key and value head, these may be
-    taught by every label that may teach one of the query heads.
+    taught by every label that may teach one of the query heads, and are never silent: of a silent head, its queries and
+    what the output projection reads are.
 
     Blocks are found by structure, not by name: modules of one class in a `ModuleList` or `Sequential`, with linear
     layers from the residual width to another one and back (the MLP), and to as many features as heads have and back
@@ -148,11 +149,17 @@ def _tiled(spec: RoutingSpec, times: int) -> RoutingSpec:
     unlabeled = spec.unlabeled
     if isinstance(unlabeled, Route):
         unlabeled = Route(moved(unlabeled.index), unlabeled.weight, unlabeled.elsewhere)
-    return RoutingSpec(routes, spec.width * times, shared=moved(spec.shared), unlabeled=unlabeled)
+    return RoutingSpec(
+        routes, spec.width * times, shared=moved(spec.shared), unlabeled=unlabeled, silent=spec.silent_argument
+    )
 
 
 def _grouped(spec: RoutingSpec, size: int) -> RoutingSpec:
-    """The spec over groups of `size` consecutive units: a label may teach a group if it may teach a unit in it."""
+    """The spec over groups of `size` consecutive units: a label may teach a group if it may teach a unit in it.
+
+    None of them is silent, since a unit of the group may be one that is on. Those that are off are so where they are
+    read, at the input of the output projection.
+    """
     rules = [*spec.routes.values(), *([spec.unlabeled] if isinstance(spec.unlabeled, Route) else [])]
     if any(rule.weight != 1 or rule.elsewhere != 0 for rule in rules):
         raise SpecError("heads that share keys and values can be routed by weights 1 and 0 only.")

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 __all__ = [
     "LabelError",
+    "LabelWarning",
     "LeakError",
     "NotRoutedError",
     "RoutingError",
@@ -47,6 +48,10 @@ class NotRoutedError(RoutingError, AssertionError):
 
 class UnroutedWarning(UserWarning):
     """A model with a router attached ran a training forward pass while no labels were set, so nothing was routed."""
+
+
+class LabelWarning(UserWarning):
+    """Labels fit, and probably do not mean what they were meant to: sets of labels that were given as floats."""
 
 
 def missing_package(what: str, package: str, extra: str) -> str:

@@ -37,10 +37,12 @@ class Drawn:
     unlabeled: str
     level: str
     on: str
+    silent: tuple[frozenset[int], ...] = (frozenset(),) * (LABELS + 1)  # for each label, and unlabeled data last
 
     def site(self) -> gr.Site:
         routes = {i: gr.Route(list(r.index), r.weight, r.elsewhere) for i, r in enumerate(self.routes)}
-        spec = gr.RoutingSpec(routes, WIDTH, unlabeled=self.unlabeled)
+        silent = {key: sorted(self.silent[key]) for key in (*range(LABELS), -1) if self.off_for(key)}
+        spec = gr.RoutingSpec(routes, WIDTH, unlabeled=self.unlabeled, silent=silent)
         path = self.slot.path if self.on == "output" else ()
         index = None if not path else path[0]
         return gr.Site(spec, on=self.on, level=self.level, dim=self.slot.dim, index=index)
@@ -57,11 +59,27 @@ class Drawn:
 
         off = self.units_of(ablated) - self.units_of(frozenset(range(LABELS)) - ablated)
         on_units = torch.tensor([[unit not in off for unit in range(WIDTH)]])
+        if labels is not None:
+            on_units = on_units & ~self.off(labels)
         path = self.slot.path if self.on == "output" else ()
         return Place(
             *(self.slot.name, lambda x: spread(weights, x), self.level, self.on, path),
-            on_units=(lambda x: spread(on_units, x)) if off else None,
+            on_units=None if bool(on_units.all()) else lambda x: spread(on_units, x),
         )
+
+    def off_for(self, label: int) -> set[int]:
+        """The units that are off for the examples of a label: those that the labels it silences teach alone."""
+        silenced = self.silent[label]
+        return self.units_of(silenced) - self.units_of(frozenset(range(LABELS)) - silenced)
+
+    def off(self, labels: Tensor) -> Tensor:
+        """[B, D] or [B, T, D]: which units all labels of an example or position have off."""
+        if labels.dtype == torch.bool or labels.is_floating_point():
+            several = [[i for i in range(LABELS) if row[i]] or [-1] for row in labels.tolist()]
+            rows = [[all(u in self.off_for(i) for i in some) for u in range(WIDTH)] for some in several]
+            return torch.tensor(rows)
+        rows = [[u in self.off_for(i) for u in range(WIDTH)] for i in labels.flatten().tolist()]
+        return torch.tensor(rows).reshape(*labels.shape, WIDTH)
 
     def units_of(self, labels: frozenset[int]) -> set[int]:
         """The units that belong to these labels: those of their routes, unless a route has no weight."""
@@ -71,8 +89,8 @@ class Drawn:
         """[B, D] or [B, T, D]: the weight of each unit for each example or position; 1 without labels."""
         if labels is None:
             return torch.ones(BATCH, WIDTH)
-        rows = [route.row() for route in self.routes]
-        unknown = [1.0 if self.unlabeled == "all" else 0.0] * WIDTH
+        rows = [[0.0 if u in self.off_for(i) else w for u, w in enumerate(r.row())] for i, r in enumerate(self.routes)]
+        unknown = [1.0 if self.unlabeled == "all" and u not in self.off_for(-1) else 0.0 for u in range(WIDTH)]
         if labels.dtype == torch.bool:
             return torch.tensor(
                 [union([rows[i] for i in range(LABELS) if some[i]], unknown) for some in labels.tolist()]
@@ -97,6 +115,16 @@ hard = st.builds(Route, indices, st.just(1.0), st.just(0.0))
 soft = st.builds(Route, indices, st.sampled_from([1.0, 0.5, -1.0]), st.sampled_from([0.0, 0.25]))
 
 
+NOTHING = (frozenset(),) * (LABELS + 1)
+silences = st.integers(0, 2**9 - 1).map(lambda seed: _silence(seed))  # noqa: PLW0108  # is below
+
+
+def _silence(seed: int) -> tuple[frozenset[int], ...]:
+    numbers = torch.Generator().manual_seed(seed)
+    chosen = (torch.rand(LABELS + 1, LABELS, generator=numbers) < 0.4).tolist()
+    return tuple(frozenset(j for j in range(LABELS) if row[j] and j != i) for i, row in enumerate(chosen))
+
+
 @st.composite
 def sites(draw: Any, names: tuple[str, ...]) -> list[Drawn]:
     """One to three sites; at level "parameters" not two on one module, whose parameters both would mask."""
@@ -110,7 +138,8 @@ def sites(draw: Any, names: tuple[str, ...]) -> list[Drawn]:
         if any(other.level == "parameters" for other in there):
             level = "activations"
         routes = draw(st.lists(draw(st.sampled_from([hard, soft])), min_size=LABELS, max_size=LABELS))
-        found.append(Drawn(slot, tuple(routes), draw(st.sampled_from(["all", "none"])), level, on))
+        unlabeled = draw(st.sampled_from(["all", "none"]))
+        found.append(Drawn(slot, tuple(routes), unlabeled, level, on, draw(st.one_of(st.just(NOTHING), silences))))
     return found
 
 
@@ -144,6 +173,6 @@ def _tensor(dtype: torch.dtype, positions: bool, seed: int) -> Tensor:
     if dtype == torch.bool:
         return torch.rand(BATCH, LABELS, generator=numbers) < 0.4
     if dtype == torch.float32:
-        return torch.tensor([0.0, 0.25, 1.0])[torch.randint(3, (BATCH, LABELS), generator=numbers)]
+        return torch.tensor([0.0, 0.25, 0.75])[torch.randint(3, (BATCH, LABELS), generator=numbers)]
     lowest = 0 if dtype == torch.uint8 else -1
     return torch.randint(lowest, LABELS, (BATCH, TIME) if positions else (BATCH,), generator=numbers).to(dtype)

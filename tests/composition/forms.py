@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import gradroute as gr
-from gradroute.testing._oracle import along, closed_entries, oracle_row, scaled, stopped
+from gradroute.testing._oracle import along, closed_entries, oracle_row, oracle_silent_row, scaled, silenced, stopped
 
 #: Of what Dynamo of these versions cannot do, or says otherwise, the tests of this folder ask less.
 BEFORE_2_12 = torch.__version__ < "2.12"
@@ -18,6 +18,7 @@ BEFORE_2_12 = torch.__version__ < "2.12"
 FORMS = ("functional", "router", "routed_module")
 INPUTS, WIDTH, OUTPUTS = 5, 6, 3
 SPEC = gr.RoutingSpec({"retain": slice(0, 3), "forget": slice(3, 5)}, WIDTH, shared=5)
+SILENT = gr.RoutingSpec(SPEC.routes, WIDTH, shared=5, silent={"retain": "forget"})
 SOFT = gr.RoutingSpec(
     {"retain": gr.Route(slice(0, 3), weight=0.5), "forget": gr.Route(slice(3, 5), weight=2.0, elsewhere=-0.25)}, WIDTH
 )
@@ -44,13 +45,24 @@ def oracle_rows(labels: Tensor, spec: gr.RoutingSpec) -> Tensor:
     return torch.where(labels.any(-1, keepdim=True), union, rows[-1])
 
 
+def oracle_off(labels: Tensor, spec: gr.RoutingSpec) -> Tensor:
+    """`gradroute.testing.oracle_silent` in such operations."""
+    rows = torch.tensor([oracle_silent_row(spec, label) for label in (*spec.labels, gr.UNLABELED)])
+    if not (labels.is_floating_point() or labels.dtype == torch.bool):
+        return rows.index_select(0, labels.reshape(-1) % len(rows)).view(*labels.shape, spec.width)
+    has = labels != 0
+    on = (has[..., None] & ~rows[:-1]).any(-2)
+    return torch.where(has.any(-1, keepdim=True), ~on, rows[-1])
+
+
 def oracle_route(x: Tensor, labels: Tensor, spec: gr.RoutingSpec, *, dim: int = -1) -> Tensor:
     """What routing means, in operations that autograd knows: for finite x, and labels that lead its shape."""
     mask = along(oracle_rows(labels, spec), x.ndim, dim).to(x.dtype)
     # Told by the spec, since transforms cannot look into a mask.
     rows = [oracle_row(spec, label) for label in (*spec.labels, gr.UNLABELED)]
     hard = all(weight in (0, 1) for row in rows for weight in row) and not labels.is_floating_point()
-    return stopped(x, mask) if hard else scaled(x, mask)
+    routed = stopped(x, mask) if hard else scaled(x, mask)
+    return silenced(routed, along(oracle_off(labels, spec), x.ndim, dim)) if spec.silent else routed
 
 
 class Net(nn.Module):

@@ -5,7 +5,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import gradroute as gr
-from composition.forms import SPEC, Net, Routed, oracle_rows
+from composition.forms import SPEC, Net, Routed, oracle_off, oracle_rows
+from gradroute.testing._oracle import silenced
 
 
 def sites(spec: gr.RoutingSpec) -> dict[str, gr.Site]:
@@ -22,7 +23,8 @@ class Oracle(Net):
         mask = oracle_rows(labels, self.spec)
         fixed = {name: parameter.detach() for name, parameter in self.named_parameters()}
         learning, rest = self.encoder(x), F.linear(x, fixed["encoder.weight"], fixed["encoder.bias"])
-        h = torch.tanh(scaled(learning, mask) + scaled(rest, 1 - mask) - rest.detach())
+        z = scaled(learning, mask) + scaled(rest, 1 - mask) - rest.detach()
+        h = torch.tanh(silenced(z, oracle_off(labels, self.spec)) if self.spec.silent else z)
         # tanh is smooth, so a value that is off by rounding would be seen; the sum above is exact up to rounding.
         return F.linear(h * mask, self.decoder.weight, self.decoder.bias) + F.linear(
             h * (1 - mask), fixed["decoder.weight"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from composition import parameter_forms
-from composition.forms import Expected, assert_same, batch, expected_gradients
+from composition.forms import SILENT, Expected, assert_same, batch, expected_gradients
 from composition.two_processes import run_in_two_processes
 
 SCRIPT = Path(__file__).parent / "scripts" / "distributed.py"
@@ -53,6 +53,22 @@ def test_parameters_learn_by_route_on_two_processes_as_on_one(found, form: str, 
     expected = {name: gradient / len(x) for name, gradient in parameter_forms.expected(x, labels).items()}
     rounding = {"rtol": 0.05, "atol": 0.05} if "bfloat16" in strategy else {"rtol": 1e-4, "atol": 1e-5}
     torch.testing.assert_close(found[strategy][f"{form}, parameters"], expected, **rounding)
+
+
+@pytest.mark.xdist_group("distributed")
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        pytest.param(name, marks=pytest.mark.supports(f"silent units: {title}", forms=["routed_module"]))
+        for name, title in TITLES.items()
+    ],
+)
+def test_units_are_silent_on_two_processes_as_on_one(found, strategy: str) -> None:
+    x, labels = batch(16)
+    whole = expected_gradients(x, labels, spec=SILENT)
+    expected = Expected({name: gradient / len(x) for name, gradient in whole.items()}, whole.closed)
+    rounding = {"rtol": 0.05, "atol": 0.05} if "bfloat16" in strategy else {"rtol": 1e-4, "atol": 1e-5}
+    assert_same(found[strategy]["routed_module, silent"], expected, **rounding)
 
 
 def test_the_script_runs_every_strategy_that_is_tested(found) -> None:

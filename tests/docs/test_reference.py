@@ -15,7 +15,7 @@ from gradroute import errors
 from project import public_names
 
 #: What belongs to a value and not to a class or function, so that its page says it in words.
-CONSTANTS = {"gradroute.UNLABELED", "gradroute.spec.UNLABELED"}
+CONSTANTS = {f"{module}.{name}" for module in ("gradroute", "gradroute.spec") for name in ("UNLABELED", "UNTAUGHT")}
 #: A place for mkdocstrings, and the members that are shown if it is a module.
 PLACE = re.compile(r"^::: (\S+)\n((?:    .*\n?)*)", re.M)
 
@@ -39,7 +39,7 @@ def documented() -> list[object]:
 
 def error_classes() -> list[type]:
     of_module = [value for value in vars(errors).values() if inspect.isclass(value)]
-    return [value for value in of_module if issubclass(value, errors.RoutingError | errors.UnroutedWarning)]
+    return [value for value in of_module if issubclass(value, errors.RoutingError | UserWarning)]
 
 
 ERRORS_PAGE = next(page for page in SOURCES if page.name == "errors.md").read_text(encoding="utf-8")
@@ -51,7 +51,7 @@ PUBLIC = [f"{module}.{name}" for module, names in public_names().items() for nam
 @pytest.mark.parametrize("name", PUBLIC)
 def test_every_public_name_is_in_the_reference_once(name: str) -> None:
     if name in CONSTANTS:
-        assert any("`gradroute.UNLABELED`" in page.read_text(encoding="utf-8") for page in SOURCES)
+        assert any(f"`gradroute.{name.rpartition('.')[2]}`" in page.read_text(encoding="utf-8") for page in SOURCES)
         return
     value = getattr(importlib.import_module(name.rpartition(".")[0]), name.rpartition(".")[2])
     assert [each is value for each in documented()].count(True) == 1

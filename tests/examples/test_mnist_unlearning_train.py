@@ -239,6 +239,30 @@ def test_the_contracted_model_computes_the_same_without_the_block() -> None:
     torch.testing.assert_close(smaller(images), found.model(images))
 
 
+@pytest.mark.parametrize("level", ["activations", "parameters"])
+def test_one_pass_with_a_silent_block_learns_what_two_passes_did(level: Any) -> None:
+    """By hand: the part that teaches the base with the block ablated, the rest with it, and one step for both."""
+    found = trainer(replace(ROUTED, level=level, fraction=0.7))
+    nn.init.normal_(found.model[2].weight, std=0.1)  # so that the block says something
+    batch = torch.arange(60)
+    twice = build(SETTINGS, seed=0)
+    twice.load_state_dict(found.model.state_dict())
+    router = attach(twice, SETTINGS, replace(ROUTED, level=level, retain="whole"))
+    known = found.known[batch]
+    drawn = torch.rand(60, generator=torch.Generator().manual_seed(0)) < SETTINGS.base_share
+    alone = (known == RETAIN) & drawn
+    route = torch.where(known == RETAIN, FORGET, known)
+    assert {*route[~alone].tolist()} == {FORGET, gr.UNLABELED}
+    images, digits = pixels(TRAIN.images[batch]), TRAIN.labels[batch]
+    for which, labels, block in [(alone, known, router.ablated("forget")), (~alone, route, nullcontext())]:
+        with block, router(labels[which]):
+            (F.cross_entropy(twice(images[which]), digits[which], reduction="sum") / 60).backward()
+    found.step(batch)
+    for one, two in zip(found.model.parameters(), twice.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, two.grad, rtol=1e-5, atol=1e-7)
+        assert two.grad.any()
+
+
 class Scores(nn.Module):
     """Of an image the scores that follow from its first ten pixels, with a constant added to one."""
 

@@ -15,7 +15,9 @@ every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES.value
 def spec_of_width(width):
     """Hard specs over so many units, of which the routes name the first few."""
     return specs(hard=True, max_width=min(width, 16)).map(
-        lambda spec: gr.RoutingSpec(dict(spec.routes), width, shared=spec.shared, unlabeled=spec.unlabeled)
+        lambda spec: gr.RoutingSpec(
+            dict(spec.routes), width, shared=spec.shared, unlabeled=spec.unlabeled, silent=spec.silent_argument
+        )
     )
 
 

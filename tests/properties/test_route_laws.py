@@ -39,9 +39,9 @@ def same_bits(a, b):
 
 
 @st.composite
-def cases(draw, hard=False, kind=None, dtypes=DTYPES, min_batch=0):
+def cases(draw, *, hard=False, kind=None, dtypes=DTYPES, min_batch=0, silent=False):
     """A spec, labels, the shape of a tensor that they fit, its routed dim (from either end), and a dtype."""
-    spec = draw(specs(hard=hard))
+    spec = draw(specs(hard=hard, silent=silent))
     others = draw(st.lists(st.integers(0, 3), min_size=1, max_size=3))
     others[0] = max(others[0], min_batch)
     dim = draw(st.integers(0, len(others)))
@@ -64,7 +64,7 @@ def test_forward_is_the_identity_bit_for_bit_and_copies_nothing(case, seed):
     assert y.stride() == x.stride()
 
 
-@given(cases(), seeds)
+@given(cases(silent=True), seeds)
 def test_gradient_is_the_upstream_one_times_the_mask(case, seed):
     spec, batch_labels, shape, dim, dtype = case
     x, upstream = tensor(shape, dtype, seed), tensor(shape, dtype, seed + 1)
@@ -73,7 +73,7 @@ def test_gradient_is_the_upstream_one_times_the_mask(case, seed):
     torch.testing.assert_close(got, upstream * mask.to(dtype))
 
 
-@given(cases(hard=True, kind="integer") | cases(hard=True, kind="multi-hot"), seeds)
+@given(cases(hard=True, kind="integer", silent=True) | cases(hard=True, kind="multi-hot", silent=True), seeds)
 def test_hard_masks_give_the_gradient_of_the_where_oracle_bit_for_bit(case, seed):
     spec, batch_labels, shape, dim, dtype = case
     x, upstream = tensor(shape, dtype, seed), tensor(shape, dtype, seed + 1, special=True)
@@ -81,7 +81,7 @@ def test_hard_masks_give_the_gradient_of_the_where_oracle_bit_for_bit(case, seed
     assert same_bits(got, gradient(x, upstream, lambda x: oracle(x, batch_labels, spec, dim=dim)))
 
 
-@given(cases(), seeds)
+@given(cases(silent=True), seeds)
 def test_gradient_is_exactly_zero_off_route_and_untouched_where_the_weight_is_one(case, seed):
     spec, batch_labels, shape, dim, dtype = case
     upstream = tensor(shape, dtype, seed, special=True)
@@ -126,7 +126,7 @@ def test_disjoint_routes_that_cover_all_units_sum_to_the_unrouted_gradient(sizes
     assert torch.equal(sum(of_label(label) for label in spec.labels), upstream)
 
 
-@given(cases(min_batch=1), seeds, st.randoms(use_true_random=False))
+@given(cases(min_batch=1, silent=True), seeds, st.randoms(use_true_random=False))
 def test_permuting_a_batch_permutes_its_gradients(case, seed, random):
     spec, batch_labels, shape, dim, dtype = case
     dim %= len(shape)
@@ -146,7 +146,7 @@ def test_permuting_a_batch_permutes_its_gradients(case, seed, random):
 
 @given(st.data(), seeds)
 def test_relabeling_the_spec_and_the_data_alike_changes_nothing(data, seed):
-    spec = data.draw(specs())
+    spec = data.draw(specs(silent=False))
     ids = data.draw(label_tensors(spec, (3,), "integer"))
     names = [gr.UNLABELED if i == gr.UNLABELED else i for i in ids.tolist()]
     if not all(isinstance(label, int) for label in spec.labels):
@@ -163,7 +163,7 @@ def test_relabeling_the_spec_and_the_data_alike_changes_nothing(data, seed):
     assert torch.equal(got, gradient(x, upstream, lambda x: gr.route(x, new_ids, renamed)))
 
 
-@given(cases(), seeds)
+@given(cases(silent=True), seeds)
 def test_routing_twice_multiplies_the_masks(case, seed):
     spec, batch_labels, shape, dim, _ = case
     other = gr.RoutingSpec({0: gr.Route(0, 0.5, elsewhere=0.25)}, spec.width)

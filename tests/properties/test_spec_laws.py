@@ -61,7 +61,7 @@ def test_equal_specs_have_equal_tables_and_hashes(a, b):
         assert hash(a) == hash(b)
         assert torch.equal(a.table, b.table)
     elif a.labels == b.labels and a.width == b.width:
-        assert a.routes != b.routes or a.shared != b.shared or a.unlabeled != b.unlabeled
+        assert a.routes != b.routes or a.shared != b.shared or a.unlabeled != b.unlabeled or a.silent != b.silent
 
 
 @given(specs(), st.integers(1, 4))

@@ -33,6 +33,7 @@ from gradroute.diagnostics import (
 )
 from gradroute.errors import (
     LabelError,
+    LabelWarning,
     LeakError,
     NotRoutedError,
     RoutingError,
@@ -72,6 +73,13 @@ def some_spec() -> gr.RoutingSpec:
     assert_type(spec.shared, tuple[int, ...])
     assert_type(spec.indices("forget"), tuple[int, ...])
     assert_type(spec.exclusive("forget"), tuple[int, ...])
+    assert_type(spec.exclusive(gr.UNTAUGHT, "forget"), tuple[int, ...])
+    silent = gr.RoutingSpec.split({"retain": 2, "forget": 1}, silent={"retain": "forget", gr.UNLABELED: ["forget"]})
+    assert_type(silent.silent, Mapping[Hashable, tuple[Hashable, ...] | Literal["others"]])
+    assert_type(silent.silent_mask(torch.tensor([0, 1])), Tensor)
+    assert_type(silent.has_silent, bool)
+    gr.RoutingSpec(silent.routes, 3, silent=silent.silent_argument)
+    assert_type(gr.RoutingSpec.one_per_label(3, silent="others"), gr.RoutingSpec)
     assert_type(spec.encode(["forget", gr.UNLABELED, ["retain"]][:2]), Tensor)
     assert_type(spec.table, Tensor)
     assert_type(spec.mask(torch.tensor([0, 1])), Tensor)
@@ -308,7 +316,13 @@ def errors() -> None:
     ]
     value_errors: list[type[ValueError]] = [*kinds]
     failed_tests: list[type[AssertionError]] = [LeakError, NotRoutedError]
-    warnings: list[type[UserWarning]] = [UnroutedWarning, gr.UnroutedWarning, BypassWarning]
+    warnings: list[type[UserWarning]] = [
+        UnroutedWarning,
+        gr.UnroutedWarning,
+        BypassWarning,
+        gr.LabelWarning,
+        LabelWarning,
+    ]
     assert len(value_errors) == 7
     assert len(failed_tests) == 2
     assert len(warnings) == 3

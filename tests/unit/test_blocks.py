@@ -185,3 +185,29 @@ class TestMisuse:
         soft = gr.RoutingSpec({"retain": gr.Route([0, 1, 2], weight=0.5), "forget": 3}, 4)
         with pytest.raises(gr.errors.SpecError, match="weights 1 and 0 only"):
             block_sites(llama(2), heads=soft)
+
+
+@pytest.mark.parametrize("build", [gpt2, llama, lambda: llama(kv=2)], ids=["gpt2", "llama", "llama, grouped"])
+def test_silent_heads_and_neurons_are_what_their_readers_do_not_see(build):
+    """A silent head or neuron: the block computes what it does where the columns that read it are 0."""
+    torch.manual_seed(0)
+    model = build().eval()
+    heads = gr.RoutingSpec({"retain": [0, 1, 2], "forget": 3}, 4, silent={"retain": "forget"})
+    neurons = gr.RoutingSpec.split({"retain": 20, "forget": 4}, silent={"retain": "forget"})
+    tokens = torch.randint(0, 20, (2, 5))
+    with torch.no_grad():
+        whole = model(tokens, use_cache=False).logits
+    sites = block_sites(model, heads=heads, mlp=neurons)
+    router = gr.Router(model, sites)
+    with torch.no_grad(), router(heads.encode(["retain", "forget"])):
+        found = model(tokens, use_cache=False).logits
+    router.remove()
+    with torch.no_grad():
+        for name, site in sites.items():
+            if site.on == "input":
+                layer = model.get_submodule(name)
+                weight = layer.weight if isinstance(layer, nn.Linear) else layer.weight.t()
+                weight[:, list(site.spec.indices("forget"))] = 0
+        off = model(tokens, use_cache=False).logits
+    torch.testing.assert_close(found, torch.stack([off[0], whole[1]]))
+    assert not torch.allclose(whole[0], off[0], atol=1e-3)

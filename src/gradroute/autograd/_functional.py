@@ -21,7 +21,7 @@ _ZEROS = {dtype: torch.zeros((), dtype=dtype, device="cpu") for dtype in (torch.
 
 
 class _RouteBatch(Function):
-    """Forward: identity. Backward: multiplies the gradient by the mask of the batch's labels.
+    """Forward: identity, but for silent units. Backward: multiplies the gradient by the mask of the batch's labels.
 
     What `route` runs in plain eager mode: a Function in the classic style costs half of one with `setup_context`, and
     it can take the `Mask` itself, so that no mask tensor exists before backward. The mask is kept as an attribute and
@@ -34,6 +34,8 @@ class _RouteBatch(Function):
         ctx.mask = mask
         ctx.dim = dim
         ctx.set_materialize_grads(False)
+        if mask.silences:  # where the mask is 0, so that the backward pass need not know of them
+            return silenced(x, mask, dim)
         return x.detach() if replacing else x  # of which autograd makes a view
 
     @staticmethod
@@ -49,7 +51,8 @@ def route(x: Tensor, labels: Tensor, spec: RoutingSpec, *, dim: int = -1) -> Ten
     """Let each example of x teach, through x, only the units that its label may teach.
 
     Forward: identity; nothing is copied. Backward: the gradient is multiplied by ``spec.mask(labels)`` along `dim`,
-    and is exactly 0 where that is 0.
+    and is exactly 0 where that is 0. Only if the spec has silent units is there a new tensor, in which those of
+    ``spec.silent_mask(labels)`` are exactly 0, whatever x holds there.
 
     Args:
         x: Tensor of any floating dtype, with ``spec.width`` units along `dim`.
@@ -61,12 +64,16 @@ def route(x: Tensor, labels: Tensor, spec: RoutingSpec, *, dim: int = -1) -> Ten
               -1 is unlabeled. A single integer (shape ()) labels the whole batch.
             - bool [..., n_labels]: multi-label. Per unit, the weight of largest magnitude among the set labels; a row
               with none set is unlabeled.
-            - floating [..., n_labels]: a mixture, the weighted sum of the routes. A row of zeros stops the gradient.
+            - floating [..., n_labels]: a mixture, the weighted sum of the routes, so that what two labels of weight 1
+              both teach has weight 2: sets of labels, such as the targets of a binary cross entropy, must be bool.
+              Floats that hold zeros and ones alone, several ones in a row, warn once for a spec. A row of zeros stops
+              the gradient.
         spec: Which units each label may teach.
         dim: The dimension of x that holds the units.
 
     Returns:
-        A view of x with the same values. An in-place operation on it raises, since it would change x too.
+        A view of x with the same values. An in-place operation on it raises, since it would change x too. With silent
+        units a tensor of its own.
 
     Raises:
         LabelError: The labels do not fit the spec or x, or a label is unknown.
@@ -89,11 +96,13 @@ def route(x: Tensor, labels: Tensor, spec: RoutingSpec, *, dim: int = -1) -> Ten
 def route_mask(x: Tensor, mask: Mask, dim: int, *, replacing: bool) -> Tensor:
     """`route` with labels already resolved.
 
-    With ``replacing=True`` the result shares x's memory without being a view of it, so that later in-place operations
-    work on it: right where the result replaces x, as in a hook.
+    Silent units are off. With ``replacing=True`` the result shares x's memory without being a view of it, so that later
+    in-place operations work on it: right where the result replaces x, as in a hook.
     """
     if not (x.is_floating_point() or x.is_complex()):
         raise RoutingError(f"only floating tensors carry gradients to route; got {x.dtype}.")
+    if x.is_nested and mask.silences and not (torch.is_grad_enabled() and x.requires_grad):
+        return silenced(x, mask, dim)
     if x.is_nested:
         raise RoutingError("nested tensors cannot be routed: route their values(), with one label for each of them.")
     if private.is_distributed(x):
@@ -110,14 +119,14 @@ def route_mask(x: Tensor, mask: Mask, dim: int, *, replacing: bool) -> Tensor:
                     "an exported program has no backward of its own, so whoever trained it would train it unrouted. "
                     "Export without labels or under torch.no_grad()."
                 )
-            return x
+            return silenced(x, mask, dim)
         if private.FUNCTIONS_COMPILE:
             from . import _dynamo  # noqa: F401, PLC0415  # runs while Dynamo traces: see there
         return _route_transformed(x, mask, dim, replacing)
     if private.transforms_active():
         return _route_transformed(x, mask, dim, replacing)
     if not (torch.is_grad_enabled() and x.requires_grad) and not private.forward_mode():
-        return x
+        return silenced(x, mask, dim)
     # Outside torch.func, forward-mode differentiation demands that the tangent of a view be a view, and ours is none.
     return _RouteBatch.apply(x, mask, dim, replacing or private.forward_mode())  # type: ignore[no-any-return]
 
@@ -125,7 +134,22 @@ def route_mask(x: Tensor, mask: Mask, dim: int, *, replacing: bool) -> Tensor:
 def _route_transformed(x: Tensor, mask: Mask, dim: int, replacing: bool) -> Tensor:
     # A bool mask where possible: it is a quarter of the size. The compiler saves labels and recomputes it.
     dtype = torch.bool if mask.is_hard else torch.float32
-    return route_by(x, align(mask.tensor(dtype, x.device), x.ndim, dim), replacing=replacing)
+    routed = align(mask.tensor(dtype, x.device), x.ndim, dim)
+    # Silent units first: what is routed then is a new tensor, that nobody else holds.
+    return route_by(silenced(x, mask, dim), routed, replacing=replacing or mask.silences)
+
+
+def silenced(x: Tensor, mask: Mask, dim: int) -> Tensor:
+    """X with the silent units of a batch exactly 0, in a new tensor; x itself where the spec has none."""
+    if not mask.silences:
+        return x
+    if x.is_nested:  # which the fast path of nn.TransformerEncoder makes of batches that are padded at the end
+        parts = []
+        for i, one in enumerate(x.unbind()):
+            own, batch = mask.of_example(i, len(one), of=x.size(0)), one.unsqueeze(0)
+            parts.append(silenced(batch, own, own.check_fits(batch.shape, dim)).squeeze(0))
+        return torch.nested.as_nested_tensor(parts, layout=x.layout)
+    return torch.where(align(mask.off(x.device), x.ndim, dim), 0, x)
 
 
 def masked_by(grad: Tensor, mask: Mask, dim: int) -> Tensor:

@@ -35,7 +35,7 @@ class RouteGradient(nn.Module):
         self.dim = dim
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        """Forward: x. Backward: the gradient times the mask of the labels.
+        """Forward: x, with silent units off. Backward: the gradient times the mask of the labels.
 
         Raises:
             LabelError: As `gradroute.route`.

@@ -45,7 +45,8 @@ def specialization(
     the units of one label are off. Probes are fitted once more to shuffled labels: what they find there is what this
     procedure finds where there is nothing to find.
 
-    A unit has one value for each example: the mean over all dimensions other than batch and units.
+    A unit has one value for each example: the mean over all dimensions other than batch and units. The model runs
+    without labels, so that no unit is silent.
 
     Args:
         router: The router.

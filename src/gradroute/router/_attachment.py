@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from .. import _torch_private as private
 from ..errors import LabelError, SpecError, UnroutedWarning, UsageError, did_you_mean
+from ..spec._checks import UNTAUGHT
 from ..spec._masks import Mask
 from ..spec._spec import RoutingSpec
 from ._checkpointing import FirstPasses, InFlight
@@ -238,12 +239,13 @@ class Attachment:
             SpecError: No site knows one of the labels.
         """
         for label in ablated:
-            if not any(label in group.spec.labels for group in self.groups):
-                known = {known: None for group in self.groups for known in group.spec.labels}
-                raise SpecError(f"{label!r} is not a label of any site of this router. {did_you_mean(label, known)}")
+            if label is not UNTAUGHT and not any(label in group.spec.labels for group in self.groups):
+                labels = {known: None for group in self.groups for known in group.spec.labels}
+                raise SpecError(f"{label!r} is not a label of any site of this router. {did_you_mean(label, labels)}")
         kept: list[Tensor | None] = []
         for group in self.groups:
-            off = group.spec.exclusive(*(label for label in ablated if label in group.spec.labels))
+            known = group.spec.labels
+            off = group.spec.exclusive(*(label for label in ablated if label is UNTAUGHT or label in known))
             keep = torch.ones(group.spec.width, dtype=torch.bool, device="cpu")
             keep[list(off)] = False
             kept.append(keep if off else None)

@@ -52,11 +52,12 @@ def check_pass(hook: Hook, module: nn.Module, tensors: Any) -> tuple[Mask, ...]:
     if state.suspended:
         return ()
     refuse_other_labels_in_recomputation(hook, kind, region)
-    if kind is Pass.SECOND:  # of which the graph is not used
-        return ()
+    if kind is Pass.SECOND:  # of which the graph is not used; but what is silent is so again
+        return masks_of_first_pass(hook, region) if hook.site.spec.has_silent else ()
     masks = state.masks
     if not masks and module.training and _learns(hook, module, tensors):
         warn_of_missing_labels(hook)
+    refuse_silence_for_ever(hook, masks)
     return masks
 
 
@@ -64,6 +65,7 @@ def _check_traced_pass(hook: Hook, module: nn.Module, tensors: Any) -> tuple[Mas
     """The checks that are made of what is traced. The others are made each time that the code runs."""
     refuse_stray_copy(hook, module, tensors)
     masks = hook.state.masks
+    refuse_silence_for_ever(hook, masks)
     ask_when_it_runs("pass", hook, trains=len(masks) == 0 and module.training and _learns(hook, module, tensors))
     return masks
 
@@ -183,6 +185,7 @@ def masks_for_parameters(hook: Hook) -> tuple[Mask, ...]:
     state = hook.state
     if torch.compiler.is_compiling():
         ask_when_it_runs("parameters", hook)
+        refuse_silence_for_ever(hook, state.masks)
         return state.masks
     kind, region = current_pass()
     _note_reached(hook, kind)
@@ -192,11 +195,47 @@ def masks_for_parameters(hook: Hook) -> tuple[Mask, ...]:
         state.first_passes.note(region, hook.position, state.in_flight())
     if kind is not Pass.SECOND:
         return state.masks
-    first = state.first_passes.of(region, hook.position)
-    if not first:
+    return masks_of_first_pass(hook, region)
+
+
+def masks_of_first_pass(hook: Hook, region: Any) -> tuple[Mask, ...]:
+    """The masks of the first pass that is computed again, whatever labels the router holds by now.
+
+    Where the region held blocks of its own, and so several labels, a recomputation goes through these blocks again.
+    What is silent in it must be what was silent then; for the gradients alone any of the masks would do, since they
+    stay with the first pass.
+
+    Raises:
+        UsageError: It is not known which of several passes this is, or none is known.
+    """
+    first = hook.state.first_passes.of(region, hook.position)
+    now = hook.state.in_flight()
+    for held in first:
+        if held.same_labels(now):
+            return held.masks
+    if not first or (hook.site.spec.has_silent and not all(held.same_labels(first[0]) for held in first)):
         raise _untrusted(hook, "labels")
-    now = state.in_flight()
-    return next((held for held in first if held.same_labels(now)), first[0]).masks
+    return first[0].masks
+
+
+def refuse_silence_for_ever(hook: Hook, masks: tuple[Mask, ...]) -> None:
+    """A program that is exported in a block would have the same places of every batch silent, whatever comes there.
+
+    Raises:
+        UsageError: The labels of the block are none of the program's inputs.
+    """
+    if len(masks) == 0 or not masks[hook.group].silences:
+        return
+    if torch.compiler.is_compiling():
+        for_ever = private.is_exporting() and hook.state.compiled_blocks == 0
+    else:
+        for_ever = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if for_ever:
+        raise UsageError(
+            f"site {hook.name!r}: an exported program does not know this block, and would switch off the units that "
+            "are silent for its labels in every batch, by the place of an example. Export outside of the block, where "
+            "nothing is silent; or give torch.export the labels as an argument: of a RoutedModule, or of gr.route."
+        )
 
 
 def _untrusted(hook: AnySite, what: str, or_else: str = "") -> UsageError:
@@ -284,7 +323,9 @@ def _items(nest: Any) -> tuple[Any, ...]:
 
 def refuse_work_in_place(hook: Hook, module: nn.Module, masks: tuple[Mask, ...]) -> None:
     """A module that works in place on its input writes to a tensor that its caller still holds: see above."""
-    if len(masks) == 0 or hook.routes_parameters or not torch.is_grad_enabled():
+    if len(masks) == 0 or hook.routes_parameters:
+        return
+    if not torch.is_grad_enabled() and not masks[hook.group].silences:
         return
     if getattr(module, "inplace", False) is True:
         raise SiteError(

@@ -22,8 +22,10 @@ from torch.autograd import Function
 
 from .. import _torch_private as private
 from ..errors import RoutingError
+from ..spec._masks import autocast_device
 from ._any_module import routed_run
 from ._layer_gradients import Layer, known_layer
+from ._nested import edit_arguments, edit_output
 from ._second_run import draws_random_numbers
 from ._site import has_learning_tensors
 from ._site_mask import SiteMask
@@ -84,8 +86,21 @@ class OwnForward:
         return type(self.module).forward(self.module, *args, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The module's output, with the gradients of its parameters routed."""
+        """The module's output, with the gradients of its parameters routed, and silent units off at both ends."""
         writers, readers = _masks_of(self.writers), _masks_of(self.readers)
+        for mask in readers:
+            if mask.mask.silences:  # here and not in a hook: a forward method that is called directly meets no hook
+                names = list(self.__signature__.parameters)
+                args, kwargs = edit_arguments(args, kwargs, mask.path, names, mask.silenced, site=mask.site)
+        output = self._routed(args, kwargs, writers, readers)
+        for mask in writers:
+            if mask.mask.silences:
+                output = edit_output(output, mask.path, mask.silenced, site=mask.site)
+        return output
+
+    def _routed(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], writers: list[SiteMask], readers: list[SiteMask]
+    ) -> Any:
         transformed = private.forward_mode() or private.transforms_active()
         learns = torch.is_grad_enabled() and has_learning_tensors(self.module)
         if not (writers or readers) or not (learns or transformed):
@@ -163,7 +178,7 @@ class _OwnParameters(Function):
         if torch.is_grad_enabled() or private.is_wrapped(grad) or private.is_batch_of_gradients(grad):
             return (None, *_composed_gradients(ctx, grad, x, weight, bias), *nothing)
         # Autocast cast in the forward pass; here as there, products are of the output's dtype.
-        with torch.autocast(grad.device.type, enabled=False):
+        with torch.autocast(autocast_device(grad.device), enabled=False):
             narrow_x, narrow_weight = x.to(grad.dtype), weight.to(grad.dtype)
             grad_x = layer.grad_input(grad, narrow_x, narrow_weight).to(x.dtype) if needs[0] else None
             own: tuple[Tensor | None, ...] = (None, None)
@@ -193,7 +208,7 @@ def _composed_gradients(
     inputs: list[Any] = [x, weight, bias]
     wanted = [i for i, needed in enumerate(ctx.needs_input_grad[1:4]) if needed]
     create_graph = torch.is_grad_enabled()
-    with torch.enable_grad(), torch.autocast(grad.device.type, enabled=False):
+    with torch.enable_grad(), torch.autocast(autocast_device(grad.device), enabled=False):
         y = ctx.layer.composed(x, weight, bias, ctx.writers, ctx.readers)
     found = torch.autograd.grad(
         y, [inputs[i] for i in wanted], grad.to(y.dtype), create_graph=create_graph, allow_unused=True

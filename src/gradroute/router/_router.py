@@ -130,8 +130,8 @@ class _Ablated(_Block):
 class Router:
     """Routes the gradients of a model that somebody else wrote, by hooks, without changing a line of it.
 
-    Parameters, state-dict keys and outputs stay as they are. Outside of a ``with router(labels)`` block the model
-    learns unrouted (the first such training pass warns).
+    Parameters and state-dict keys stay as they are, and so do outputs unless a spec has silent units. Outside of a
+    ``with router(labels)`` block the model learns unrouted (the first such training pass warns).
 
     Args:
         model: Any module.
@@ -194,8 +194,10 @@ class Router:
     def ablated(self, *labels: Hashable) -> _Ablated:
         """A context manager in which the units of these labels are off: exactly 0, in training and evaluation alike.
 
-        Units that another label or the shared block may teach stay on. Needs no batch labels; inside
-        ``with router(labels)`` it composes with them.
+        Units that another label or the shared block may teach stay on: those that its route names, whatever it has
+        `elsewhere`. `gradroute.UNTAUGHT` among the labels stands for the units that no label teaches. Needs no batch
+        labels; inside ``with router(labels)`` it composes with them. What is off for the examples of one label only is
+        said by the spec, ``RoutingSpec(..., silent=...)``.
 
         Raises:
             SpecError: No site knows one of the labels.

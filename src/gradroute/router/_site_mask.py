@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..autograd._functional import masked_by
+from ..autograd._functional import masked_by, silenced
 from ..autograd._functions import route_by
 from ..errors import LabelError, RoutingError
 from ..spec._masks import Mask, align
@@ -55,6 +55,12 @@ class SiteMask:
     def on(self, x: Tensor) -> Tensor:
         """A tensor times the mask, at the cost of one multiplication: outside of transforms, without a graph."""
         return masked_by(x, self.mask, self.check(x))
+
+    def silenced(self, x: Tensor) -> Tensor:
+        """A tensor with the silent units of the batch exactly 0, or the tensor itself."""
+        if not self.mask.silences or x.is_nested:
+            return silenced(x, self.mask, self.dim)
+        return silenced(x, self.mask, self.check(x))
 
     def weights(self, x: Tensor) -> Tensor:
         """The mask, such that it broadcasts against x."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import math
 import numbers
 from collections.abc import Hashable
@@ -14,6 +15,20 @@ from ._route import Route
 MAX_INTEGER_KEY: Final = 10_000_000
 """Integer keys index a look-up table of this many entries at most (80 MB)."""
 
+
+class _Untaught(enum.Enum):
+    UNTAUGHT = "untaught"
+
+    def __repr__(self) -> str:
+        return "gradroute.UNTAUGHT"
+
+    def __str__(self) -> str:
+        return "untaught"  # in the names of metrics
+
+
+UNTAUGHT: Final = _Untaught.UNTAUGHT
+"""Stands among labels for no label: the units that no label's route names and that are not shared."""
+
 Unlabeled: TypeAlias = "Literal['all', 'none', 'shared'] | Route"
 
 
@@ -21,8 +36,10 @@ def canonical_label(label: Hashable) -> Hashable:
     """The label itself; of an integer of another type, such as numpy's, a Python integer.
 
     Raises:
-        SpecError: It is a negative or too large integer, or NaN.
+        SpecError: It is a negative or too large integer, NaN, or `UNTAUGHT`.
     """
+    if label is UNTAUGHT:
+        raise SpecError("gradroute.UNTAUGHT stands for the units that no label teaches, and cannot be a label.")
     if isinstance(label, numbers.Integral):
         label = int(label)
         if label < 0:

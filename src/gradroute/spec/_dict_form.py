@@ -8,12 +8,14 @@ from typing import Any, cast
 from ..errors import SpecError, preview
 from ._checks import Unlabeled
 from ._route import Route
+from ._silent import Silent
 
 _KEYS = {"routes", "width", "shared", "unlabeled"}
+_OPTIONAL = {"silent"}  # there where something is
 
 
 def to_dict(
-    routes: Mapping[Hashable, Route], width: int, shared: tuple[int, ...], unlabeled: Unlabeled
+    routes: Mapping[Hashable, Route], width: int, shared: tuple[int, ...], unlabeled: Unlabeled, silent: Silent
 ) -> dict[str, Any]:
     """The dict of `RoutingSpec.to_dict`.
 
@@ -26,12 +28,15 @@ def to_dict(
                 f"label {label!r} is a {type(label).__name__}, which JSON cannot carry: "
                 "name labels by strings or integers, or pickle the spec."
             )
-    return {
+    found = {
         "routes": [[label, _of_route(route)] for label, route in routes.items()],
         "width": width,
         "shared": list(shared),
         "unlabeled": _of_route(unlabeled) if isinstance(unlabeled, Route) else unlabeled,
     }
+    if silent is not None:
+        found["silent"] = [list(rule) for rule in silent.items()] if isinstance(silent, Mapping) else silent
+    return found
 
 
 def arguments_of(data: Any) -> dict[str, Any]:
@@ -40,7 +45,7 @@ def arguments_of(data: Any) -> dict[str, Any]:
     Raises:
         SpecError: It is not such a dict: a key is missing or unknown, or a route is none.
     """
-    if not isinstance(data, Mapping) or set(data) != _KEYS:
+    if not isinstance(data, Mapping) or set(data) - _OPTIONAL != _KEYS:
         given = preview(sorted(map(str, data))) if isinstance(data, Mapping) else repr(type(data).__name__)
         raise SpecError(f"not a dict that RoutingSpec.to_dict wrote: expected the keys {sorted(_KEYS)}; got {given}.")
     try:
@@ -48,14 +53,23 @@ def arguments_of(data: Any) -> dict[str, Any]:
         unlabeled = data["unlabeled"]
         if isinstance(unlabeled, Mapping):
             unlabeled = Route(**unlabeled)
+        silent = data.get("silent")
+        if silent is not None and not isinstance(silent, str):
+            silent = dict(silent)
     except SpecError:
         raise
     except (TypeError, ValueError) as error:
         raise SpecError(
             "not a dict that RoutingSpec.to_dict wrote: its routes must be pairs of a label and a dict with the keys "
-            f"'index', 'weight' and 'elsewhere' ({error})."
+            f"'index', 'weight' and 'elsewhere', and what is silent pairs of labels ({error})."
         ) from None
-    return {"routes": routes, "width": data["width"], "shared": data["shared"], "unlabeled": unlabeled}
+    return {
+        "routes": routes,
+        "width": data["width"],
+        "shared": data["shared"],
+        "unlabeled": unlabeled,
+        "silent": silent,
+    }
 
 
 def _of_route(route: Route) -> dict[str, Any]:

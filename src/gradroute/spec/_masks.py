@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable
 from typing import Final, Literal, TypeAlias
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import _torch_private as private
-from ..errors import LabelError, did_you_mean, preview
+from ..errors import LabelError, LabelWarning, did_you_mean, preview
 
 UNLABELED: Final = -1
 """The label of an example whose label is unknown: its gradient follows the spec's `unlabeled` rule."""
@@ -29,13 +30,23 @@ class MaskTable:
         row_of_key: What a label tensor holds, to its row: int64 [largest key + 2]. The last entry is that of
             unlabeled data, so that indexing with -1 finds it. Integers that are no key find row `n_rows`, which
             does not exist, so that a look-up that no check preceded fails too.
+        off: Of each row, the units that are off, bool [n_rows, width]; None where none are.
     """
 
-    def __init__(self, rows: Tensor, row_of_label: Tensor, labels: tuple[Hashable, ...], *, integer_keys: bool) -> None:
+    def __init__(
+        self,
+        rows: Tensor,
+        row_of_label: Tensor,
+        labels: tuple[Hashable, ...],
+        *,
+        integer_keys: bool,
+        off: Tensor | None = None,
+    ) -> None:
         self.labels = labels
         self.width = rows.shape[1]
         self.rows = rows
         self.row_of_label = row_of_label
+        self.off = off
         keys = torch.tensor(labels if integer_keys else range(len(labels)), device="cpu")
         self.row_of_key = torch.full((int(keys.max()) + 2,), len(rows), device="cpu")
         self.row_of_key[keys] = row_of_label[:-1]
@@ -47,6 +58,7 @@ class MaskTable:
         self._keys_are_rows = self.row_of_key[:-1].tolist() == list(range(len(self.row_of_key) - 1))
         self._has_gaps = bool((self.row_of_key == len(rows)).any())
         self._moved: dict[object, Tensor] = {}
+        self._warned_of_sets = False
 
     def dense(self) -> Tensor:
         """The mask of each label and, last, of unlabeled data: float32 [n_labels + 1, width]."""
@@ -77,8 +89,8 @@ class MaskTable:
                 )
             if labels.dtype == torch.bool:
                 return Mask(self, labels, "union", given=given)
-            if _can_read(labels) and not bool(torch.isfinite(private.unwrapped(labels)).all()):
-                raise LabelError("mixture labels must be finite: NaN or inf found.")
+            if _can_read(labels):
+                self._check_mixture(private.unwrapped(labels))
             return Mask(self, labels, "mixture", given=given)
         if labels.dtype.is_complex:
             raise LabelError(f"labels must have an integer, bool or floating dtype; got {labels.dtype}.")
@@ -96,6 +108,24 @@ class MaskTable:
         entry = torch.where(labels == UNLABELED, last, entry)
         looked_up = lookup.index_select(0, entry.reshape(-1)).view(labels.shape)
         return Mask(self, looked_up, "rows", given=looked_up, copy=False)
+
+    def _check_mixture(self, labels: Tensor) -> None:
+        """Raise for weights that are not finite; warn, once for a spec, of sets of labels that were given as floats."""
+        if not bool(torch.isfinite(labels).all()):
+            raise LabelError("mixture labels must be finite: NaN or inf found.")
+        if self._warned_of_sets:
+            return
+        ones = labels == 1
+        if bool((ones.sum(-1) > 1).any()) and bool((ones | (labels == 0)).all()):
+            self._warned_of_sets = True
+            warnings.warn(
+                f"floating labels are mixtures, the weighted sum of the routes, and these hold only zeros and ones, "
+                f"several in a row: what two set labels both teach is taught twice. If they are sets of labels, such "
+                f"as the targets of a binary cross entropy, give labels.bool(): the union of the routes (labels "
+                f"{preview(self.labels, 3)}).",
+                LabelWarning,
+                stacklevel=4,
+            )
 
     def _signed(self, labels: Tensor) -> Tensor:
         """uint64 labels as int64, without 2**64 - 1 becoming -1, which means unlabeled."""
@@ -156,6 +186,8 @@ class MaskTable:
         """Move the tables to a device ahead of use, so that compiled code finds them there."""
         self._on(device, "rows", self.rows)
         self._on(device, "row_of_key", self.row_of_key)
+        if self.off is not None:
+            self._on(device, "off", self.off)
 
     def weights(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The distinct masks in a dtype (bool: whether the weight is not 0), on a device: [n_rows, width]."""
@@ -277,10 +309,44 @@ class Mask:
         dense = self.table.weights(torch.float32, device)[
             self.table._on(device, "row_of_label", self.table.row_of_label)
         ]
-        # Autocast would round the products to half precision. It knows no meta device, where nothing is computed.
-        with torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False):
+        with torch.autocast(autocast_device(device), enabled=False):  # which would round the products to half precision
             weights = _union(labels, dense, self.table.is_hard) if self.kind == "union" else _mixture(labels, dense)
         return weights.to(dtype)
+
+    @property
+    def silences(self) -> bool:
+        """Whether a unit may be off in the forward pass."""
+        return self.table.off is not None
+
+    def off(self, device: torch.device) -> Tensor:
+        """Which units are off, bool, ``shape + (width,)``, of a table that silences some.
+
+        A unit is on if a label that an example has, in a set or with a weight, has it on. Without any the example is
+        unlabeled.
+        """
+        assert self.table.off is not None
+        labels, rows = self._labels_on(device), self.table._on(device, "off", self.table.off)
+        if self.kind == "rows":
+            return rows.index_select(0, labels.reshape(-1)).view(*self.shape, self.width)
+        of_label = rows[self.table._on(device, "row_of_label", self.table.row_of_label)]
+        with torch.autocast(autocast_device(device), enabled=False):
+            return _off_of_several(labels, of_label)
+
+    def of_example(self, position: int, length: int, *, of: int) -> Mask:
+        """The mask of one of so many examples, a batch of its own, of as many tokens as it has without padding.
+
+        Raises:
+            LabelError: The labels are for another number of examples.
+        """
+        if not self.shape:
+            return self
+        if self.shape[0] != of:
+            raise LabelError(f"labels are for {self.shape[0]} examples, and a nested tensor holds {of}.")
+        self._check_version()
+        labels = self.labels[position : position + 1]
+        if len(self.shape) > 1:
+            labels = labels[:, :length]
+        return Mask(self.table, labels, self.kind, given=labels, copy=False)
 
     def keep(self, ndim: int) -> Tensor:
         """For small tensors, which units keep their gradient, bool, aligned with the last of `ndim` dimensions.
@@ -332,6 +398,11 @@ class Mask:
             )
 
 
+def autocast_device(device: torch.device) -> str:
+    """The device that autocast is told of. It knows no meta device, where nothing is computed."""
+    return "cpu" if device.type == "meta" else device.type
+
+
 def align(weights: Tensor, ndim: int, dim: int) -> Tensor:
     """Weights of shape ``labels.shape + (width,)``, such that they broadcast against a routed tensor: a view."""
     filled = weights.view(*weights.shape[:-1], *[1] * (ndim - weights.ndim), weights.shape[-1])
@@ -369,6 +440,21 @@ def _union(labels: Tensor, dense: Tensor, is_hard: bool) -> Tensor:
             lowest = torch.minimum(lowest, chosen)
         weights = torch.where(highest >= -lowest, highest, lowest)
     return torch.where(labels.any(-1, keepdim=True), weights, dense[-1])
+
+
+def _off_of_several(labels: Tensor, off: Tensor) -> Tensor:
+    """Which units all labels of a set, or of a mixture, have off. Of unlabeled data it is the last row of `off`.
+
+    A weight that is NaN or inf says of no unit that it is on, and may say that it is off: it must open none.
+    """
+    on = (~off[:-1]).float()
+    has = labels if labels.dtype == torch.bool else labels != 0
+    unknown = None
+    if labels.is_floating_point() and not _can_read(labels):  # checked when the labels came
+        unknown = ~torch.isfinite(labels)
+        has = has & ~unknown
+    found = torch.where(has.any(-1, keepdim=True), (has.float() @ on) == 0, off[-1])
+    return found if unknown is None else found | ((unknown.float() @ off[:-1].float()) > 0)
 
 
 def _can_read(tensor: Tensor) -> bool:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from ..errors import SpecError
-from ._checks import Unlabeled, canonical_label, canonical_unlabeled, positive_int
+from ._checks import UNTAUGHT, Unlabeled, canonical_label, canonical_unlabeled, positive_int
 from ._dict_form import arguments_of, to_dict
 from ._masks import UNLABELED, MaskTable, unknown_label
 from ._route import Index, Route, canonical_index, repeated, shown, units_of
+from ._silent import Labels, Silent, Teachers, as_argument, as_code, canonical_silent
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -29,9 +30,15 @@ class RoutingSpec:
         shared: Units that every label may teach, with weight 1 unless the label's own route names them too.
         unlabeled: What unlabeled data may teach: ``"all"`` units, ``"none"``, the ``"shared"`` ones only, or a
             `Route` (which teaches the shared units too, as a label does).
+        silent: Whose units are off, in the forward pass too, for the examples of a label: a mapping from labels to a
+            label, several labels, or ``"others"``, which are all labels but that one. ``{"retain": "forget"}``: for
+            examples of "retain" the units that "forget" alone teaches (``exclusive("forget")``) are exactly 0, and so
+            is their gradient. `UNLABELED` may be a key, too. ``"others"`` in place of a mapping says it of every label
+            (and nothing of unlabeled data).
 
     Raises:
-        SpecError: No label, a negative integer as a label, a width below 1, an index outside the width.
+        SpecError: No label, a negative integer as a label, a width below 1, an index outside the width; a label in
+            `silent` that the spec does not have, or that would silence itself, or a rule that switches nothing off.
 
     Examples:
         >>> spec = RoutingSpec({"retain": slice(0, 3), "forget": 3}, 5, shared=4)
@@ -44,6 +51,10 @@ class RoutingSpec:
         >>> spec.mask(spec.encode(["forget", UNLABELED]))
         tensor([[0., 0., 0., 1., 1.],
                 [1., 1., 1., 1., 1.]])
+        >>> spec = RoutingSpec({"retain": 0, "forget": 1}, 3, shared=2, silent={"retain": "forget"})
+        >>> spec.silent_mask(spec.encode(["retain", "forget"]))
+        tensor([[False,  True, False],
+                [False, False, False]])
 
     References:
         Cloud et al., "Gradient Routing: Masking Gradients to Localize Computation in Neural Networks", 2024
@@ -54,9 +65,11 @@ class RoutingSpec:
     width: int
     shared: tuple[int, ...]
     unlabeled: Unlabeled
+    silent: Mapping[Hashable, Labels]
     # What the rest of the library reads; made from the fields above.
     masks: MaskTable = field(compare=False, repr=False)
     _routes: dict[Hashable, Route] = field(compare=False, repr=False)
+    _teachers: Teachers = field(compare=False, repr=False)
 
     def __init__(
         self,
@@ -65,6 +78,7 @@ class RoutingSpec:
         *,
         shared: Index = (),
         unlabeled: Unlabeled = "all",
+        silent: Silent = None,
     ) -> None:
         width = positive_int(width, "width")
         if not isinstance(routes, Mapping):
@@ -89,17 +103,19 @@ class RoutingSpec:
         set_field(self, "width", width)
         set_field(self, "shared", shared_units)
         set_field(self, "unlabeled", canonical_unlabeled(unlabeled, width))
+        set_field(self, "_teachers", Teachers(resolved, width, shared_units))
+        set_field(self, "silent", MappingProxyType(canonical_silent(silent, self._teachers, resolved)))
         # Built now, not at first use, since first use may be inside a function that torch.compile traces.
         set_field(self, "masks", self._build_masks())
 
     # ------------------------------------------------------------------ constructors
 
     @classmethod
-    def one_per_label(cls, n: int, *, unlabeled: Unlabeled = "all") -> RoutingSpec:
+    def one_per_label(cls, n: int, *, unlabeled: Unlabeled = "all", silent: Silent = None) -> RoutingSpec:
         """Labels 0 to n - 1 over n units: label i may teach unit i, and no other.
 
         Raises:
-            SpecError: n is not an integer of at least 1.
+            SpecError: n is not an integer of at least 1, or `silent` does not fit.
 
         Examples:
             >>> RoutingSpec.one_per_label(3).table
@@ -109,14 +125,17 @@ class RoutingSpec:
                     [1., 1., 1.]])
         """
         n = positive_int(n, "n")
-        return cls({label: label for label in range(n)}, n, unlabeled=unlabeled)
+        return cls({label: label for label in range(n)}, n, unlabeled=unlabeled, silent=silent)
 
     @classmethod
-    def split(cls, sizes: Mapping[Any, int], *, shared: int = 0, unlabeled: Unlabeled = "all") -> RoutingSpec:
+    def split(
+        cls, sizes: Mapping[Any, int], *, shared: int = 0, unlabeled: Unlabeled = "all", silent: Silent = None
+    ) -> RoutingSpec:
         """Consecutive blocks of units, one a label, of the given sizes; a block of `shared` units comes last.
 
         Raises:
-            SpecError: `sizes` is no mapping, a size is negative or not an integer, or there is no unit at all.
+            SpecError: `sizes` is no mapping, a size is negative or not an integer, or there is no unit at all; or
+                `silent` does not fit.
 
         Examples:
             >>> RoutingSpec.split({"retain": 30, "forget": 2}, shared=4)
@@ -134,7 +153,8 @@ class RoutingSpec:
                 raise SpecError(f"the size of block {name!r} must be an integer of at least 0; got {size!r}.")
             blocks.append(slice(start, start + int(size)))
             start += int(size)
-        return cls(dict(zip(sizes, blocks, strict=False)), start, shared=blocks[-1], unlabeled=unlabeled)
+        routes = dict(zip(sizes, blocks, strict=False))
+        return cls(routes, start, shared=blocks[-1], unlabeled=unlabeled, silent=silent)
 
     def repeat(self, k: int) -> RoutingSpec:
         """A spec over width * k units, with k consecutive units for each unit of this one.
@@ -151,7 +171,13 @@ class RoutingSpec:
         k = positive_int(k, "k")
         unlabeled = self.unlabeled.repeat(k, self.width) if isinstance(self.unlabeled, Route) else self.unlabeled
         routes = {label: route.repeat(k, self.width) for label, route in self.routes.items()}
-        return RoutingSpec(routes, self.width * k, shared=repeated(self.shared, k), unlabeled=unlabeled)
+        return RoutingSpec(
+            routes,
+            self.width * k,
+            shared=repeated(self.shared, k),
+            unlabeled=unlabeled,
+            silent=self.silent_argument,
+        )
 
     # ------------------------------------------------------------------ what it says
 
@@ -171,26 +197,22 @@ class RoutingSpec:
     def exclusive(self, *labels: Hashable) -> tuple[int, ...]:
         """The units that these labels may teach, and no other label: ablating the labels switches these units off.
 
-        A route of weight 0 teaches no unit.
+        It is the units that a route names that count: a route of weight 0 teaches none, and what a route has
+        `elsewhere`, on all other units, makes none of them that label's. `gradroute.UNTAUGHT` stands for no label: the
+        units that no route names and that are not shared.
 
         Examples:
-            >>> RoutingSpec({"a": [0, 1], "b": [1, 2]}, 4, shared=3).exclusive("a")
-            (0,)
+            >>> spec = RoutingSpec({"a": [0, 1], "b": Route([1, 2], elsewhere=-0.5)}, 5, shared=3)
+            >>> spec.exclusive("a"), spec.exclusive("a", "b"), spec.exclusive(UNTAUGHT)
+            ((0,), (0, 1, 2), (4,))
 
         Raises:
             SpecError: The spec has no such label.
         """
         for label in labels:
-            self._route(label)
-
-        def taught(route: Route) -> set[int]:
-            return set(route.index) if route.weight != 0 else set()  # type: ignore[arg-type]
-
-        own = set().union(*(taught(self._routes[label]) for label in labels))
-        others = set(self.shared).union(
-            *(taught(route) for label, route in self._routes.items() if label not in labels)
-        )
-        return tuple(sorted(own - others))
+            if label is not UNTAUGHT:
+                self._route(label)
+        return self._teachers.exclusive(labels)
 
     def encode(self, names: Sequence[Any] | Tensor) -> Tensor:
         """Label names to the int64 tensor that `mask` and `route` take.
@@ -267,6 +289,35 @@ class RoutingSpec:
         mask = self.masks.resolve(labels)
         return mask.tensor(torch.float32, mask.labels.device)
 
+    def silent_mask(self, labels: Tensor) -> Tensor:
+        """Which units are off for a batch, in the forward pass and in the backward pass.
+
+        A unit is on if one of an example's labels has it on: of a set, one that is set; of a mixture, one whose weight
+        is not 0. An example without any is unlabeled. What is off is not taught: there `mask` is 0.
+
+        Args:
+            labels: Integer, bool (multi-hot) or floating (mixture) labels; see `gradroute.route`.
+
+        Returns:
+            bool tensor of the shape of `mask`'s, True where a unit is off; all False where the spec has no silent
+            units.
+
+        Raises:
+            LabelError: The labels do not fit the spec.
+
+        Examples:
+            >>> spec = RoutingSpec.one_per_label(3, silent="others")
+            >>> spec.silent_mask(torch.tensor([2, UNLABELED]))
+            tensor([[ True,  True, False],
+                    [False, False, False]])
+            >>> spec.silent_mask(torch.tensor([[True, True, False]]))
+            tensor([[False, False,  True]])
+        """
+        mask = self.masks.resolve(labels)
+        if not mask.silences:
+            return torch.zeros(*mask.shape, self.width, dtype=torch.bool, device=mask.labels.device)
+        return mask.off(mask.labels.device)
+
     # ------------------------------------------------------------------ exchange
 
     def to_dict(self) -> dict[str, Any]:
@@ -279,7 +330,7 @@ class RoutingSpec:
             >>> RoutingSpec.from_dict(RoutingSpec.one_per_label(2).to_dict()) == RoutingSpec.one_per_label(2)
             True
         """
-        return to_dict(self.routes, self.width, self.shared, self.unlabeled)
+        return to_dict(self.routes, self.width, self.shared, self.unlabeled, self.silent_argument)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RoutingSpec:
@@ -292,6 +343,8 @@ class RoutingSpec:
 
     def __repr__(self) -> str:
         suffix = f", unlabeled={self.unlabeled!r}" if self.unlabeled != "all" else ""
+        if self.silent:
+            suffix += f", silent={as_code(self.silent, self._routes)}"
         n = len(self.routes)
         diagonal = all(label == i and route == Route((i,)) for i, (label, route) in enumerate(self.routes.items()))
         if diagonal and n == self.width and not self.shared:
@@ -304,7 +357,7 @@ class RoutingSpec:
         return f"RoutingSpec({{{routes}}}, {self.width}{shared}{suffix})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_rebuild, (dict(self.routes), self.width, self.shared, self.unlabeled))
+        return (_rebuild, (dict(self.routes), self.width, self.shared, self.unlabeled, self.silent_argument))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RoutingSpec:
         return self  # frozen: a copy could never differ
@@ -316,13 +369,27 @@ class RoutingSpec:
         """Whether label tensors hold the spec's own keys (all keys are integers) or positions in `labels`."""
         return all(isinstance(label, int) for label in self.labels)
 
+    @property
+    def has_silent(self) -> bool:
+        """Whether some units are off for some examples, so that the forward pass depends on labels."""
+        return self.masks.off is not None
+
+    @property
+    def silent_argument(self) -> Silent:
+        """What makes the same silent units of a spec with the same labels."""
+        return as_argument(self.silent, self._routes)
+
     def _build_masks(self) -> MaskTable:
-        positions: dict[Route | str, int] = {}
-        row_of_label = [positions.setdefault(route, len(positions)) for route in self.routes.values()]
-        row_of_label.append(positions.setdefault(self.unlabeled, len(positions)))
-        rows = torch.zeros(len(positions), self.width, device="cpu")
+        rules = [*self._routes.items(), (UNLABELED, self.unlabeled)]
+        kinds: dict[tuple[Unlabeled, tuple[int, ...]], int] = {}  # of rules and units that are off, to their row
+        row_of_label = []
+        for label, rule in rules:
+            off = self._teachers.off(label, self.silent[label]) if label in self.silent else ()
+            row_of_label.append(kinds.setdefault((rule, off), len(kinds)))
+        rows = torch.zeros(len(kinds), self.width, device="cpu")
+        silent = torch.zeros(len(kinds), self.width, dtype=torch.bool, device="cpu")
         shared = torch.tensor(self.shared, dtype=torch.int64, device="cpu")
-        for row, rule in zip(rows, positions, strict=True):
+        for row, silent_row, (rule, off) in zip(rows, silent, kinds, strict=True):
             if isinstance(rule, Route):
                 row.fill_(rule.elsewhere)
                 row[shared] = 1.0
@@ -331,7 +398,15 @@ class RoutingSpec:
                 row.fill_(1.0)
             elif rule == "shared":
                 row[shared] = 1.0
-        return MaskTable(rows, torch.tensor(row_of_label, device="cpu"), self.labels, integer_keys=self.integer_keys)
+            silent_row[torch.tensor(off, dtype=torch.int64, device="cpu")] = True
+        rows[silent] = 0.0  # what is off is not taught
+        return MaskTable(
+            rows,
+            torch.tensor(row_of_label, device="cpu"),
+            self.labels,
+            integer_keys=self.integer_keys,
+            off=silent if self.silent else None,
+        )
 
     def _route(self, label: Hashable) -> Route:
         try:
@@ -340,7 +415,7 @@ class RoutingSpec:
             raise SpecError(unknown_label(label, self.labels)) from None
 
     def __hash__(self) -> int:
-        return hash((tuple(self.routes.items()), self.width, self.shared, self.unlabeled))
+        return hash((tuple(self.routes.items()), self.width, self.shared, self.unlabeled, tuple(self.silent.items())))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, RoutingSpec):
@@ -350,9 +425,12 @@ class RoutingSpec:
             self.width == other.width
             and self.shared == other.shared
             and self.unlabeled == other.unlabeled
+            and self.silent == other.silent
             and list(self.routes.items()) == list(other.routes.items())
         )
 
 
-def _rebuild(routes: dict[Any, Route], width: int, shared: tuple[int, ...], unlabeled: Unlabeled) -> RoutingSpec:
-    return RoutingSpec(routes, width, shared=shared, unlabeled=unlabeled)
+def _rebuild(  # as `__reduce__` hands them on
+    routes: dict[Any, Route], width: int, shared: tuple[int, ...], unlabeled: Unlabeled, silent: Silent = None
+) -> RoutingSpec:
+    return RoutingSpec(routes, width, shared=shared, unlabeled=unlabeled, silent=silent)

@@ -28,20 +28,62 @@ def oracle_mask(spec: RoutingSpec, labels: Tensor) -> Tensor:
         rows = [_mixture(spec, entry) for entry in entries]
     else:
         shape = labels.shape
-        integer_keys = all(isinstance(label, int) for label in spec.labels)
-        names = [x if x == UNLABELED or integer_keys else spec.labels[x] for x in labels.reshape(-1).tolist()]
-        rows = [oracle_row(spec, name) for name in names]
+        rows = [oracle_row(spec, name) for name in _names(spec, labels)]
     return torch.tensor(rows, dtype=torch.float32).reshape(*shape, spec.width)
+
+
+def oracle_silent(spec: RoutingSpec, labels: Tensor) -> Tensor:
+    """``spec.silent_mask(labels)``, from the definition and one entry at a time.
+
+    Examples:
+        >>> oracle_silent(RoutingSpec.one_per_label(2, silent="others"), torch.tensor([1, -1]))
+        tensor([[ True, False],
+                [False, False]])
+    """
+    entries, shape = labels, labels.shape
+    if labels.dtype == torch.bool or labels.is_floating_point():
+        entries, shape = labels.reshape(-1, labels.shape[-1]) != 0, labels.shape[:-1]
+        present = [[label for label, has in zip(spec.labels, row, strict=True) if has] for row in entries.tolist()]
+    else:
+        present = [[name] for name in _names(spec, labels)]
+    rows = []
+    for labels_of_one in present:
+        silent = [oracle_silent_row(spec, label) for label in labels_of_one or [UNLABELED]]
+        rows.append([all(off) for off in zip(*silent, strict=True)])
+    return torch.tensor(rows, dtype=torch.bool).reshape(*shape, spec.width)
+
+
+def oracle_silent_row(spec: RoutingSpec, label: Hashable) -> list[bool]:
+    """Which units are off for the examples of one label, or unlabeled ones: those that certain labels alone teach."""
+    if label not in spec.silent:
+        return [False] * spec.width
+    named = spec.silent[label]
+    silent = [other for other in spec.labels if other != label] if named == "others" else list(named)
+
+    def taught(unit: int, by: list[Hashable]) -> bool:
+        return any(spec.routes[one].weight != 0 and unit in spec.indices(one) for one in by)
+
+    speaking = [other for other in spec.labels if other not in silent]
+    units = range(spec.width)
+    return [taught(u, silent) and not taught(u, speaking) and u not in spec.shared for u in units]
+
+
+def _names(spec: RoutingSpec, labels: Tensor) -> list[Hashable]:
+    """The labels that an integer tensor holds, one after the other."""
+    integer_keys = all(isinstance(label, int) for label in spec.labels)
+    return [x if x == UNLABELED or integer_keys else spec.labels[x] for x in labels.reshape(-1).tolist()]
 
 
 def oracle_row(spec: RoutingSpec, label: Hashable) -> list[float]:
     """The mask of one label, or of unlabeled data, unit by unit."""
     rule = spec.unlabeled if label == UNLABELED else spec.routes[label]
     units = range(spec.width)
-    if not isinstance(rule, Route):
-        return [{"all": 1.0, "none": 0.0, "shared": float(unit in spec.shared)}[rule] for unit in units]
-    own = rule.units(spec.width)
-    return [rule.weight if unit in own else 1.0 if unit in spec.shared else rule.elsewhere for unit in units]
+    if isinstance(rule, Route):
+        own = rule.units(spec.width)
+        row = [rule.weight if unit in own else 1.0 if unit in spec.shared else rule.elsewhere for unit in units]
+    else:
+        row = [{"all": 1.0, "none": 0.0, "shared": float(unit in spec.shared)}[rule] for unit in units]
+    return [0.0 if off else weight for off, weight in zip(oracle_silent_row(spec, label), row, strict=True)]
 
 
 def _union(spec: RoutingSpec, chosen: Sequence[Hashable]) -> list[float]:
@@ -67,6 +109,11 @@ def masked(x: Tensor, mask: Tensor) -> Tensor:
     return stopped(x, mask) if bool(((mask == 0) | (mask == 1)).all()) else scaled(x, mask)
 
 
+def silenced(x: Tensor, off: Tensor) -> Tensor:
+    """x, and 0 in the units that are off."""
+    return torch.where(off.to(x.device), torch.zeros((), dtype=x.dtype, device=x.device), x)
+
+
 def stopped(x: Tensor, mask: Tensor) -> Tensor:
     """The value of x, with a gradient only where the mask is not 0."""
     return torch.where(mask != 0, x, x.detach())
@@ -86,7 +133,8 @@ def oracle(x: Tensor, labels: Tensor, spec: RoutingSpec, *, dim: int = -1) -> Te
         >>> x.grad
         tensor([[1., 0.]])
     """
-    return masked(x, along(oracle_mask(spec, labels), x.ndim, dim))
+    routed = masked(x, along(oracle_mask(spec, labels), x.ndim, dim))
+    return silenced(routed, along(oracle_silent(spec, labels), x.ndim, dim)) if spec.silent else routed
 
 
 def closed_entries(loss: Tensor, model: nn.Module) -> dict[str, Tensor | None]:

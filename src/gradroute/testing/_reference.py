@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,20 @@ from ..router._attachment import Labels, attachment_of
 from ..router._nested import argument_names, edit_arguments, edit_output
 from ..router._router import Router
 from ..router._site import Site
-from ._oracle import along, masked, oracle_mask
+from ._oracle import along, masked, oracle_mask, oracle_silent, silenced
 
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
+_Masks: TypeAlias = "tuple[Tensor, Tensor | None]"
+"""Of gradients, and of the units that are off."""
+_SiteMasks: TypeAlias = tuple[Site, _Masks]
+
+
 class Reference:
     """``with Reference(model, router, labels)``: the model's sites, those of a router on its twin, by formula.
+
+    With ``forward_only=True`` only what is silent is so, and all is learned.
 
     Level "activations": ``x.detach() + mask * (x - x.detach())``. Level "parameters": the module runs without learning,
     and once more on its own input, detached (and masked, for what reads), whose value is taken off again.
@@ -29,9 +36,10 @@ class Reference:
     sees a 0, which a NaN would make another NaN of: there `_finite` puts random numbers in its place.
     """
 
-    def __init__(self, model: nn.Module, router: Router, labels: Labels) -> None:
+    def __init__(self, model: nn.Module, router: Router, labels: Labels, *, forward_only: bool = False) -> None:
         self._model = model
         self._labels = labels
+        self._forward_only = forward_only
         self._sites = [
             (hook.name, hook.site, attachment_of(router).groups[hook.group][0]) for hook in attachment_of(router).sites
         ]
@@ -40,14 +48,20 @@ class Reference:
         modules = dict(self._model.named_modules(remove_duplicate=False))
         self._handles = []
         self._forwards: list[nn.Module] = []
-        own: dict[nn.Module, list[tuple[Site, Tensor]]] = {}
+        own: dict[nn.Module, list[_SiteMasks]] = {}
         for name, site, pattern in self._sites:
             module = modules[name]
             labels = self._labels[pattern] if isinstance(self._labels, Mapping) else self._labels
-            mask = oracle_mask(site.spec, labels)
-            if site.level == "parameters" and not isinstance(module, nn.Embedding):
+            off = oracle_silent(site.spec, labels) if site.spec.silent else None
+            mask = oracle_mask(site.spec, labels), off
+            if self._forward_only:
+                if off is None:
+                    continue
+                mask = torch.ones_like(mask[0]), off
+            elif site.level == "parameters" and not isinstance(module, nn.Embedding):
                 own.setdefault(module, []).append((site, mask))
-            elif site.on == "output":
+                continue
+            if site.on == "output":
                 hook = partial(_route_output, site, mask, name)
                 self._handles.append(module.register_forward_hook(hook, prepend=True))
             else:
@@ -71,24 +85,50 @@ def _aligned(mask: Tensor, x: Tensor, dim: int) -> Tensor:
     return along(mask, x.ndim, dim).to(x.device, x.dtype)
 
 
-def _routed(site: Site, mask: Tensor, x: Tensor) -> Tensor:
-    return masked(x, _aligned(mask, x, site.dim))
+def _routed(site: Site, masks: _Masks, x: Tensor) -> Tensor:
+    mask, off = masks
+    x = masked(x, _aligned(mask, x, site.dim))
+    return x if off is None else _silenced(site, off, x)
 
 
-def _route_output(site: Site, mask: Tensor, name: str, *call: Any) -> Any:
+def _silenced(site: Site, off: Tensor, x: Tensor) -> Tensor:
+    return silenced(x, along(off, x.ndim, site.dim))
+
+
+def _route_output(site: Site, mask: _Masks, name: str, *call: Any) -> Any:
     _module, _args, output = call
     return edit_output(output, site.path, partial(_routed, site, mask), site=name)
 
 
-def _route_input(site: Site, mask: Tensor, name: str, *call: Any) -> Any:
+def _route_input(site: Site, mask: _Masks, name: str, *call: Any) -> Any:
     module, args, kwargs = call
     return edit_arguments(args, kwargs, site.path, argument_names(module), partial(_routed, site, mask), site=name)
 
 
-def _own(module: nn.Module, sites: list[tuple[Site, Tensor]], *args: Any, **kwargs: Any) -> Any:
+def _own(module: nn.Module, both: list[_SiteMasks], *args: Any, **kwargs: Any) -> Any:
     """A module's output, whose gradient goes whole to its input, and by route to its own parameters."""
     run = type(module).forward
     names = argument_names_of(run)
+    sites = [(site, mask) for site, (mask, _) in both]
+    silent = [(site, off) for site, (_, off) in both if off is not None]
+    for site, off in silent:
+        if site.on == "input":
+            args, kwargs = edit_arguments(args, kwargs, site.path, names, partial(_silenced, site, off), site="oracle")
+    output = _own_parameters(module, run, names, sites, args, kwargs)
+    for site, off in silent:
+        if site.on == "output":
+            output = edit_output(output, site.path, partial(_silenced, site, off), site="oracle")
+    return output
+
+
+def _own_parameters(  # noqa: PLR0917
+    module: nn.Module,
+    run: Callable[..., Any],
+    names: list[str],
+    sites: list[tuple[Site, Tensor]],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
     fixed = {name: parameter.detach() for name, parameter in module.named_parameters()}
     random = torch.get_rng_state()
     whole = _call(module, run, fixed, args, kwargs)

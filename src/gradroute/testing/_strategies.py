@@ -72,13 +72,14 @@ def routes(width: int, *, hard: bool = False) -> SearchStrategy[Route]:
 
 
 def specs(
-    width: int | None = None, *, hard: bool = False, max_width: int = 6, max_labels: int = 4
+    width: int | None = None, *, hard: bool = False, silent: bool = True, max_width: int = 6, max_labels: int = 4
 ) -> SearchStrategy[RoutingSpec]:
-    """Specs of any kind: integer or string labels, shared units, any rule for unlabeled data.
+    """Specs of any kind: integer or string labels, shared units, any rule for unlabeled data, units that are silent.
 
     Args:
         width: The number of units; by default any from 1 to `max_width`.
         hard: Only weights 1 and 0.
+        silent: Whether some have silent units, so that the forward pass depends on labels.
         max_width: The most units.
         max_labels: The most labels.
 
@@ -101,14 +102,36 @@ def specs(
         kind = draw(st.sampled_from([*_NAMES, st.one_of(_NAMES)]))
         names = draw(st.lists(kind, min_size=1, max_size=max_labels, unique=True))
         rules: SearchStrategy[Any] = st.sampled_from(["all", "none", "shared"])
-        return RoutingSpec(
+        spec = RoutingSpec(
             {name: draw(routes(units, hard=hard)) for name in names},
             units,
             shared=draw(st.just(()) | indices(units)),
             unlabeled=draw(rules | routes(units, hard=hard)),
         )
+        if not silent or not draw(st.booleans()):
+            return spec
+        return RoutingSpec(spec.routes, units, shared=spec.shared, unlabeled=spec.unlabeled, silent=draw(_silent(spec)))
 
     return drawn()
+
+
+def _silent(spec: RoutingSpec) -> SearchStrategy[Any]:
+    """What a spec may be given for `silent`."""
+    n = len(spec.labels)
+
+    def found(bits: list[bool]) -> dict[Hashable, list[Hashable]]:
+        named = zip([*spec.labels, UNLABELED], (bits[row * n : row * n + n] for row in range(n + 1)), strict=True)
+        chosen = {
+            label: [other for other, bit in zip(spec.labels, row, strict=True) if bit and other != label]
+            for label, row in named
+        }
+        return {label: several for label, several in chosen.items() if spec.exclusive(*several)}
+
+    rules: SearchStrategy[Any] = st.lists(st.booleans(), min_size=n * n + n, max_size=n * n + n).map(found)
+    everywhere = "others" not in spec.labels and any(
+        spec.exclusive(*(other for other in spec.labels if other != label)) for label in spec.labels
+    )
+    return st.just("others") | rules if everywhere else rules
 
 
 #: The kinds of labels that `label_tensors` draws.
@@ -144,10 +167,17 @@ def label_tensors(spec: RoutingSpec, shape: tuple[int, ...], kind: str | None = 
         n = len(spec.labels)
         entries = st.booleans() if chosen == "multi-hot" else st.sampled_from([0.0, 0.25, 0.5, 1.0])
         rows = draw(st.lists(st.lists(entries, min_size=n, max_size=n), min_size=size, max_size=size))
+        if chosen == "mixture":
+            rows = [[0.5 * weight for weight in row] if _looks_like_a_set(row) else row for row in rows]
         dtype = torch.bool if chosen == "multi-hot" else draw(st.sampled_from([torch.float32, torch.float64]))
         return torch.tensor(rows, dtype=dtype).reshape(*shape, n)
 
     return drawn()
+
+
+def _looks_like_a_set(row: list[float]) -> bool:
+    """Whether a mixture of such rows alone would be warned of: zeros and ones, and several ones."""
+    return sum(row) > 1 and all(weight in (0, 1) for weight in row)
 
 
 def tensors(shape: tuple[int, ...], *, dtype: torch.dtype = torch.float32) -> SearchStrategy[Tensor]:

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from composition.averaging import share_of
-from composition.forms import FORMS, SPEC, Net, Routed, batch
+from composition.forms import FORMS, SILENT, SPEC, Net, Routed, batch
 from composition.parameter_forms import sites
 
 BF16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
@@ -65,9 +65,10 @@ def without_sync(model, last: bool):
 
 def gradients(form: str, strategy: str) -> dict[str, torch.Tensor]:
     wrap, options, parts = STRATEGIES[strategy]
-    form, _, level = form.partition(", ")
+    form, _, how = form.partition(", ")
+    spec = SILENT if how == "silent" else SPEC
     make = PartlyUsed if "find_unused_parameters" in options else Net
-    routed = Routed(form, make, sites=sites(SPEC) if level == "parameters" else None)
+    routed = Routed(form, make, spec=spec, sites=sites(SPEC) if how == "parameters" else None)
     model = wrap(routed, **options)
     x, labels = (joined.chunk(dist.get_world_size())[dist.get_rank()] for joined in batch(16))
     share = share_of(strategy)
@@ -88,7 +89,7 @@ def main(path: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     try:
-        forms = [*FORMS, "router, parameters", "routed_module, parameters"]
+        forms = [*FORMS, "router, parameters", "routed_module, parameters", "routed_module, silent"]
         found = {strategy: {form: gradients(form, strategy) for form in forms} for strategy in STRATEGIES}
         if dist.get_rank() == 0:
             torch.save(found, path)

@@ -187,3 +187,49 @@ class TestAblated:
         router = gr.Router(nn.Linear(2, 2), {"": gr.RoutingSpec({"a": 0, "b": [0, 1]}, 2)})
         with pytest.raises(UsageError, match="ablating 'a' would switch nothing off"):
             router.ablated("a")
+
+
+QUIET = gr.RoutingSpec({"a": 0, "b": 1}, 4, shared=2, silent={"a": "b"})
+
+
+@pytest.mark.filterwarnings("ignore::gradroute.UnroutedWarning")
+class TestSilentUnits:
+    def test_are_off_in_the_block_for_their_examples_at_every_site_and_nowhere_else(self):
+        layer, x = nn.Linear(3, 4), torch.randn(3, 3)
+        plain = layer(x)
+        other = gr.RoutingSpec({"a": 3, "b": [0, 1, 2]}, 4, silent={"b": "a"})
+        router = gr.Router(layer, {"": [gr.Site(QUIET), gr.Site(other, level="parameters")]})
+        with router(torch.tensor([0, 1, -1])):  # two sites on one tensor: what either has off is off
+            y = layer(x)
+        off = torch.tensor([[False, True, False, False], [False, False, False, True], [False] * 4])
+        assert torch.equal(y, torch.where(off, 0, plain))
+        assert torch.equal(layer(x), plain)
+
+    def test_may_be_written_to_in_place_behind_the_site(self):
+        model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True))
+        with gr.Router(model, {"0": QUIET})(torch.tensor([0, 1])):
+            y = model(torch.randn(2, 3))
+            y.sum().backward()
+        assert y[0, 1] == 0
+        assert model[0].bias.grad[1] == y[1, 1].sign()
+
+    def test_of_a_spec_of_one_unit_are_the_whole_tensor(self):
+        whole = gr.RoutingSpec({"a": [], "b": 0}, 1, silent={"a": "b"})
+        layer = nn.Sequential(nn.Linear(3, 5), nn.Tanh())
+        with gr.Router(layer, {"": gr.Site(whole, level="parameters")})(torch.tensor([0, 1])):
+            y = layer(torch.randn(2, 3))
+        assert not y[0].any()
+        assert y[1].all()
+
+
+@pytest.mark.filterwarnings("ignore::gradroute.UnroutedWarning")
+class TestUntaught:
+    def test_units_are_ablated_by_that_name(self):
+        layer, x = nn.Linear(3, 4), torch.randn(3, 3)
+        router = gr.Router(layer, {"": QUIET})
+        with router.ablated(gr.UNTAUGHT):
+            assert layer(x).ne(0).all(0).tolist() == [True, True, True, False]
+        with router.ablated("b", gr.UNTAUGHT):
+            assert layer(x).ne(0).all(0).tolist() == [True, False, True, False]
+        with pytest.raises(UsageError, match="ablating gradroute.UNTAUGHT would switch nothing off"):
+            gr.Router(layer, {"": gr.RoutingSpec.one_per_label(4)}).ablated(gr.UNTAUGHT)

@@ -72,3 +72,43 @@ def test_labels_on_the_meta_device_are_refused_for_tensors_with_values(labels, l
 
     with pytest.raises(LabelError, match="meta device, which holds no values"):
         use()
+
+
+SETS = torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
+
+
+@pytest.mark.parametrize("use", [lambda spec, x: spec.mask(x), lambda spec, x: gr.route(torch.ones(2, 3), x, spec)])
+def test_sets_of_labels_given_as_floats_are_warned_of_once_for_a_spec(use, recwarn):
+    spec = gr.RoutingSpec({"a": 0, "b": 1, "c": 1}, 3, shared=2)
+    with pytest.warns(gr.LabelWarning, match=r"only zeros and ones, several in a row.*labels.bool\(\)"):
+        use(spec, SETS)
+    use(spec, SETS)
+    assert not recwarn.list
+    assert spec.mask(SETS)[0].tolist() == [1, 1, 2], "a weighted sum"
+    assert spec.mask(SETS.bool())[0].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("labels", [torch.eye(3), 0.5 * SETS, SETS.bool(), torch.tensor([[1.0, 1, 0], [0.5, 0, 0]])])
+def test_mixtures_and_sets_in_their_own_form_are_not_warned_of(labels, recwarn):
+    gr.RoutingSpec.one_per_label(3).mask(labels)
+    assert not recwarn.list
+
+
+def test_integer_labels_pay_nothing_for_what_floats_are_asked(monkeypatch):
+    monkeypatch.setattr(gr.spec._masks.MaskTable, "_check_mixture", None)
+    gr.RoutingSpec.one_per_label(3).mask(torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 4)])
+@pytest.mark.parametrize("kind", ["rows", "union", "mixture"])
+def test_the_mask_of_one_example_is_its_row_as_long_as_it_is(shape, kind):
+    spec = gr.RoutingSpec.one_per_label(3, silent="others")
+    labels = torch.randint(0, 3, shape)
+    given = labels if kind == "rows" else torch.nn.functional.one_hot(labels, 3).to(torch.bool)
+    mask = spec.masks.resolve(given if kind != "mixture" else given.float())
+    one = mask.of_example(1, 2, of=2)
+    cpu = torch.device("cpu")
+    whole = mask.off(cpu)[1:2]
+    assert torch.equal(one.off(cpu), whole[:, :2] if len(shape) > 1 else whole)
+    with pytest.raises(LabelError, match="labels are for 2 examples, and a nested tensor holds 5"):
+        mask.of_example(0, 2, of=5)

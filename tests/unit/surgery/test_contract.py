@@ -128,3 +128,22 @@ def test_what_is_returned_fits_a_screen_and_cannot_be_changed():
     assert dict(contracted.kept).keys() == set(contracted.kept)
     with pytest.raises(TypeError):
         contracted.kept["transformer.h.1.mlp.c_fc.weight"][0] = ()
+
+
+@pytest.mark.parametrize("label", ["forget", gr.UNTAUGHT])
+def test_of_a_spec_with_silent_units_a_model_is_cut_as_of_any_other(label):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 2)).eval()
+    quiet = gr.RoutingSpec({"retain": [0, 1, 2], "forget": [3, 4]}, 8, shared=5, silent={"retain": "forget"})
+    router = gr.Router(model, {"0": quiet})
+    x = torch.randn(6, 5)
+    with router.ablated(label):
+        expected = output(model, x)
+    smaller = contract(router, label, example=x).model
+    agree(output(smaller, x), expected)
+    assert len(smaller[0].weight) == 6
+    ablate_(router, label, example=x)
+    agree(output(model, x), expected)
+    if label == "forget":
+        with router(torch.zeros(6, dtype=torch.long)):
+            agree(output(model, x), expected)

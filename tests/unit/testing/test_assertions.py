@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import gradroute as gr
+from gradroute.autograd import _functional
 from gradroute.router import _hooks as hooks
+from gradroute.router import _site_mask
 from gradroute.testing import NotRoutedError, assert_routed, label_tensors, specs
 from gradroute.testing import _assertions as assertions
 
@@ -174,3 +176,28 @@ def test_sparse_gradients_and_outputs_without_a_graph_may_be_among_others():
 def test_labels_are_drawn_for_sites_that_name_different_ones():
     other = gr.RoutingSpec({"a": [0, 1], "b": [2, 3]}, 4)
     assert_routed(net(), {"0": SPEC, "2": other}, torch.randn(5, 3))
+
+
+@pytest.mark.parametrize("level", ["activations", "parameters"])
+@pytest.mark.parametrize("what", ["forward", "gradient"])
+def test_silence_that_is_lost_is_found(level, what, monkeypatch):
+    quiet = gr.RoutingSpec({"a": [0, 1], "b": 2}, 4, silent={"a": "b"})
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 4), nn.Tanh())
+
+    def loss(model, x):
+        return model(x).exp().sum()  # whose slope at 0 is not 0
+
+    sites, x, ids = {"1": gr.Site(quiet, level=level)}, torch.randn(6, 3), torch.tensor([0, 1, 0, -1, 1, 0])
+    assert_routed(model, sites, x, ids, loss=loss)
+
+    def lost(x, mask, dim):
+        off = torch.zeros_like(x, dtype=torch.bool) if what == "forward" else mask.off(x.device)
+        return torch.where(off, 0, x) if what == "forward" else x - torch.where(off, x.detach(), 0)
+
+    monkeypatch.setattr(_functional, "silenced", lost)
+    monkeypatch.setattr(_site_mask, "silenced", lost)
+    if (level, what) == ("activations", "gradient"):
+        assert_routed(model, sites, x, ids, loss=loss)  # the mask is 0 there, too
+        return
+    with pytest.raises(NotRoutedError):
+        assert_routed(model, sites, x, ids, loss=loss)

@@ -35,7 +35,8 @@ def audit(
 ) -> AuditReport:
     """Measure where the gradient of each label goes, and name what a label trains although its route leaves it out.
 
-    The step is run again and again, on the examples of one label at a time, with routing and without it. Model,
+    The step is run again and again, on the examples of one label at a time, with routing and without it (so that units
+    which the spec has silent for a label are off in the one, and on in the other). Model,
     gradients, buffers, mode and random numbers are as before when it returns.
 
     A *bypass* is a gradient that a label gives to an entry of a parameter which belongs to units off the label's route.

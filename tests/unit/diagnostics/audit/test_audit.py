@@ -121,3 +121,20 @@ def test_an_audit_is_refused_while_another_thread_is_in_a_block():
     assert "in use in another thread" in refused[0]
     assert model.weight.grad[0].any()
     assert not model.weight.grad[1].any()
+
+
+def test_units_that_are_off_for_a_label_are_read_by_others_only():
+    """Under "retain" labels the block is off, so that nothing reads it; under "forget" labels all is on, as before."""
+    quiet = gr.RoutingSpec(SPEC.routes, SPEC.width, shared=SPEC.shared, silent={SPEC.labels[0]: SPEC.labels[1]})
+    found = {}
+    for spec in (SPEC, quiet):
+        torch.manual_seed(0)
+        model = net()
+        report = audit(gr.Router(model, {"0": spec}), step_of(model), torch.randn(N, 5), labels())
+        found[spec] = {(bypass.label, bypass.kind) for bypass in report.bypasses}
+        assert report.sites[0].taught == ((True, True, False, False), (False, False, True, True))
+        assert report.sites[0].routed[0][2:] == (0, 0)
+        assert all(norm > 0 for norm in report.sites[0].unrouted[0])
+    first, second = report.labels
+    assert (first, "reader") in found[SPEC] - found[quiet]
+    assert (second, "reader") in found[SPEC] & found[quiet]
