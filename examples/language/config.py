@@ -27,7 +27,6 @@ class Settings:
     english_labeled: float = 0.25
     held_out: int = 20  #: Every n-th chapter is for testing.
     test_sequences: int = 512  #: Of each language at most.
-    relearning: tuple[int, ...] = (0, 5, 10, 20, 40)  #: Steps on Spanish after which its loss is measured.
     saved_every: int = 50  #: Steps.
 
 
@@ -41,11 +40,11 @@ class Condition:
 
     name: str
     what: str
-    #: Of the block's units: none are routed; what writes them at level "activations"; what writes and what reads them at
-    #: level "parameters".
+    #: Which of the block's weights learn by route: none; those that write its units, at level "activations"; or those
+    #: that write and that read them, at level "parameters".
     level: Literal["none", "activations", "parameters"] = "none"
-    #: How English that is labeled meets the model without the block: in a pass of its own, with the block ablated, or in
-    #: the one pass of the whole batch, with units that are silent for it; or not at all.
+    #: How English that is labeled meets the model without the block: in a pass of its own, with the block ablated; in
+    #: the one pass of the whole batch, in which its units are silent; or not at all.
     passes: Literal["two", "silent", "whole"] = "silent"
     #: Whether embeddings, norms and the output head learn nothing from what is labeled "forget".
     rest: bool = True
@@ -54,21 +53,31 @@ class Condition:
     #: Labels of the languages, or of as many sequences drawn by lot.
     labels: Literal["true", "random"] = "true"
 
+    @property
+    def uses_labels(self) -> bool:
+        return self.level != "none" or self.filtered == "labeled"
+
 
 TWIN = Condition("twin", "all data, no routing: what routed rows are compared with")
-ROUTED = Condition(
-    "routed", 'level "parameters"; for English that is labeled, the block is silent', level="parameters"
-)
+ROUTED = Condition("routed", 'level "parameters"; for English that is labeled, the block is silent', level="parameters")
 CONDITIONS = (
     TWIN,
     Condition("perfect-filter", "never sees Spanish; its English is that of the twin", filtered="all"),
     Condition("filter-by-labels", "never sees the Spanish that is labeled", filtered="labeled"),
     ROUTED,
-    Condition("two-passes", "`routed`, but labeled English in a pass of its own, with the block ablated",
-              level="parameters", passes="two"),
+    Condition(
+        "two-passes",
+        "`routed`, but labeled English in a pass of its own, with the block ablated",
+        level="parameters",
+        passes="two",
+    ),
     Condition("block-on", "`routed`, but labeled English meets the whole model", level="parameters", passes="whole"),
-    Condition("embeddings-shared", "`routed`, but all data teach embeddings, norms and the output head",
-              level="parameters", rest=False),
+    Condition(
+        "embeddings-shared",
+        "`routed`, but all data teach embeddings, norms and the output head",
+        level="parameters",
+        rest=False,
+    ),
     Condition("activations", '`routed`, but at level "activations"', level="activations"),
     Condition("placebo", "`routed`, with the labels of sequences drawn by lot", level="parameters", labels="random"),
 )

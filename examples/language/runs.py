@@ -1,14 +1,15 @@
 """All runs of a folder: a file each, from which an interrupted run goes on."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from common.errors import ExampleError
-from common.files import replacing
+from common.files import read_json, replacing, write_json
 from language.config import Condition, Settings
+from language.measure import measured
 from language.tokens import Corpus
 from language.train import Trainer
 
@@ -21,8 +22,8 @@ class Job(NamedTuple):
 
     @property
     def path(self) -> Path:
-        name = f"{self.condition.name}-labeled{self.settings.labeled:g}-seed{self.seed}.pt"
-        return self.folder / "runs" / name
+        share = f"-labeled{self.settings.labeled:g}" if self.condition.uses_labels else ""
+        return self.folder / "runs" / f"{self.condition.name}{share}-seed{self.seed}.pt"
 
 
 def found(job: Job, corpus: Corpus) -> Trainer:
@@ -47,3 +48,17 @@ def finish(job: Job, corpus: Corpus) -> Trainer:
                 torch.save(trainer.state(), temporary)
             bar.update(trainer.steps - bar.n)
     return trainer
+
+
+def results(job: Job, corpus: Corpus) -> dict[str, Any]:
+    """What was measured of the job's run, which is trained first, and measured once."""
+    path = job.path.with_suffix(".json")
+    if path.is_file():
+        known: dict[str, Any] = read_json(path)
+        if known["identity"] == found(job, corpus).identity():
+            return known
+    trainer = finish(job, corpus)
+    about = {"identity": trainer.identity(), "cpu_seconds": trainer.cpu_seconds}
+    write_json(path, {**measured(trainer, corpus), **about})
+    new: dict[str, Any] = read_json(path)
+    return new

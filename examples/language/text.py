@@ -75,8 +75,8 @@ def load(root: Path, specs: Mapping[str, DatasetSpec] = TRANSLATIONS) -> list[Ve
 def read_ztext(folder: Path, part: str) -> list[str]:
     """All entries of one testament of a SWORD zText module: of verses and of headings, with their markup.
 
-    ``.bzs`` has for each block its place, size, and unpacked size; ``.bzz`` the blocks; ``.bzv`` for each entry its block, and
-    its place and size there.
+    ``.bzs`` has for each block its place in ``.bzz``, its size, and its unpacked size; ``.bzv`` for each entry its
+    block, and its place and size there.
     """
     index, verses, packed = ((folder / f"{part}.{suffix}").read_bytes() for suffix in ("bzs", "bzv", "bzz"))
     blocks = [zlib.decompress(packed[start : start + size]) for start, size, _ in struct.iter_unpack("<III", index)]
@@ -134,7 +134,9 @@ def _make_sure_of(spec: DatasetSpec, folder: Path) -> None:
 def _problems(spec: DatasetSpec, folder: Path) -> dict[str, str]:
     """What is wrong with each file that is not as it should be."""
     found = {name: sha256(folder / name) if (folder / name).is_file() else "missing" for name in spec.sha256}
-    return {name: f"SHA-256 {found[name]} is not {spec.sha256[name]}" for name in found if found[name] != spec.sha256[name]}
+    return {
+        name: f"SHA-256 {found[name]} is not {spec.sha256[name]}" for name in found if found[name] != spec.sha256[name]
+    }
 
 
 def _sources(spec: DatasetSpec) -> list[Source]:

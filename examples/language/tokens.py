@@ -36,7 +36,7 @@ class Corpus:
     @property
     def n_bytes(self) -> Tensor:
         """Of each token: in a byte-level vocabulary a character stands for a byte."""
-        tokens = (self.tokenizer.id_to_token(i) for i in range(self.tokenizer.get_vocab_size()))
+        tokens = (str(self.tokenizer.id_to_token(i)) for i in range(self.tokenizer.get_vocab_size()))
         return torch.tensor([1 if token == END else len(token) for token in tokens])
 
 
@@ -53,8 +53,10 @@ def corpus(verses: Sequence[Verse], settings: Settings) -> Corpus:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator((verse.texts[language] for verse in train for language in LANGUAGES), trainer)
-    parts = [_sequences(tokenizer, part, settings.context, most) for part, most in ((train, None), (test, settings.test_sequences))]
-    return Corpus(tokenizer, *parts, test)
+    train_sequences = _sequences(tokenizer, train, settings.context, None)
+    return Corpus(
+        tokenizer, train_sequences, _sequences(tokenizer, test, settings.context, settings.test_sequences), test
+    )
 
 
 def known_labels(language: Tensor, settings: Settings, condition: Condition, seed: int) -> Tensor:

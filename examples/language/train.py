@@ -61,11 +61,14 @@ class Trainer:
         """Which sequences a step sees: one shuffle of all after the other, without what is filtered."""
         size = self.settings.batch_size
         epoch, place = divmod(step * size, len(self.known) // size * size)
-        generator = Generator().manual_seed(self.seed * 1000 + epoch)
-        rows = torch.randperm(len(self.known), generator=generator)[place : place + size]
+        rows = self.order(epoch)[place : place + size]
         if self.condition.filtered == "all":
             return rows[self.data.language[rows] != FORGET]
         return rows[self.known[rows] != FORGET] if self.condition.filtered == "labeled" else rows
+
+    def order(self, epoch: int) -> Tensor:
+        """All sequences, shuffled."""
+        return torch.randperm(len(self.known), generator=Generator().manual_seed(1000 * self.seed + epoch))
 
     def step(self, rows: Tensor) -> None:
         """One step of the optimizer."""
@@ -74,16 +77,16 @@ class Trainer:
         for which in [alone, ~alone] if self.condition.passes == "two" else [torch.ones_like(alone)]:
             if not which.any():
                 continue
-            tokens, without_block = self.data.tokens[rows[which]], which is alone
+            tokens = self.data.tokens[rows[which]]
             with ExitStack() as stack:
                 if self.router is not None:
-                    if without_block:
+                    if which is alone:
                         stack.enter_context(self.router.ablated("forget"))
                     stack.enter_context(self.router(self.known[rows[which]]))
                 found = logits(self.model, tokens[:, :-1])
                 loss = F.cross_entropy(found.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
                 # By the same number in every pass and condition: what a sequence teaches depends on no other.
-                (loss / (self.settings.batch_size * self.settings.context)).backward()
+                (loss / (self.settings.batch_size * self.settings.context)).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
 
     # ------------------------------------------------------------------ to a file and back
