@@ -1,10 +1,15 @@
 """The parts of a README that are made from measurements, so that no number there is typed by hand."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from common.errors import ExampleError
-from common.files import write_text
+from common.files import replacing, write_text
+
+EXAMPLES = Path(__file__).parents[1]
+ASSETS = EXAMPLES.parent / "docs" / "assets"
 
 
 def write_parts(readme: Path, parts: Mapping[str, str]) -> None:
@@ -22,3 +27,22 @@ def with_part(text: str, name: str, content: str) -> str:
         raise ExampleError(f"the text needs one line {start.strip()!r} and, after it, one line {end!r}.")
     before, rest = text.split(start)
     return f"{before}{start}{content}\n{end}{rest.split(end)[1]}"
+
+
+def publish(example: str, parts: Mapping[str, str], results: Any, folder: Path, files: Sequence[str]) -> None:
+    """Write the parts of an example's README, and copy files and numbers of its folder into the documentation."""
+    assets = ASSETS / example
+    write_parts(EXAMPLES / example / "README.md", parts)
+    for name in files:
+        with replacing(assets / name) as temporary:
+            temporary.write_bytes((folder / name).read_bytes())
+    write_text(assets / "results.json", json.dumps(rounded(results)) + "\n")
+
+
+def rounded(value: Any) -> Any:
+    """Numbers with six decimals, in lists and dicts too."""
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, dict):
+        return {key: rounded(each) for key, each in value.items()}
+    return [rounded(each) for each in value] if isinstance(value, list) else value

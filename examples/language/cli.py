@@ -17,12 +17,12 @@ from tyro.conf import Positional, arg
 from common.errors import ExampleError, told
 from common.figures import save
 from common.files import read_json, write_json, write_text
+from common.readme import publish
 from common.sources import default_root
 from common.tables import check_rows
 from language.config import CONDITIONS, LANGUAGES, QUICK, ROUTED, TWIN, Settings
 from language.measure import RELEARNING
 from language.model import forget, smaller
-from language.publish import publish
 from language.runs import Job, finish, found, results
 from language.show import page, samples, terminal
 from language.table import markdown, relearning, sections, summarise
@@ -79,7 +79,8 @@ class Command:
         if self.what in ("all", "demo"):
             self.demo(trained(routed, texts), texts)
         if self.docs:
-            publish(read_json(self.out / "results.json"), self.out)
+            everything = read_json(self.out / "results.json")
+            publish("language", sections(everything), everything, self.out, ["relearning.png", "page.html"])
         print(f"wrote to {self.out}: {', '.join(sorted(each.name for each in self.out.iterdir()))}")
 
     def compare(self, shares: Sequence[float], seeds: Sequence[int], settings: Settings, texts: Corpus) -> None:

@@ -10,15 +10,16 @@ from fake_text import modules
 from test_language_train import TINY
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from language import cli, publish
+from common import readme
+from language import cli
 from language.cli import main
 from language.config import CONDITIONS
 from language.show import page, terminal
 from language.table import made, markdown, sections, summarise
 
 Arguments = Callable[..., list[str]]
-README = Path(publish.README).read_text(encoding="utf-8")
-RESULTS = publish.ASSETS / "results.json"
+README = readme.EXAMPLES / "language" / "README.md"
+RESULTS = readme.ASSETS / "language" / "results.json"
 
 
 @pytest.fixture
@@ -128,7 +129,7 @@ def test_samples_are_escaped_and_colored_by_loss() -> None:
 
 
 def test_what_the_readme_shows_is_made_from_the_published_results() -> None:
-    results = json.loads(RESULTS.read_text())
+    results, text = json.loads(RESULTS.read_text()), README.read_text(encoding="utf-8")
     for name, content in sections(results).items():
-        assert f"<!-- --8<-- [start:{name}] -->\n{content}\n<!-- --8<-- [end:{name}] -->" in README
-    assert made(results) in README
+        assert f"<!-- --8<-- [start:{name}] -->\n{content}\n<!-- --8<-- [end:{name}] -->" in text
+    assert made(results) in text
