@@ -15,7 +15,7 @@ PERFECT = "perfect-filter"
 COLUMNS = {
     "es_loss_before": ("ES before", 1, "{:.3f}"),
     "es_loss_after": ("ES after", 1, "{:.3f}"),
-    "gap": ("ES after, to never seen, %", 100, "{:+.1f}"),
+    "gap": ("ES gap, %", 100, "{:+.1f}"),
     "en_loss_before": ("EN before", 1, "{:.3f}"),
     "en_loss_after": ("EN after", 1, "{:.3f}"),
     "cost": ("EN cost, %", 100, "{:+.1f}"),

@@ -136,6 +136,22 @@ def test_spanish_that_is_labeled_teaches_the_block_alone_and_english_all_but_the
             assert sum(int(p.grad.count_nonzero()) for p in found.model.parameters() if p.grad is not None)
 
 
+@pytest.mark.parametrize("condition", [TWIN, ROUTED, TWO], ids=lambda each: each.name)
+def test_what_a_sequence_teaches_depends_on_no_other(condition: Condition) -> None:
+    found = trainer(condition)
+    found.optimizer.step = lambda: None  # type: ignore[method-assign, assignment]
+    learning = [parameter for parameter in found.model.parameters() if parameter.requires_grad]
+
+    def gradients(rows: Tensor) -> list[Tensor]:
+        found.step(rows)
+        return [torch.zeros_like(each) if each.grad is None else each.grad.clone() for each in learning]
+
+    rows = found.batch(0)
+    parts = (gradients(part) for part in rows.split([3, len(rows) - 3]))
+    for whole, one, other in zip(gradients(rows), *parts, strict=True):
+        torch.testing.assert_close(whole, one + other, rtol=1e-4, atol=1e-6)
+
+
 def test_a_filtered_model_sees_the_english_that_the_twin_does() -> None:
     twin, perfect, by_labels = (trainer(BY_NAME[name]) for name in ("twin", "perfect-filter", "filter-by-labels"))
     for step in range(2 * TINY.steps):
