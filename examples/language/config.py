@@ -62,8 +62,8 @@ TWIN = Condition("twin", "all data, no routing: what routed rows are compared wi
 ROUTED = Condition("routed", 'level "parameters"; for English that is labeled, the block is silent', level="parameters")
 CONDITIONS = (
     TWIN,
-    Condition("perfect-filter", "never sees Spanish; its English is that of the twin", filtered="all"),
-    Condition("filter-by-labels", "never sees the Spanish that is labeled", filtered="labeled"),
+    Condition("perfect-filter", "sees no Spanish; its English is that of the twin", filtered="all"),
+    Condition("filter-by-labels", "sees all but the Spanish that is labeled", filtered="labeled"),
     ROUTED,
     Condition(
         "two-passes",
