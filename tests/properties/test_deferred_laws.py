@@ -132,7 +132,7 @@ def test_labels_are_refused_for_what_they_would_have_been_refused_in_the_forward
     labels = data.draw(label_tensors(spec, shape))
     model = Layers()
     router = gr.Router(model, {name: gr.Site(spec, on=on, level=level, dim=dim)})
-    x = torch.randn(BATCH, TIME, WIDTH)
+    x = torch.randn(BATCH, TIME, WIDTH, requires_grad=True)  # or a site on the first input has nothing to route
     early = late = None
     try:
         with router(labels):

@@ -88,7 +88,7 @@ def test_units_learn_as_tensors_of_their_own_under_optimizers_of_their_own(name,
     for _ in range(data.draw(st.integers(1, 5))):
         if data.draw(st.booleans()):
             optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-        labels = data.draw(label_tensors(spec, (2,), data.draw(st.sampled_from(["ids", "multi_hot"]))))
+        labels = data.draw(label_tensors(spec, (2,), data.draw(st.sampled_from(["integer", "multi-hot"]))))
         teach(router, labels)
         is_open = spec.mask(labels).ne(0).any(0)
         before = [p.detach().clone() for p in held]
@@ -123,7 +123,7 @@ def test_entries_of_routed_rows_and_columns_learn_as_single_tensors(name, spec, 
     cells = torch.eye(spec.width**2, dtype=torch.bool).view(-1, spec.width, spec.width)
     oracle = Leaves(ALL[name], weight, list(cells))
     for _ in range(data.draw(st.integers(1, 4))):
-        labels = data.draw(label_tensors(spec, (2,), "ids"))
+        labels = data.draw(label_tensors(spec, (2,), "integer"))
         teach(router, labels)
         is_open = spec.mask(labels).ne(0).any(0)
         weight.grad = gradient = torch.randn_like(weight)
@@ -132,7 +132,6 @@ def test_entries_of_routed_rows_and_columns_learn_as_single_tensors(name, spec, 
         oracle.check()
 
 
-@pytest.mark.filterwarnings("ignore::gradroute.errors.LabelWarning")
 @pytest.mark.parametrize("first", ["hold", "isolation"])
 @given(specs(hard=True, max_width=5), st.data())
 @settings(max_examples=30, deadline=None)
@@ -149,7 +148,7 @@ def test_beside_a_hold_both_keep_still_whichever_came_first(first, spec, data) -
     still = torch.zeros(spec.width, dtype=torch.bool)
     still[rows] = True
     for _ in range(data.draw(st.integers(1, 3))):
-        labels = data.draw(label_tensors(spec, (2,), "ids"))
+        labels = data.draw(label_tensors(spec, (2,), "integer"))
         optimizer.zero_grad()
         with router(labels):
             layer(torch.randn(2, 3)).square().sum().backward()

@@ -146,6 +146,9 @@ def label_tensors(spec: RoutingSpec, shape: tuple[int, ...], kind: str | None = 
         shape: Of the examples, such as (8,), or of their tokens, such as (8, 5).
         kind: ``"integer"``, ``"multi-hot"`` or ``"mixture"``; any of them by default.
 
+    Raises:
+        ValueError: The kind is none of these.
+
     Examples:
         >>> from hypothesis import given
         >>> spec = RoutingSpec.one_per_label(3)
@@ -154,6 +157,9 @@ def label_tensors(spec: RoutingSpec, shape: tuple[int, ...], kind: str | None = 
         ...     assert spec.mask(labels).shape == (8, 5, 3)
         >>> test()
     """
+
+    if kind not in (None, *KINDS):
+        raise ValueError(f"kind must be one of {', '.join(KINDS)} or None; got {kind!r}.")
 
     @st.composite
     def drawn(draw: DrawFn) -> Tensor:

@@ -50,11 +50,11 @@ def test_what_is_wrong_is_found(monkeypatch):
     def identity(x, mask, dim, *, replacing, broadcast):
         return x
 
-    def scaled(x, mask, dim, *, replacing):
-        return real(x, mask, dim, replacing=replacing) * 1.001
+    def scaled(x, mask, dim, **options):
+        return real(x, mask, dim, **options) * 1.001
 
-    def doubled(x, mask, dim, *, replacing):
-        return 2 * real(x, mask, dim, replacing=replacing) - x.detach()
+    def doubled(x, mask, dim, **options):
+        return 2 * real(x, mask, dim, **options) - x.detach()
 
     for wrong, message in ((identity, "in which its route leaves none|differs"), (scaled, "changed the loss")):
         monkeypatch.setattr(hooks, "route_mask", wrong)

@@ -1,0 +1,85 @@
+"""What a model knows of each language: losses on held-out chapters, relearning, and words that it would go on with."""
+
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+from transformers import GPT2LMHeadModel
+
+from language.config import FORGET, RETAIN
+from language.model import forget, logits
+from language.tokens import Corpus
+from language.train import Trainer
+
+RELEARNING = (0, 5, 10, 20, 40)  #: Steps on Spanish after which the loss on it is measured.
+_RELEARNING_BATCH, _RELEARNING_RATE = 16, 1e-3
+_AT_ONCE = 64
+
+
+@torch.no_grad()
+def token_losses(model: GPT2LMHeadModel, tokens: Tensor) -> Tensor:
+    """Nats [B, T - 1] for tokens [B, T]: the loss of each but the first."""
+    return F.cross_entropy(logits(model, tokens[:, :-1]).transpose(1, 2), tokens[:, 1:], reduction="none")
+
+
+def loss_per_byte(model: GPT2LMHeadModel, tokens: Tensor, n_bytes: Tensor) -> float:
+    """Nats per byte of text, so that languages whose tokens differ in length compare."""
+    model.eval()  # type: ignore[no-untyped-call]
+    nats = sum(token_losses(model, part).double().sum().item() for part in torch.split(tokens, _AT_ONCE))
+    return nats / int(n_bytes[tokens[:, 1:]].sum())
+
+
+def measured(trainer: Trainer, corpus: Corpus) -> dict[str, Any]:
+    """Losses before and after taking the block out, where the condition has one, and while Spanish is relearned.
+
+    The trainer's model has no block afterwards.
+    """
+    model, settings, n_bytes = trainer.model, trainer.settings, corpus.n_bytes
+
+    def losses(when: str) -> dict[str, float]:
+        short = {"en": RETAIN, "es": FORGET}
+        return {
+            f"{name}_loss_{when}": loss_per_byte(model, corpus.test.of(language), n_bytes)
+            for name, language in short.items()
+        }
+
+    found = losses("before")
+    if trainer.router is not None:
+        trainer.router.remove()
+        forget(model, settings)
+    return {**found, **losses("after"), "relearning": relearning(trainer, corpus)}
+
+
+def relearning(trainer: Trainer, corpus: Corpus) -> list[float]:
+    """The loss on Spanish per byte after each number of `RELEARNING` steps on Spanish.
+
+    Every model gets a fresh block first, so that all relearn with as many units. What it relearns from is the end of
+    the shuffle that it was trained on, which it has not met in less than one round.
+    """
+    model, settings, language = trainer.model, trainer.settings, corpus.train.language
+    forget(model, settings, reinit=True, generator=Generator().manual_seed(trainer.seed))
+    order = trainer.order(0).flip(0)
+    rows = order[language[order] == FORGET]
+    optimizer = torch.optim.Adam(model.parameters(), _RELEARNING_RATE)
+    curve = []
+    for step in range(max(RELEARNING) + 1):
+        if step in RELEARNING:
+            curve.append(loss_per_byte(model, corpus.test.of(FORGET), corpus.n_bytes))
+        batch = torch.arange(step * _RELEARNING_BATCH, (step + 1) * _RELEARNING_BATCH) % len(rows)
+        tokens = corpus.train.tokens[rows[batch]]
+        optimizer.zero_grad()
+        F.cross_entropy(logits(model, tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return curve
+
+
+@torch.no_grad()
+def continued(model: GPT2LMHeadModel, prompt: list[int], total: int, seed: int) -> list[int]:
+    """A prompt and what the model goes on with, drawn by lot, `total` tokens in all."""
+    model.eval()  # type: ignore[no-untyped-call]
+    generator, tokens = Generator().manual_seed(seed), torch.tensor([prompt])
+    while tokens.shape[1] < total:
+        likely = (logits(model, tokens)[:, -1] / 0.7).softmax(-1)
+        tokens = torch.cat([tokens, torch.multinomial(likely, 1, generator=generator)], dim=1)
+    return [int(token) for token in tokens[0]]

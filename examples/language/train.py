@@ -1,0 +1,108 @@
+"""Training: each batch in one pass, or in two, by route."""
+
+import math
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+import gradroute as gr
+from language.config import FORGET, RETAIN, Condition, Settings
+from language.model import build, logits, sites
+from language.tokens import Sequences, known_labels
+
+
+class Trainer:
+    """Trains a model under a condition.
+
+    All conditions of a seed start from the same weights, and draw the same batches; what is filtered is left out of the
+    batches, so that a filtered model sees the English that the twin does, in the same steps.
+
+    Args:
+        condition: What sets the run apart.
+        settings: Of all runs.
+        data: To train on.
+        vocabulary: Number of tokens that there are.
+        seed: Of weights, batches and labels.
+    """
+
+    def __init__(self, condition: Condition, settings: Settings, data: Sequences, vocabulary: int, seed: int) -> None:
+        self.condition, self.settings, self.data, self.seed = condition, settings, data, seed
+        self.known = known_labels(data.language, settings, condition, seed)
+        self.model = build(settings, vocabulary, seed)
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.Adam(trained, settings.learning_rate, betas=(0.9, 0.98))
+        self.router = None
+        if condition.level != "none":
+            self.router = gr.Router(self.model, sites(self.model, settings, condition))
+        self.steps, self.cpu_seconds = 0, 0.0
+
+    def train(self, steps: int) -> None:
+        """Go on until so many steps have been taken in all."""
+        started = time.process_time()
+        self.model.train()
+        while self.steps < steps:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.settings.learning_rate * self.rate(self.steps)
+            self.step(self.batch(self.steps))
+            self.steps += 1
+        self.cpu_seconds += time.process_time() - started
+
+    def rate(self, step: int) -> float:
+        """The part of the learning rate: a warm-up, and a cosine down to a tenth."""
+        warm_up, done = (step + 1) / self.settings.warm_up, step / self.settings.steps
+        return min(1.0, warm_up) * (0.55 + 0.45 * math.cos(math.pi * done))
+
+    def batch(self, step: int) -> Tensor:
+        """Which sequences a step sees: one shuffle of all after the other, without what is filtered."""
+        size = self.settings.batch_size
+        epoch, place = divmod(step * size, len(self.known) // size * size)
+        rows = self.order(epoch)[place : place + size]
+        if self.condition.filtered == "all":
+            return rows[self.data.language[rows] != FORGET]
+        return rows[self.known[rows] != FORGET] if self.condition.filtered == "labeled" else rows
+
+    def order(self, epoch: int) -> Tensor:
+        """All sequences, shuffled."""
+        return torch.randperm(len(self.known), generator=Generator().manual_seed(1000 * self.seed + epoch))
+
+    def step(self, rows: Tensor) -> None:
+        """One step of the optimizer."""
+        self.optimizer.zero_grad()
+        alone = self.known[rows] == RETAIN
+        for which in [alone, ~alone] if self.condition.passes == "two" else [torch.ones_like(alone)]:
+            if not which.any():
+                continue
+            tokens = self.data.tokens[rows[which]]
+            with ExitStack() as stack:
+                if self.router is not None:
+                    if which is alone:
+                        stack.enter_context(self.router.ablated("forget"))
+                    stack.enter_context(self.router(self.known[rows[which]]))
+                found = logits(self.model, tokens[:, :-1])
+                loss = F.cross_entropy(found.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
+                # By the same number in every pass and condition: what a sequence teaches depends on no other.
+                (loss / (self.settings.batch_size * self.settings.context)).backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+
+    # ------------------------------------------------------------------ to a file and back
+
+    def identity(self) -> dict[str, Any]:
+        """What a run's weights depend on, apart from the code, the text and the machine."""
+        condition = {key: value for key, value in asdict(self.condition).items() if key not in ("name", "what")}
+        return {"condition": condition, "settings": asdict(self.settings), "seed": self.seed}
+
+    def state(self) -> dict[str, Any]:
+        parts = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {**self.identity(), **parts, "steps": self.steps, "cpu_seconds": self.cpu_seconds}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state, if it is of the same run."""
+        if all(state[key] == value for key, value in self.identity().items()):
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.steps, self.cpu_seconds = state["steps"], state["cpu_seconds"]
