@@ -36,3 +36,10 @@ def test_without_hypothesis_all_but_the_strategies_works(monkeypatch):
 def test_a_spec_without_units_is_refused_where_it_is_asked_for(given):
     with pytest.raises(gr.errors.SpecError, match="at least 1 unit"):
         specs(**given)
+
+
+def test_a_kind_of_labels_that_there_is_none_of_is_refused():
+    from gradroute.testing import label_tensors
+
+    with pytest.raises(ValueError, match="one of integer, multi-hot, mixture or None; got 'ids'"):
+        label_tensors(SPEC, (2,), "ids")
