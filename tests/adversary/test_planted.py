@@ -11,7 +11,7 @@ from gradroute.router._site_mask import SiteMask
 
 FAULTS = {
     "masks of activations": (functional, "masked_by", lambda grad, mask, dim: grad),
-    "silent units": (functional, "silenced", lambda x, mask, dim: x),
+    "silent units": (functional, "silenced", lambda x, mask, dim, **_: x),
     "masks of parameters": (SiteMask, "on", lambda self, x: x),
     "labels of recomputations": (guards, "refuse_other_labels_in_recomputation", lambda *_, **__: None),
     "missing labels": (guards, "warn_of_missing_labels", lambda hook: None),

@@ -452,3 +452,16 @@ def test_nested_tensors_of_a_transformer_are_silent_in_evaluation(level: str, pe
         own = part[..., label] if label >= 0 else part
         assert own.any()
         assert torch.equal(part.count_nonzero(), own.count_nonzero()), "all other units are off"
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("level", ["activations", "parameters"])
+def test_a_whole_nested_tensor_is_silent(level: str) -> None:
+    spec = gr.RoutingSpec({"retain": (), "forget": 0}, 1, silent={"retain": "forget"})
+    layer = nn.Linear(4, 4)
+    batch = torch.nested.nested_tensor([torch.randn(2, 4), torch.randn(3, 4)])
+    whole = layer(batch[1])
+    with torch.no_grad(), gr.Router(layer, {"": gr.Site(spec, dim=None, level=level)})(torch.tensor([0, 1])):
+        retained, forgotten = layer(batch).unbind()
+    assert not retained.any()
+    torch.testing.assert_close(forgotten, whole)

@@ -111,7 +111,7 @@ def route_mask(x: Tensor, mask: BatchMask, dim: int, *, replacing: bool, broadca
     if not (x.is_floating_point() or x.is_complex()):
         raise RoutingError(f"only floating tensors carry gradients to route; got {x.dtype}.")
     if x.is_nested and mask.silences and not (torch.is_grad_enabled() and x.requires_grad):
-        return silenced(x, mask, dim)
+        return silenced(x, mask, dim, broadcast=broadcast)
     if x.is_nested:
         raise RoutingError("nested tensors cannot be routed: route their values(), with one label for each of them.")
     dim = mask.check_fits(x.shape, dim, broadcast=broadcast)
@@ -147,8 +147,11 @@ def _route_transformed(x: Tensor, mask: Mask, dim: int, replacing: bool) -> Tens
     return route_by(silenced(x, mask, dim), routed, replacing=replacing or mask.silences)
 
 
-def silenced(x: Tensor, mask: BatchMask, dim: int) -> Tensor:
-    """X with the silent units of a batch exactly 0, in a new tensor; x itself where the spec has none."""
+def silenced(x: Tensor, mask: BatchMask, dim: int, *, broadcast: bool = False) -> Tensor:
+    """X with the silent units of a batch exactly 0, in a new tensor; x itself where the spec has none.
+
+    With ``broadcast=True`` a mask of one unit fits any number of them.
+    """
     if not mask.silences:
         return x
     mask = mask.known_in_forward("its silent units are off there")
@@ -156,7 +159,7 @@ def silenced(x: Tensor, mask: BatchMask, dim: int) -> Tensor:
         parts = []
         for i, one in enumerate(x.unbind()):
             own, batch = mask.of_example(i, len(one), of=x.size(0)), one.unsqueeze(0)
-            parts.append(silenced(batch, own, own.check_fits(batch.shape, dim)).squeeze(0))
+            parts.append(silenced(batch, own, own.check_fits(batch.shape, dim, broadcast=broadcast)).squeeze(0))
         return torch.nested.as_nested_tensor(parts, layout=x.layout)
     off = align(mask.off(x.device), x.ndim, dim)
     return masked(x, ~off) if private.is_distributed(x) else torch.where(off, 0, x)

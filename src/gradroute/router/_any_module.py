@@ -251,6 +251,8 @@ def _run_twice(
     if transformed:
         start.refuse_random_numbers()
     names = list(forward.__signature__.parameters) if readers else []
+    if readers:  # upstream learns by the other run, and by it alone: from the arguments that are not routed, too
+        args, kwargs = map_tensors((args, kwargs), Tensor.detach)
     for mask in readers:
         # The parameters learn as if from a pass that sees the routed units only.
         args, kwargs = edit_arguments(args, kwargs, mask.path, names, partial(_seen, mask), site=mask.site)

@@ -122,9 +122,13 @@ class SiteMask:
 
     def silenced(self, x: Tensor) -> Tensor:
         """A tensor with the silent units of the batch exactly 0, or the tensor itself."""
-        if not self.mask.silences or x.is_nested:
-            return silenced(x, self.mask, self.dim)
-        return silenced(x, self.mask, self.check(x))
+        if not self.mask.silences:
+            return x
+        dim = self.dim if x.is_nested else self.check(x)  # whose parts are checked one by one
+        try:
+            return silenced(x, self.mask, dim, broadcast=True)
+        except RoutingError as error:
+            raise type(error)(f"site {self.site!r}: {error}") from None
 
     def weights(self, x: Tensor) -> Tensor:
         """The mask, such that it broadcasts against x."""
@@ -166,4 +170,5 @@ def times(x: Tensor, mask: Tensor | None) -> Tensor:
 
 def scaled(part: Tensor, mask: Tensor | None) -> Tensor:
     """A part whose gradient is multiplied by a mask."""
-    return part if mask is None else route_by(part, mask)
+    # In forward mode the tangent of a view must be one. The part is nobody else's.
+    return part if mask is None else route_by(part, mask, replacing=private.forward_mode())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..router._attachment import Labels, attachment_of
-from ..router._nested import argument_names, edit_arguments, edit_output
+from ..router._nested import argument_names, edit_arguments, edit_output, map_tensors
 from ..router._router import Router
 from ..router._site import Site
 from ._oracle import along, masked, oracle_mask, oracle_silent, silenced
@@ -169,27 +169,45 @@ def _teaching(
     run = type(module).forward
     names = argument_names_of(run)
     args, kwargs = call
-    seen = tuple(arg.detach() if isinstance(arg, Tensor) else arg for arg in args)
-    named = {k: v.detach() if isinstance(v, Tensor) else v for k, v in kwargs.items()}
+    seen, named = map_tensors((args, kwargs), Tensor.detach)
     readers = [(site, mask) for site, mask in sites if site.on == "input"]
     writers = [(site, mask) for site, mask in sites if site.on == "output"]
-    of_output = list(writers)
+    after = []
     if isinstance(module, _NORMS):  # whose weight reads what it writes
-        of_output += readers
+        after = readers
     else:
         for site, mask in readers:
             seen, named = edit_arguments(seen, named, site.path, names, partial(_times, site, mask), site="oracle")
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     own = _call(module, run, {**buffers, **fixed}, seen, named)
-    path = writers[0][0].path if writers else ()
-    learning: list[Tensor] = []
-    edit_output(own, path, lambda y: learning.append(y) or y, site="oracle")  # type: ignore[func-returns-value]
-    if readers:
-        _finite(learning[0])
-    change = learning[0] - learning[0].detach()
-    for site, mask in of_output:
-        change = _scaled(change, _aligned(mask, change, site.axis))
-    return edit_output(output, path, lambda y: y + change, site="oracle")
+    masks_of = {id(y): [*after] for y in _tensors(own)}  # an output that no site is on teaches the parameters whole
+    for site, mask in writers:
+        edit_output(own, site.path, partial(_noted, masks_of, (site, mask)), site="oracle")
+    learning = iter(_tensors(own))
+
+    def learned(y: Tensor) -> Tensor:
+        other = next(learning)
+        if other.grad_fn is None:
+            return y
+        if readers:
+            _finite(other)
+        change = other - other.detach()
+        for site, mask in masks_of[id(other)]:
+            change = _scaled(change, _aligned(mask, change, site.axis))
+        return y + change
+
+    return map_tensors(output, learned)
+
+
+def _noted(masks_of: dict[int, list[tuple[Site, Tensor]]], mask: tuple[Site, Tensor], y: Tensor) -> Tensor:
+    masks_of[id(y)].append(mask)
+    return y
+
+
+def _tensors(nest: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    map_tensors(nest, lambda y: found.append(y) or y)  # type: ignore[func-returns-value]
+    return found
 
 
 def _scaled(x: Tensor, weights: Tensor) -> Tensor:
