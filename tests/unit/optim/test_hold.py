@@ -207,8 +207,21 @@ class TestLife:
         parameter = nn.Parameter(torch.randn(4, 3), requires_grad=False)
         optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
         Hold(optimizer, {parameter: 0})
+        assert not parameter.requires_grad
         parameter.requires_grad_()
+        gradient = torch.randn(4, 3)
+        (parameter * gradient).sum().backward()
+        norm = nn.utils.clip_grad_norm_([parameter], 1.0)
+        torch.testing.assert_close(norm, gradient[1:].norm())  # what is held does not count
         assert step(parameter, optimizer) == [False, True, True, True]
+
+    def test_has_no_hook_on_what_has_no_gradient(self):
+        """Such as quantized weights, which `requires_grad` is not for."""
+        parameter = nn.Parameter(torch.ones(4, 3, dtype=torch.int8), requires_grad=False)
+        other = nn.Parameter(torch.randn(4, 3))
+        optimizer = torch.optim.AdamW([parameter, other])
+        Hold(optimizer, {parameter: 0, other: 0})
+        assert step(other, optimizer) == [False, True, True, True]
 
 
 class TestState:
