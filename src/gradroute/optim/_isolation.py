@@ -87,8 +87,9 @@ class Isolation:
     counts of its own, as under an optimizer of its own: equal to that to rounding. Where one entry's step depends on
     its whole tensor, as in Adafactor and Muon, the units to which each label gives the same weight are one tensor. The
     counts are in the optimizer's state and its `state_dict`, for each unit; such a checkpoint needs an isolation that
-    counts. (Without any, optimizers complain of a count that is no single number, but torch has no check in fused ones
-    on a GPU, and some need no count.) A hook of your own that changes gradients before a step must be registered before the isolation.
+    counts. (Without any, Adam and others that need one number raise. But torch does not look at the counts in a fused
+    optimizer on a GPU, and some need none.) A hook of your own that changes gradients before a step must be registered
+    before the isolation.
 
     Costs: two copies of the frozen part of weights and state, one to keep it and one to put it back; memory for one of
     them, from before the step until after it. "What it costs" in the documentation has it measured. On a GPU the host

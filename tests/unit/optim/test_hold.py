@@ -391,6 +391,28 @@ class TestBesideOthers:
             assert step(parameter, optimizer) == [False, True, True, False]
             assert torch.equal(optimizer.state[parameter]["exp_avg"][[0, 3]], average[[0, 3]])
 
+    def test_where_a_step_raises_on_its_way_nothing_is_put_back_and_the_next_step_holds_again(self):
+        """Torch calls no hook then, and what is loaded afterwards must not be overwritten by what was before."""
+
+        class Failing(torch.optim.AdamW):
+            failing = False
+
+            def step(self, closure=None):
+                super().step(closure)
+                if self.failing:
+                    self.param_groups[0]["params"][0].data.add_(1)
+                    raise RuntimeError("out of memory")
+
+        parameter, optimizer = learned(lambda p: Failing(p, lr=0.1))
+        Hold(optimizer, {parameter: [0, 3]})
+        optimizer.failing = True
+        before = parameter.detach().clone()
+        with pytest.raises(RuntimeError, match="out of memory"):
+            step(parameter, optimizer)
+        assert (parameter != before).all()
+        optimizer.failing = False
+        assert step(parameter, optimizer) == [False, True, True, False]
+
     def test_a_watch_sees_that_held_units_did_not_move(self):
         layer = nn.Linear(3, 2)
         router = gr.Router(layer, {"": gr.RoutingSpec.one_per_label(2)})
