@@ -81,11 +81,9 @@ def test_the_steps_are_those_of_one_process(found, form: str, strategy: str) -> 
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_loading_under_an_isolation_is_refused_by_torch_or_right(found, strategy: str) -> None:
-    """Torch loads into the state that an empty step makes, and an isolation keeps the optimizer off units that it does not teach."""
+def test_what_is_loaded_under_an_isolation_is_bitwise_what_goes_on(found, strategy: str) -> None:
+    """Torch loads into the state that an empty step makes, which no isolation may keep the optimizer off."""
     late = found[strategy, "late"]
-    if isinstance(late, str):
-        assert "Missing optimizer state" in late
-        return
+    assert len(late) == len(found[strategy, "router"]["resumed"])
     for went_on, again in zip(found[strategy, "router"]["went on"][-len(late) :], late, strict=True):
         assert all(torch.equal(went_on[key], again[key]) for key in went_on)

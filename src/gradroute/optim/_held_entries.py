@@ -30,7 +30,7 @@ class HeldEntries:
         rows, mask = _checked(parameter, given)
         if mask is not None:
             # Several times faster than a mask, where it comes to the same. Of a scalar there are no rows.
-            flat = mask.reshape(len(mask), -1) if mask.ndim else None
+            flat = mask.reshape(len(mask), -1) if mask.ndim and mask.numel() else None
             if flat is not None and bool((flat.all(1) == flat.any(1)).all()):
                 rows, mask = flat.any(1).nonzero().squeeze(1), None
         self._held_rows: Tensor | None = None  # bool [rows held here], for sparse gradients

@@ -64,7 +64,8 @@ class Hold:
     Note:
         A tied weight is one parameter, held under all its names. What writes weights without a step is not held off:
         `load_state_dict`, `nn.Embedding(max_norm=...)`, the `train()` and `eval()` of schedule-free optimizers. A
-        copied optimizer has no hooks, and so no hold.
+        copied optimizer has no hooks, and so no hold. Where a step raises on its way, nothing is put back: what it
+        wrote until then stays.
 
     Examples:
         >>> import torch
@@ -120,9 +121,12 @@ class Hold:
             optimizer.register_step_post_hook(torch.compiler.disable(self._after_step)),  # type: ignore[no-untyped-call]
         ]
         for parameter, held in self._entries.items():
-            if parameter.requires_grad:
+            if parameter.is_floating_point() or parameter.is_complex():
+                learns = parameter.requires_grad
+                parameter.requires_grad_()  # else no hook may be registered; it may learn later
                 hook = ZeroHeldGradient(held)
                 self._handles.append(parameter.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
+                parameter.requires_grad_(learns)
         # A parameter outlives its optimizer, and then it is free again.
         self._end = weakref.finalize(self, _remove_all, self._handles)
 

@@ -87,7 +87,9 @@ class Isolation:
     counts of its own, as under an optimizer of its own: equal to that to rounding. Where one entry's step depends on
     its whole tensor, as in Adafactor and Muon, the units to which each label gives the same weight are one tensor. The
     counts are in the optimizer's state and its `state_dict`, for each unit; such a checkpoint needs an isolation that
-    counts. A hook of your own that changes gradients before a step must be registered before the isolation.
+    counts. (Without any, Adam and others that need one number raise. But torch does not look at the counts in a fused
+    optimizer on a GPU, and some need none.) A hook of your own that changes gradients before a step must be registered
+    before the isolation.
 
     Costs: two copies of the frozen part of weights and state, one to keep it and one to put it back; memory for one of
     them, from before the step until after it. "What it costs" in the documentation has it measured. On a GPU the host
@@ -113,7 +115,8 @@ class Isolation:
     Note:
         Make it before the first forward pass, and take the step for a batch before the forward pass of the next. When a
         `GradScaler` skips a step, the batch's units count as taught in the next one too, which errs on the side of
-        training; `discard` makes it exact. A copied optimizer has no hooks, and so no isolation.
+        training; `discard` makes it exact. A copied optimizer has no hooks, and so no isolation. Where a step raises on
+        its way, nothing is put back: what it wrote until then stays.
 
     Examples:
         >>> import torch, gradroute as gr
@@ -264,6 +267,8 @@ class Isolation:
 
     @torch.no_grad()
     def _hold(self, step: _Step) -> None:
+        if not self._handles:
+            return  # removed by the closure
         if step.looked:
             raise UsageError(
                 f"{type(self._optimizer).__name__} evaluates its closure more than once a step, and writes in between: "
@@ -274,20 +279,32 @@ class Isolation:
         self._attachment.note_block(self._record)
         taught = self._taught_anywhere()
         with_gradient = {p: p.grad for p in _parameters(self._optimizer) if p in self._blocks and p.grad is not None}
+        makes_state = self._only_makes_state(with_gradient)
         if self._own_steps is not None:
-            self._own_steps.step(with_gradient, taught)
+            everything = [torch.ones_like(each) for each in taught]
+            self._own_steps.step(with_gradient, everything if makes_state else taught)
             step.hidden += with_gradient.items()
         else:
-            self._take(step, with_gradient, taught)
+            self._take(step, with_gradient, taught, hide=not makes_state)
         for hidden, _ in step.hidden:  # only now: nothing raises any more, and no gradient is lost
             hidden.grad = None
 
-    def _take(self, step: _Step, parameters: dict[nn.Parameter, Tensor], taught: list[Tensor]) -> None:
+    def _only_makes_state(self, gradients: dict[nn.Parameter, Tensor]) -> bool:
+        """Whether this is a step of zero gradients at a rate of 0, from no state.
+
+        Of distributed checkpoints torch takes one to have state that can be loaded into. Of parameters that were hidden
+        from it, what was saved would not be loaded, without a word.
+        """
+        if self._optimizer.state or any(group.get("lr", 1) != 0 for group in self._optimizer.param_groups):
+            return False
+        return not any(gradient.is_sparse or bool(local(gradient).any()) for gradient in gradients.values())
+
+    def _take(self, step: _Step, parameters: dict[nn.Parameter, Tensor], taught: list[Tensor], *, hide: bool) -> None:
         blocks_of = FrozenBlocks(taught)
         for parameter, gradient in parameters.items():  # of no others: the optimizer leaves them alone
             blocks = self._blocks[parameter]
             frozen = [block for along in blocks if (block := blocks_of(parameter, along)) is not None]
-            if [] in frozen:  # the whole parameter: so it shall be left alone
+            if hide and [] in frozen:  # the whole parameter: so it shall be left alone
                 step.hidden.append((parameter, gradient))
                 continue
             refuse_own_counts(self._optimizer, parameter)

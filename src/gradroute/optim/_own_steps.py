@@ -279,7 +279,7 @@ class OwnSteps:
         if not parameter.ndim or len(values) < 2:
             return False
         alone = torch.cat(self._try_step(parameter, list(values.chunk(2))))
-        moved, apart = (whole - values).double().norm(), (whole - alone).double().norm()
+        moved, apart = (whole - values).abs().double().norm(), (whole - alone).abs().double().norm()
         return bool(apart > 0.02 * moved)
 
     def _try_step(self, parameter: nn.Parameter, values: list[Tensor]) -> list[Tensor]:

@@ -112,6 +112,17 @@ def test_a_parameter_without_dimensions_is_held_by_a_mask_without_dimensions():
         HeldEntries(parameter, 0)
 
 
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
+def test_of_a_parameter_without_entries_nothing_is_held(shape):
+    parameter = nn.Parameter(torch.zeros(shape))
+    for given in (torch.ones(shape, dtype=torch.bool), slice(0, shape[0]), torch.ones(shape[0], dtype=torch.bool)):
+        held = HeldEntries(parameter, given)
+        parameter.grad = torch.zeros(shape)
+        held.zero_gradient(parameter)
+        held.put(parameter.detach(), held.take(parameter.detach()))
+        assert parameter.shape == shape
+
+
 @pytest.fixture
 def rank_of_four(request):
     """One process that takes itself for one of four, which never speak to each other."""

@@ -207,8 +207,21 @@ class TestLife:
         parameter = nn.Parameter(torch.randn(4, 3), requires_grad=False)
         optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
         Hold(optimizer, {parameter: 0})
+        assert not parameter.requires_grad
         parameter.requires_grad_()
+        gradient = torch.randn(4, 3)
+        (parameter * gradient).sum().backward()
+        norm = nn.utils.clip_grad_norm_([parameter], 1.0)
+        torch.testing.assert_close(norm, gradient[1:].norm())  # what is held does not count
         assert step(parameter, optimizer) == [False, True, True, True]
+
+    def test_has_no_hook_on_what_has_no_gradient(self):
+        """Such as quantized weights, which `requires_grad` is not for."""
+        parameter = nn.Parameter(torch.ones(4, 3, dtype=torch.int8), requires_grad=False)
+        other = nn.Parameter(torch.randn(4, 3))
+        optimizer = torch.optim.AdamW([parameter, other])
+        Hold(optimizer, {parameter: 0, other: 0})
+        assert step(other, optimizer) == [False, True, True, True]
 
 
 class TestState:
@@ -377,6 +390,28 @@ class TestBesideOthers:
             average = optimizer.state[parameter]["exp_avg"].clone()
             assert step(parameter, optimizer) == [False, True, True, False]
             assert torch.equal(optimizer.state[parameter]["exp_avg"][[0, 3]], average[[0, 3]])
+
+    def test_where_a_step_raises_on_its_way_nothing_is_put_back_and_the_next_step_holds_again(self):
+        """Torch calls no hook then, and what is loaded afterwards must not be overwritten by what was before."""
+
+        class Failing(torch.optim.AdamW):
+            failing = False
+
+            def step(self, closure=None):
+                super().step(closure)
+                if self.failing:
+                    self.param_groups[0]["params"][0].data.add_(1)
+                    raise RuntimeError("out of memory")
+
+        parameter, optimizer = learned(lambda p: Failing(p, lr=0.1))
+        Hold(optimizer, {parameter: [0, 3]})
+        optimizer.failing = True
+        before = parameter.detach().clone()
+        with pytest.raises(RuntimeError, match="out of memory"):
+            step(parameter, optimizer)
+        assert (parameter != before).all()
+        optimizer.failing = False
+        assert step(parameter, optimizer) == [False, True, True, False]
 
     def test_a_watch_sees_that_held_units_did_not_move(self):
         layer = nn.Linear(3, 2)

@@ -7,12 +7,18 @@ import inspect
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 
 import gradroute as gr
 from gradroute.errors import UsageError
 from gradroute.optim import Isolation
 from gradroute.router._attachment import attachment_of
 from unit.optim.neurons import (
+    BOTH,
     FORGET,
     NOBODY,
     OPTIMIZERS,
@@ -326,6 +332,69 @@ def test_a_step_that_writes_after_that_of_its_base_class_moves_nothing_untaught(
         moved = moved_units(model, optimizer.step)
         after = tensors(model, optimizer)["writer.weight: exp_avg"]
         assert moved == units == (after != before).any(1).nonzero().flatten().tolist()
+
+
+@pytest.mark.parametrize("own_steps", [False, True])
+@pytest.mark.parametrize("options", [{}, {"full_state_dict": True}, {"flatten_optimizer_state_dict": True}], ids=str)
+@pytest.mark.parametrize("name", ["AdamW", "AdamW fused", "SGD momentum", "NAdam"])
+def test_the_step_by_which_torch_makes_state_to_load_into_makes_all_of_it_and_moves_nothing(name, options, own_steps):
+    """Of zero gradients, at a rate of 0. Of parameters that were hidden from it, nothing was loaded, without a word."""
+    options = StateDictOptions(**options)
+    runs = []
+    for _ in range(2):
+        model = Neurons()
+        router = gr.Router(model, WRITER)
+        optimizer = OPTIMIZERS[name](list(model.parameters()))
+        Isolation(router, optimizer, own_steps=own_steps)
+        runs.append((model, router, optimizer))
+    for labels in (BOTH, FORGET, RETAIN):
+        gradients_everywhere(runs[0][0])
+        teach(runs[0][1], labels)
+        runs[0][2].step()
+    saved = copy.deepcopy(get_optimizer_state_dict(runs[0][0], runs[0][2], options=options))
+    runs[1][0].load_state_dict(runs[0][0].state_dict())
+    before = [parameter.detach().clone() for parameter in runs[1][0].parameters()]
+    get_optimizer_state_dict(runs[1][0], runs[1][2], options=options)  # what is saved is loaded into this
+    set_optimizer_state_dict(runs[1][0], runs[1][2], saved, options=options)
+    assert all(map(torch.equal, runs[1][0].parameters(), before))
+    for labels in (RETAIN, FORGET, NOBODY, BOTH):
+        for model, router, optimizer in runs:
+            torch.manual_seed(0)
+            gradients_everywhere(model)
+            teach(router, labels)
+            optimizer.step()
+        first, second = (tensors(model, optimizer) for model, _, optimizer in runs)
+        assert first.keys() == second.keys()
+        assert all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+@pytest.mark.parametrize(
+    ("lr", "scale"), [(0.0, 1.0), (0.1, 0.0)], ids=["a rate of 0 alone", "gradients of zero alone"]
+)
+def test_a_first_step_that_is_no_such_is_held_off_as_any_other(lr, scale):
+    """Such as the first of a warm-up."""
+    model = Neurons()
+    router = gr.Router(model, WRITER)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.1)
+    Isolation(router, optimizer)
+    gradients_everywhere(model, scale)
+    teach(router, NOBODY)
+    assert moved_units(model, optimizer.step) == []
+    assert not optimizer.state.get(model.writer.weight)
+
+
+@pytest.mark.parametrize("own_steps", [False, True])
+def test_removed_by_a_closure_it_does_nothing_more(own_steps):
+    model, router, optimizer, isolation = isolated(own_steps=own_steps)
+
+    def closure():
+        gradients_everywhere(model)
+        teach(router, FORGET)
+        isolation.remove()
+
+    assert moved_units(model, lambda: optimizer.step(closure)) == list(range(7))
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert "own_steps" not in optimizer.state[model.writer.weight]
 
 
 class TestLife:

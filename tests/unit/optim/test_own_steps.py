@@ -79,6 +79,37 @@ class TestSteps:
         assert moved[True] == pytest.approx(10, rel=1e-3)
         assert moved[False] > 50
 
+    @pytest.mark.parametrize("name", ["AdamW", "NAdam", "SGD momentum", "Adagrad"])
+    def test_of_units_that_were_never_open_before_are_first_steps(self, name):
+        """Also where the parameter has state already, since other units took steps."""
+        model, router, optimizer, _ = counting(OPTIMIZERS[name], steps=(RETAIN, RETAIN, RETAIN))
+        only_forget = [3, 5]
+        leaf = nn.Parameter(model.writer.weight.detach()[only_forget].clone())
+        own = OPTIMIZERS[name]([leaf])
+        for _ in range(2):
+            gradients_everywhere(model)
+            leaf.grad = model.writer.weight.grad[only_forget].clone()
+            teach(router, FORGET)
+            optimizer.step()
+            own.step()
+            torch.testing.assert_close(model.writer.weight[only_forget], leaf, rtol=1e-6, atol=1e-7)
+
+    @pytest.mark.parametrize("name", ["AdamW", "SGD momentum"])
+    def test_of_complex_parameters_are_those_of_tensors_of_their_own(self, name):
+        layer = nn.Linear(3, 2, bias=False, dtype=torch.complex64)
+        router = gr.Router(layer, {"": gr.Site(gr.RoutingSpec.one_per_label(2), level="parameters")})
+        leaf = nn.Parameter(layer.weight.detach()[1:].clone())
+        optimizer, own = (OPTIMIZERS[name]([p]) for p in (layer.weight, leaf))
+        Isolation(router, optimizer, own_steps=True)
+        for label in (0, 0, 1, 0, 1):
+            layer.weight.grad = torch.randn(2, 3, dtype=torch.complex64)
+            teach(router, torch.tensor([label]))
+            optimizer.step()
+            if label:
+                leaf.grad = layer.weight.grad[1:].clone()
+                own.step()
+        torch.testing.assert_close(layer.weight[1:], leaf)
+
     @pytest.mark.filterwarnings("ignore::gradroute.UnroutedWarning")
     @pytest.mark.parametrize("name", ["AdamW", "AdamW fused", "SGD"])
     def test_write_to_the_parameter_so_that_autograd_sees_it(self, name):
