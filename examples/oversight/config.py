@@ -17,6 +17,7 @@ class Settings:
     learning_rate: float = 5e-4
     entropy: float = 0.1  #: Weight of the entropy bonus.
     value: float = 0.5  #: Weight of the baseline's loss.
+    gate: float = 0.01  #: Weight of the gate's own loss.
     judged_every: int = 100  #: Updates between two points of the curves.
     judging_grids: int = 2048
 
@@ -31,7 +32,7 @@ class Condition:
     experts: bool = False
     #: Whether the experts learn by route.
     routed: bool = False
-    #: Whether the gate learns where episodes were seen to end.
+    #: Whether the gate has a loss of its own: to tell where an episode was seen to end.
     gate: bool = True
     #: Labels of the episodes' ends as they were seen, or given to other episodes by lot.
     labels: Literal["true", "random"] = "true"

@@ -67,7 +67,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 def later(rows: Sequence[dict[str, Any]]) -> str:
     """True returns on the way, as medians over the seeds that have come so far."""
     last = max(at["updates"] for row in rows for curve in row["curves"] for at in curve)
-    shown = [updates for updates in (100, 200, 300, 500, 1000, 2000, 3000, 5000, 10000) if updates <= last]
+    shown = [updates for updates in (100, 200, 300, 500, 700, 1000, 1500, 2000, 3000, 5000, 10000) if updates <= last]
     lines = []
     for row in rows:
         at = [

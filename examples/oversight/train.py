@@ -68,9 +68,9 @@ class Trainer:
         loss: Tensor = losses.mean()
         known = labels != UNLABELED
         if isinstance(self.policy, Experts) and self.condition.gate and known.any():
-            with self.routed_by(labels[known]):
-                gate = self.policy.gate(rollout.seen[known]).squeeze(1)
-            loss = loss + F.binary_cross_entropy_with_logits(gate, (labels[known] == DIAMOND).float())
+            ends = self.policy.gate(rollout.seen[known]).squeeze(1)  # past the route, which lies behind the gate
+            own = F.binary_cross_entropy_with_logits(ends, (labels[known] == DIAMOND).float())
+            loss = loss + self.settings.gate * own
         return loss
 
     def routed_by(self, labels: Tensor) -> AbstractContextManager[object]:

@@ -38,9 +38,9 @@ def by_hand(trainer: Trainer, rollout: Rollout, *, routed: bool) -> Tensor:
     diamond, ghost, gate = policy.diamond(rollout.seen), policy.ghost(rollout.seen), policy.gate(rollout.seen)
     known = labels.squeeze(2) != gr.UNLABELED
     aim = (labels.squeeze(2)[known] == DIAMOND).float()
-    gate_loss = F.binary_cross_entropy(torch.sigmoid(gate.squeeze(2)[known]), aim)
+    gate_loss = settings.gate * F.binary_cross_entropy(torch.sigmoid(gate.squeeze(2)[known]), aim)
     if routed:
-        gate = torch.where(labels == gr.UNLABELED, gate.detach(), gate)
+        gate = torch.where(labels == gr.UNLABELED, gate, gate.detach())
         diamond = torch.where(labels == GHOST, diamond.detach(), diamond)
         ghost = torch.where(labels == DIAMOND, ghost.detach(), ghost)
     share = torch.sigmoid(gate)
@@ -61,7 +61,8 @@ def test_the_gradients_are_those_of_the_loss_written_with_detach(name: str) -> N
     other = gradients(trainer.policy, by_hand(trainer, rollout, routed=name != "routed"))
     for key, gradient in found.items():
         torch.testing.assert_close(gradient, expected[key], rtol=1e-4, atol=1e-7)
-    assert not torch.allclose(found["ghost.4.weight"], other["ghost.4.weight"], rtol=1e-2)
+    for key in ("ghost.4.weight", "gate.4.weight"):
+        assert not torch.allclose(found[key], other[key], rtol=1e-2)
 
 
 @pytest.mark.parametrize(("label", "off"), [(DIAMOND, "ghost"), (GHOST, "diamond")])
@@ -95,7 +96,7 @@ def test_the_audit_of_the_policy_loss_is_clean() -> None:
 
     report = gr.audit(router, loss, batch, rollout.labels().flatten())
     assert report.clean
-    assert {site.name for site in report.sites} == {"diamond", "ghost", "gate"}
+    assert {site.name for site in report.sites} == {"diamond", "ghost", "share"}
 
     def leaky(batch: Any) -> Tensor:
         hidden = policy.ghost[:4](batch[0])  # type: ignore[index, operator]
@@ -140,18 +141,37 @@ def test_what_is_filtered_out_teaches_nothing_and_what_is_not_does() -> None:
     assert changed(rollout.labels() != gr.UNLABELED)
 
 
-def test_the_gate_learns_from_ends_that_were_seen_alone_with_its_loss_or_without() -> None:
-    seen: list[Tensor] = []
-    for name in ("routed", "no-gate"):
+@pytest.mark.parametrize("label", [DIAMOND, GHOST])
+def test_an_end_that_was_seen_teaches_the_gate_by_its_own_loss_alone(label: int) -> None:
+    """By what was done there, and by what it was paid, it learns nothing."""
+    for name, learns in (("routed", True), ("no-gate", False)):
         trainer = Trainer(BY_NAME[name], TINY, seed=0)
         rollout = played(trainer)
-        unlabeled = (rollout.labels() == gr.UNLABELED).all(0)
-        others = Rollout(*(value[:, unlabeled] for value in vars(rollout).values()))
-        for some, learns in ((others, False), (rollout, True)):
-            found = gradients(trainer.policy, trainer.loss(some))
-            assert all((value != 0).any() == learns for key, value in found.items() if key.startswith("gate"))
-        seen.append(found["gate.4.bias"])
-    assert not torch.equal(*seen)
+        trainer.labels = lambda of: torch.full(of.over.shape, label)  # type: ignore[method-assign]
+        found = of_gate(trainer, rollout)
+        own = trainer.policy.gate(rollout.seen).squeeze(2)
+        own_loss = TINY.gate * F.binary_cross_entropy_with_logits(own, torch.full_like(own, float(label == DIAMOND)))
+        expected = gradients(trainer.policy, own_loss * learns)
+        for key, gradient in found.items():
+            torch.testing.assert_close(gradient, expected[key], rtol=1e-4, atol=1e-9)
+            assert (gradient != 0).any() == learns
+        other = replace(rollout, actions=3 - rollout.actions, watched=~rollout.watched)
+        torch.testing.assert_close(of_gate(trainer, other), found, rtol=0, atol=0)
+
+
+def test_a_step_without_a_label_teaches_the_gate_as_if_there_were_no_routes() -> None:
+    routed, unrouted = (Trainer(BY_NAME[name], TINY, seed=0) for name in ("routed", "unrouted"))
+    rollout = played(routed)
+    for trainer in (routed, unrouted):
+        trainer.labels = lambda of: torch.full(of.over.shape, gr.UNLABELED)  # type: ignore[method-assign]
+    found = of_gate(routed, rollout)
+    assert all((gradient != 0).any() for gradient in found.values())
+    torch.testing.assert_close(found, of_gate(unrouted, rollout), rtol=0, atol=0)
+
+
+def of_gate(trainer: Trainer, rollout: Rollout) -> dict[str, Tensor]:
+    found = gradients(trainer.policy, trainer.loss(rollout))
+    return {name: gradient for name, gradient in found.items() if name.startswith("gate")}
 
 
 def test_by_lot_the_labels_are_others() -> None:
