@@ -14,6 +14,7 @@ from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 _CODE = re.compile(r"(^```.*?^```|`[^`\n]*`)", re.MULTILINE | re.DOTALL)
 _PICTURE = re.compile(r"(?<=!)(\[[^\[\]]*\]\()(?!https?://)([^)\s]+)")
+_IMAGE = re.compile(r'(<img\b[^>]*?\bsrc=")(?!https?://)([^"]+)')
 _LINK = re.compile(r"(\]\()(?!https?://|mailto:|#)([^)\s]+)")
 
 
@@ -24,7 +25,9 @@ def absolute(text: str, repository: str, version: str) -> str:
     tree = repository.rstrip("/")
     parts = _CODE.split(text)
     for position in range(0, len(parts), 2):  # in between stands code
-        part = _PICTURE.sub(rf"\g<1>{tree}/raw/v{version}/\g<2>", parts[position])
+        part = parts[position]
+        for picture in (_PICTURE, _IMAGE):
+            part = picture.sub(rf"\g<1>{tree}/raw/v{version}/\g<2>", part)
         parts[position] = _LINK.sub(rf"\g<1>{tree}/blob/v{version}/\g<2>", part)
     return "".join(parts)
 

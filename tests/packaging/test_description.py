@@ -49,6 +49,8 @@ def test_a_picture_is_the_file_itself_and_no_page_around_it():
     at = f"{REPOSITORY}/{{}}/v1/{{}}"
     raw_b, raw_d, page = at.format("raw", "b.png"), at.format("raw", "d.png"), at.format("blob", "e.md")
     assert text == f"![a]({raw_b}) [![c]({raw_d})]({page}) [f](#g) [h](https://i)"
+    text = hatch_build["absolute"]('<img src="b.png" width="9" alt="c"> <img src="https://i/b.png">', REPOSITORY, "1")
+    assert text == f'<img src="{raw_b}" width="9" alt="c"> <img src="https://i/b.png">'
 
 
 @pytest.mark.parametrize("code", ["```python\nlayers[0](x)\n```\n", "As in `layers[0](x)`, and `![a](b)`."])
