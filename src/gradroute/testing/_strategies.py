@@ -157,7 +157,6 @@ def label_tensors(spec: RoutingSpec, shape: tuple[int, ...], kind: str | None = 
         ...     assert spec.mask(labels).shape == (8, 5, 3)
         >>> test()
     """
-
     if kind not in (None, *KINDS):
         raise ValueError(f"kind must be one of {', '.join(KINDS)} or None; got {kind!r}.")
 
