@@ -106,7 +106,7 @@ def test_on_any_architecture(architecture, data):
 def test_on_the_parameters_of_known_layers_at_both_ends_and_of_others_at_their_output(data):
     torch.manual_seed(0)
     model, x = Layers(), torch.randn(BATCH, TIME, WIDTH)
-    spec = data.draw(specs(WIDTH))
+    spec = data.draw(specs(WIDTH, silent=False))
     labels = data.draw(label_tensors(spec, data.draw(st.sampled_from([(BATCH,), (BATCH, TIME)]))))
     chosen = data.draw(st.lists(st.sampled_from([*KNOWN, *UNKNOWN]), min_size=1, unique=True))
     sites = {}
@@ -123,7 +123,7 @@ def test_on_the_parameters_of_known_layers_at_both_ends_and_of_others_at_their_o
 def test_labels_are_refused_for_what_they_would_have_been_refused_in_the_forward_pass(data):
     """With the same words; and nothing is set, so that the right ones can follow."""
     torch.manual_seed(0)
-    spec = data.draw(specs(WIDTH))
+    spec = data.draw(specs(WIDTH, silent=False))
     name = data.draw(st.sampled_from([*KNOWN, "convolution"]))
     dim = (KNOWN | UNKNOWN)[name][0]
     level = data.draw(st.sampled_from(["parameters", "activations"]))
@@ -160,7 +160,7 @@ def test_labels_are_refused_for_what_they_would_have_been_refused_in_the_forward
 def test_several_blocks_before_one_backward_each_have_their_own_labels(data):
     torch.manual_seed(0)
     model = Layers().eval()
-    spec = data.draw(specs(WIDTH))
+    spec = data.draw(specs(WIDTH, silent=False))
     level = data.draw(st.sampled_from(["parameters", "activations"]))
     router = gr.Router(model, {"linear": gr.Site(spec, level=level), "mlp": gr.Site(spec, level=level)})
     batches = [(torch.randn(BATCH, TIME, WIDTH), data.draw(label_tensors(spec, (BATCH,)))) for _ in range(3)]
