@@ -27,4 +27,4 @@ def test_a_planted_fault_is_found(fault, monkeypatch):
     monkeypatch.setattr(*FAULTS[fault])
     with pytest.raises(Lost):
         # As it comes, and not the smallest one: to shrink it takes minutes.
-        live(max_examples=600, derandomize=True, phases=[Phase.generate], report_multiple_bugs=False)
+        live(max_examples=2500, derandomize=True, phases=[Phase.generate], report_multiple_bugs=False)

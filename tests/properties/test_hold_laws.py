@@ -125,7 +125,8 @@ def test_a_held_gradient_does_not_count_in_the_norm_that_clips(part) -> None:
     given, mask = part
     parameter = nn.Parameter(torch.randn(SHAPE))
     gradient = torch.randn(SHAPE)
-    Hold(torch.optim.SGD([parameter], lr=0.1), {parameter: given})
+    optimizer = torch.optim.SGD([parameter], lr=0.1)  # a hold lives as long as its optimizer
+    Hold(optimizer, {parameter: given})
     (parameter * gradient).sum().backward()
     norm = nn.utils.clip_grad_norm_([parameter], 0.1)
     torch.testing.assert_close(norm, gradient[~mask].norm())
@@ -135,7 +136,7 @@ def test_a_held_gradient_does_not_count_in_the_norm_that_clips(part) -> None:
 @given(specs(hard=True, max_width=6), st.data())
 @settings(max_examples=40, deadline=None)
 def test_beside_an_isolation_both_hold_whichever_came_first(first, spec, data) -> None:
-    labels = [data.draw(label_tensors(spec, (3,), "ids")) for _ in range(data.draw(st.integers(1, 3)))]
+    labels = [data.draw(label_tensors(spec, (3,), "integer")) for _ in range(data.draw(st.integers(1, 3)))]
     rows = data.draw(st.lists(st.integers(0, spec.width - 1), max_size=3))
     name = data.draw(st.sampled_from(sorted({"AdamW", "SGD momentum", "Adam fused", "NAdam"})))
     layer = nn.Linear(2, spec.width)

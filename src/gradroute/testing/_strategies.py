@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..errors import SpecError, missing_package
+from ..errors import SpecError, UsageError, missing_package
 
 try:
     from hypothesis import strategies as st
@@ -147,7 +147,7 @@ def label_tensors(spec: RoutingSpec, shape: tuple[int, ...], kind: str | None = 
         kind: ``"integer"``, ``"multi-hot"`` or ``"mixture"``; any of them by default.
 
     Raises:
-        ValueError: The kind is none of these.
+        UsageError: The kind is none of these.
 
     Examples:
         >>> from hypothesis import given
@@ -158,7 +158,7 @@ def label_tensors(spec: RoutingSpec, shape: tuple[int, ...], kind: str | None = 
         >>> test()
     """
     if kind not in (None, *KINDS):
-        raise ValueError(f"kind must be one of {', '.join(KINDS)} or None; got {kind!r}.")
+        raise UsageError(f"kind must be one of {', '.join(KINDS)} or None; got {kind!r}.")
 
     @st.composite
     def drawn(draw: DrawFn) -> Tensor:

@@ -190,7 +190,7 @@ def test_silence_that_is_lost_is_found(level, what, monkeypatch):
     sites, x, ids = {"1": gr.Site(quiet, level=level)}, torch.randn(6, 3), torch.tensor([0, 1, 0, -1, 1, 0])
     assert_routed(model, sites, x, ids, loss=loss)
 
-    def lost(x, mask, dim):
+    def lost(x, mask, dim, **_):
         off = torch.zeros_like(x, dtype=torch.bool) if what == "forward" else mask.off(x.device)
         return torch.where(off, 0, x) if what == "forward" else x - torch.where(off, x.detach(), 0)
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import gradroute as gr
+from gradroute.errors import UsageError
 from gradroute.testing import specs
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:`torch\.jit\.script(_method)?` is deprecated")
@@ -41,5 +42,5 @@ def test_a_spec_without_units_is_refused_where_it_is_asked_for(given):
 def test_a_kind_of_labels_that_there_is_none_of_is_refused():
     from gradroute.testing import label_tensors
 
-    with pytest.raises(ValueError, match="one of integer, multi-hot, mixture or None; got 'ids'"):
+    with pytest.raises(UsageError, match="one of integer, multi-hot, mixture or None; got 'ids'"):
         label_tensors(SPEC, (2,), "ids")
