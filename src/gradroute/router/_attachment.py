@@ -77,9 +77,8 @@ class State:
         self.model_ran = False
         self.model_records = False  # whether the pass of the model that ran last began where gradients are recorded
         self.ran: set[int] = set()  # the sites whose module was called, by their position
-        self.ran_apart: dict[
-            int, bool
-        ] = {}  # of those that labels were to route: whether never where they are recorded
+        # Of those that labels were to route, whether they ran never where gradients are recorded:
+        self.ran_apart: dict[int, bool] = {}
         self.ran_compiled: set[int] = set()  # those of them that may learn by compiled code
         self.ever_ran: set[int] = set()
         self.reached: Counter[int] = Counter()  # how often the stand-in for the forward of a site ran in passes on

@@ -6,6 +6,7 @@ import weakref
 
 import pytest
 import torch
+from prodigyopt import Prodigy
 from torch import nn
 
 import gradroute as gr
@@ -441,3 +442,27 @@ class TestBesideOthers:
         report.assert_clean()
         assert any("a Hold keeps still" in note and "'1.weight', '1.bias'" in note for note in report.notes)
         assert not any("hooks that run after" in note for note in report.notes)
+
+
+class TestProdigy:
+    """An optimizer of others', whose step size is one number for all entries."""
+
+    @pytest.mark.parametrize("decoupled", [True, False])
+    def test_held_rows_and_their_state_are_still(self, decoupled):
+        parameter, optimizer = learned(lambda p: Prodigy(p, weight_decay=0.1, decouple=decoupled), steps=3)
+        Hold(optimizer, {parameter: [1, 2]})
+        kept = {key: value[[1, 2]].clone() for key, value in optimizer.state[parameter].items() if _has_rows(value)}
+        assert {"exp_avg", "exp_avg_sq"} <= kept.keys()
+        for _ in range(4):
+            assert step(parameter, optimizer) == [True, False, False, True]
+        for key, value in kept.items():
+            assert torch.equal(optimizer.state[parameter][key][[1, 2]], value), key
+
+    def test_state_of_some_entries_only_is_refused(self):
+        parameter, optimizer = learned(lambda p: Prodigy(p, slice_p=5), steps=1)
+        with pytest.raises(UsageError):
+            Hold(optimizer, {parameter: [1]})
+
+
+def _has_rows(value):
+    return isinstance(value, torch.Tensor) and value.shape == (4, 3)
