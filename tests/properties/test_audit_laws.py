@@ -179,3 +179,151 @@ def test_what_is_measured_does_not_depend_on_how_the_labels_are_called(case):
     assert [b.share for b in before.bypasses] == [b.share for b in after.bypasses]
     assert [site.routed for site in before.sites] == [site.routed for site in after.sites]
     assert after.labels == tuple(names[label] if label >= 0 else label for label in before.labels)
+
+
+# ------------------------------------------------------------------ a label that may teach no unit of a site
+
+CLOSED = 1
+
+
+class Expert(nn.Module):
+    """Hidden layers, and heads on the last of them: the units, and what else it returns. It keeps what they make."""
+
+    def __init__(self, hidden: list[nn.Module], width: int, *, several: bool) -> None:
+        super().__init__()
+        self.hidden = nn.ModuleList(hidden)
+        self.units = nn.Linear(3, width)
+        self.beside = nn.Linear(3, 2)  # made of the last hidden layer, and never of the units
+        self.several = several
+        self.kept: list[torch.Tensor] = []
+
+    def forward(self, x):
+        for layer in self.hidden:
+            x = torch.tanh(layer(x))
+            self.kept.append(x)
+        self.kept.append(self.beside(x))
+        units = self.units(x).tanh()
+        return (units, self.kept[-1]) if self.several else units
+
+
+class AroundAnExpert(nn.Module):
+    """A trunk, an expert that is called once or twice, another expert, and a loss that may read what is in the first."""
+
+    def __init__(self, expert, other, *, tied, twice, read, joins):
+        super().__init__()
+        self.trunk = nn.Linear(3, 3)
+        self.expert, self.other = expert, other
+        self.again = expert.hidden[0] if tied else nn.Identity()
+        self.head = nn.Linear(expert.units.out_features, 3)
+        self.twice, self.read, self.joins = twice, read, joins
+
+    def loss(self, x):
+        self.expert.kept.clear()
+        x = self.again(torch.tanh(self.trunk(x)))
+        y = self.expert(x)
+        y, beside = y if isinstance(y, tuple) else (y, None)
+        if self.twice:
+            again = self.expert(x + 1)
+            y = y + (again[0] if isinstance(again, tuple) else again)
+        out = self.head(y) + self.other(x)
+        if beside is not None:
+            out = out + beside.mean(-1, keepdim=True)
+        seen = [self.expert.kept[position % len(self.expert.kept)] for position in self.read]
+        if self.joins:
+            return (out + sum((one.sum(-1, keepdim=True) for one in seen), torch.zeros(()))).square().mean()
+        return out.square().mean() + sum((one.square().mean() for one in seen), torch.zeros(()))
+
+
+EITHER = (False, True)
+
+
+@st.composite
+def closed_experts(draw, *, leaks=EITHER, several=EITHER):
+    torch.manual_seed(draw(st.integers(0, 10_000)))
+    width = draw(st.integers(1, 3))
+    several = draw(st.sampled_from(several))
+    hidden = [nn.Linear(3, 3) for _ in range(draw(st.integers(1, 3)))]
+    read = draw(st.lists(st.integers(0, 7), min_size=1, max_size=2)) if draw(st.sampled_from(leaks)) else []
+    other = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
+    model = AroundAnExpert(
+        Expert(hidden, width, several=several),
+        other,
+        tied=draw(st.booleans()),
+        twice=draw(st.booleans()),
+        read=read,
+        joins=draw(st.booleans()),
+    )
+    level = draw(st.sampled_from(["activations", "parameters"]))
+    names = draw(st.sampled_from([None, ("hidden.0.weight", "units.bias")])) if level == "parameters" else None
+    # A label that teaches all units, one that teaches none, and one that teaches some.
+    routes = {0: range(width), CLOSED: [], 2: draw(st.sets(st.integers(0, width - 1)))}
+    silent = {CLOSED: [0, 2]} if draw(st.booleans()) and names is None else None
+    spec = gr.RoutingSpec(routes, width, silent=silent)
+    on_units = gr.Site(spec, level=level, index=0 if several else None, parameters=names)
+    sites = {"expert": on_units, "other": gr.RoutingSpec({0: [], CLOSED: range(3), 2: [0]}, 3)}
+    if draw(st.booleans()):  # inside, on all that the label may teach of a hidden layer
+        sites["expert.hidden.0"] = gr.RoutingSpec({0: range(3), CLOSED: range(3), 2: range(3)}, 3)
+    if draw(st.booleans()):
+        sites["head"] = gr.Site(spec, on="input", level="parameters")
+    return model, sites
+
+
+def reported(model, sites):
+    """What the audit says that the closed label trains, and what it does train, computed by hand."""
+    router = gr.Router(model, sites)
+    x, labels = torch.randn(9, 3), torch.arange(3).repeat(3)
+    report = audit(router, model.loss, x, labels)
+    mine = labels == CLOSED
+    model.zero_grad()
+    with router(labels[mine]):
+        model.loss(x[mine]).backward()
+    router.remove()
+    learns = {name for name, p in model.named_parameters() if p.grad is not None and bool(p.grad.any())}
+    return [bypass for bypass in report.bypasses if bypass.label == CLOSED], learns
+
+
+@settings(max_examples=40)
+@given(closed_experts())
+def test_whatever_a_label_teaches_inside_of_what_is_closed_to_it_is_named(case):
+    model, sites = case
+    bypasses, learns = reported(model, sites)
+    names = sites["expert"].parameters
+    inside = {name for name in learns if name.startswith("expert.")}
+    if names is not None:
+        inside &= {f"expert.{name}" for name in names}
+    elsewhere = {name for name in inside if model.again is model.expert.hidden[0] and "hidden.0." in name}
+    found = {bypass.target for bypass in bypasses if bypass.target.startswith("expert.")}
+    assert found - {"expert"} == inside - elsewhere
+    for bypass in bypasses:
+        if bypass.target.startswith("expert."):
+            assert bypass.site == "expert"
+            assert bypass.kind in (
+                {"tied weight"} if sites["expert"].level == "parameters" else {"side loss", "skip connection"}
+            )
+            assert bypass.advice
+
+
+@settings(max_examples=15)
+@given(closed_experts(leaks=(False,), several=(False,)))
+def test_what_is_closed_and_does_not_leak_raises_no_alarm(case):
+    model, sites = case
+    bypasses, learns = reported(model, sites)
+    assert not [bypass for bypass in bypasses if bypass.target.startswith("expert")]
+    tied = model.again is model.expert.hidden[0]
+    names = sites["expert"].parameters
+    if names is None:
+        assert {name for name in learns if name.startswith("expert.")} == (
+            {"expert.hidden.0.weight", "expert.hidden.0.bias"} if tied else set()
+        )
+    assert {name for name in learns if name.startswith("other.")}, "the label teaches the other expert"
+
+
+@settings(max_examples=10)
+@given(closed_experts(leaks=(False,), several=(True,)))
+def test_what_is_open_by_another_tensor_of_the_same_module_is_no_leak(case):
+    model, sites = case
+    open_beside = gr.Site(gr.RoutingSpec({0: [], CLOSED: [0, 1], 2: [0]}, 2), index=1)
+    sites["expert"] = [sites["expert"], open_beside]
+    bypasses, learns = reported(model, sites)
+    assert not [bypass for bypass in bypasses if bypass.target.startswith("expert")]
+    assert "expert.hidden.0.weight" in learns

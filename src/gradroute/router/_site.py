@@ -46,8 +46,9 @@ class Site:
             dict, a field of a dataclass, or a tuple of these to reach into nested ones. For inputs, a position or an
             argument's name, whichever way the caller passes it. None: the output, or the first argument, is a tensor.
         parameters: At level ``"parameters"``, the names of those that are routed, as in the module's
-            ``named_parameters()``, such as ``("bias",)`` or ``("0.bias",)``; the module's others learn whole. None: all
-            are routed.
+            ``named_parameters()``, such as ``("bias",)`` or ``("0.bias",)``; the module's others learn whole, and by
+            them all labels teach all units. So no unit is a label's own there: `Router.ablated` leaves them on, and a
+            spec with silent units is refused. None: all are routed.
 
     Raises:
         SiteError: An argument is none of these.
@@ -107,6 +108,12 @@ class Site:
             )
         if self.on == "input" and all(name.rpartition(".")[2] == "bias" for name in names):
             raise SiteError("a bias reads nothing of a module's input, so there is nothing to route: use on='output'.")
+        if self.spec.has_silent:
+            raise SiteError(
+                f"parameters={names!r} leaves the module's other parameters to every label, so that no unit here is "
+                "taught by its own labels alone and none may be silent: give this site a spec without silent=, or "
+                "route all parameters."
+            )
         object.__setattr__(self, "parameters", tuple(dict.fromkeys(names)))
 
     def __repr__(self) -> str:

@@ -12,6 +12,7 @@ from gradroute.errors import LabelError, SiteError, UsageError
 from gradroute.router._site import routed_parameters
 
 SPEC = gr.RoutingSpec.one_per_label(3)
+QUIET = gr.RoutingSpec.one_per_label(3, silent="others")
 LABELS = torch.tensor([0, 2])
 
 
@@ -197,6 +198,10 @@ class TestNamedParameters:
             ({"parameters": ()}, "at least one name"),
             ({"parameters": (0,)}, "at least one name"),
             ({"parameters": ("bias", "0.bias"), "on": "input"}, "a bias reads nothing of a module's input"),
+            (
+                {"parameters": ("bias",), "spec": QUIET},
+                r"no unit here is taught by its own labels alone.*without silent=",
+            ),
         ],
     )
     def test_misused_are_an_error_at_construction(self, arguments, message):

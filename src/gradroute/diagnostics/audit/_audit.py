@@ -50,6 +50,9 @@ def audit(
       protect them; ``Site(spec, on="input", level="parameters")`` on their module does;
     - what meets each unit after the site by an entry of its own: a bias of each unit, a codebook.
 
+    For a label that may teach no unit of a site on a module's output, all that belongs to that module is off its route,
+    inner layers too, except for parameters that a module outside of it holds as well.
+
     What changes or reads units of several labels belongs to all of them, and is no bypass.
 
     Args:

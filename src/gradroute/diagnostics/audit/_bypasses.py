@@ -14,8 +14,8 @@ from ..harness._batches import Group
 from ..harness._runs import Run, Runs
 from ..harness._site_probes import along_units
 from ..harness._untouched import norm, trainable
-from ._experiments import module_of
-from ._graph_paths import Kind, Paths
+from ._experiments import Entries, held_alone, module_of
+from ._graph_paths import Kind, Paths, nodes
 from ._ownership import Ownership
 from ._report import Bypass
 
@@ -88,7 +88,12 @@ class Leaks:
                     for kind in around().kinds(seen.edge):
                         yield _Leak(attached.name, kind, leaked / norm([gradient]))
         writers = self._ownership.writers(position, ~taught)
-        for name, entries in writers.entries.items():
+        owned = dict(writers.entries)
+        if not bool(taught.any()):
+            owned |= self._inside(position)
+            for name in self._made_for_others(position, masks, run):
+                owned.pop(name, None)
+        for name, entries in owned.items():
             share = _share(run.gradients[name], entries, total)
             if share > 0:
                 tied: list[Kind] = ["tied weight"]
@@ -98,6 +103,33 @@ class Leaks:
             yield _Leak(name, "recurrence", _share(run.gradients[name], entries, total))
         if attached.site.parameters is None:  # a site that names some holds these to the route, and no readers
             yield from self._by_readers(position, masks, run)
+
+    def _inside(self, position: int) -> Entries:
+        """All that belongs to the module of a site on its output, for a label that may teach none of its units.
+
+        The inner layers of a module mix its units, and so write none alone; but such a label may not teach them either.
+        """
+        attached = self._attachment.sites[position]
+        if attached.site.on == "input":
+            return {}
+        own = held_alone(attached, self._runs.router.model)
+        return {name: torch.ones_like(p, dtype=torch.bool) for name, p in self._parameters.items() if p in own}
+
+    def _made_for_others(self, position: int, masks: tuple[Mask, ...], run: Run) -> set[str]:
+        """The parameters that make another tensor that a site's module returns, of which the label may teach units."""
+        attached = self._attachment.sites[position]
+        edges = [
+            seen.edge
+            for other, mine in enumerate(self._attachment.sites)
+            if mine.module is attached.module
+            and mine.site.on == "output"
+            and mine.site.path != attached.site.path
+            and bool(masks[mine.group].taught().any())
+            for seen in run.seen[other]
+            if seen.edge is not None
+        ]
+        made = {getattr(node, "variable", None) for node in nodes(edge.node for edge in edges)}
+        return {name for name, parameter in self._parameters.items() if parameter in made}
 
     def _by_readers(self, position: int, masks: tuple[Mask, ...], run: Run) -> Iterator[_Leak]:
         taught, total = masks[self._attachment.sites[position].group].taught().cpu(), run.norm
@@ -149,15 +181,15 @@ def _share(gradient: Tensor | None, entries: Tensor, total: float) -> float:
 
 
 _ADVICE: dict[Kind, str] = {
-    "side loss": "A term of the loss reads what site {site!r} routes before it is routed: compute it from the routed "
-    "tensor, detach it, or allow it if it holds no label.",
+    "side loss": "A term of the loss reads what site {site!r} routes, or what that is made of, before it is routed: "
+    "compute it from the routed tensor, detach it, or allow it if it holds no label.",
     "skip connection": "A connection goes around site {site!r}: put the site behind where it joins, or detach it.",
     "auxiliary hook": "A hook of yours sees the tensor before site {site!r} routes it: register it after the router, "
     "on the site's own module, or on a module behind it.",
     "gradient hook": "A hook of yours changes gradients that site {site!r} has masked already: take it off, or let it "
     "leave a gradient of 0 as it is.",
-    "tied weight": "{target!r} is used outside of its site, too, as a tied weight or a penalty: untie it, detach it "
-    "there, or put a site on that use.",
+    "tied weight": "{target!r} is used outside of its site, too, as a tied weight, in a penalty, or by what reads a "
+    "tensor inside of the site's module: untie it, detach it there, or put a site on that use.",
     "recurrence": "Site {site!r} routes what comes out, and not the states that go from step to step, through which "
     "every unit's loss teaches all units: write a loop over a cell, such as nn.GRUCell, and put the site on the cell.",
     "reader": 'It reads units of site {site!r}: add {module!r}: Site(spec, on="input", level="parameters").',

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ...router._attachment import AttachedSite
 
 Entries = dict[str, Tensor]
 """For parameters by their names, which of their entries, bool."""
@@ -19,6 +21,19 @@ def module_of(parameter: str) -> str:
     'encoder.0'
     """
     return parameter.rpartition(".")[0]
+
+
+def held_alone(site: AttachedSite, model: nn.Module) -> set[nn.Parameter]:
+    """The parameters that a site routes of its module, but for those that the model holds outside of that, too."""
+    outside: set[nn.Module] = set()
+    queue = [model]
+    while queue:
+        module = queue.pop()
+        if module is not site.module and module not in outside:
+            outside.add(module)
+            queue += module.children()
+    shared = {parameter for module in outside for parameter in module.parameters(recurse=False)}
+    return set(site.own_parameters().values()) - shared
 
 
 def against_others(units: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -88,6 +88,7 @@ class Paths:
         for consumer, fork in self._around:
             if wanted & nodes([fork[0]]).keys():
                 found.append(self._kind(consumer, fork, is_weight=not isinstance(target, GradientEdge)))
+        found += [self._beside(node) for node in wanted if node not in self._upstream]
         order: tuple[Kind, ...] = ("auxiliary hook", "tied weight", "skip connection", "side loss")
         return [kind for kind in order if kind in found] or ["unknown path"]
 
@@ -96,8 +97,11 @@ class Paths:
             return "tied weight"
         if fork in self._forks:
             return "auxiliary hook"
-        meets = self._meets(consumer)
-        return "side loss" if all(self._is_loss(node) for node in meets) else "skip connection"
+        return self._beside(consumer)
+
+    def _beside(self, node: Node) -> Kind:
+        """What a path is that begins at a node of which nothing at the site is made."""
+        return "side loss" if all(self._is_loss(met) for met in self._meets(node)) else "skip connection"
 
     def _meets(self, start: Node) -> list[Node]:
         """Where the ways from a node to the loss first meet what comes after the site."""

@@ -14,7 +14,7 @@ from ...unit_dims import spread
 from ..harness._gradient_hooks import GradientHooks
 from ..harness._runs import Runs
 from ..harness._site_probes import Probes
-from ._experiments import Entries, against_others, module_of, noise
+from ._experiments import Entries, against_others, held_alone, module_of, noise
 from ._smooth_activations import Softened
 from ._weight_uses import WeightUses
 
@@ -42,12 +42,13 @@ def find_writers(runs: Runs, labels: Labels, site: int, units: Tensor, parameter
     attached = attachment_of(runs.router).sites[site]
     if not bool(units.any()) or (attached.routes_parameters and attached.site.on == "input"):
         return Writers()
-    prefix = f"{attached.name}." if attached.name else ""
-    routed = set(attached.own_parameters().values())
+    single = len(units) == 1
+    prefix = f"{attached.name}." if attached.name and not single else ""
+    routed = held_alone(attached, runs.router.model) if single else set(attached.own_parameters().values())
     own = {name: parameter for name, parameter in parameters.items() if name.startswith(prefix) and parameter in routed}
-    if attached.routes_parameters and len(units) == 1:  # all of the module belongs to its one unit
+    if attached.routes_parameters and single:  # all of the module belongs to its one unit
         return Writers({name: torch.ones_like(parameter, dtype=torch.bool) for name, parameter in own.items()})
-    among = own if attached.routes_parameters or len(units) == 1 else parameters
+    among = own if attached.routes_parameters or single else parameters
     if not among:
         return Writers()
     found = Writers()

@@ -4,8 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from gradroute.diagnostics.audit._experiments import against_others, noise
+import gradroute as gr
+from gradroute.diagnostics.audit._experiments import against_others, held_alone, noise
+from gradroute.router._attachment import attachment_of
 
 
 @given(st.lists(st.booleans(), min_size=2, max_size=12))
@@ -30,3 +33,21 @@ def test_noise_is_far_from_zero_the_same_for_a_seed_and_leaves_torchs_generator_
     assert ((found.abs() >= 0.5) & (found.abs() <= 1.5)).all()
     assert torch.equal(noise(x, 0), found)
     assert not torch.equal(noise(torch.zeros(20), 1), noise(torch.zeros(20), 2))
+
+
+@pytest.mark.parametrize("names", [None, ("0.bias",)])
+@pytest.mark.parametrize("shared", ["nothing", "a parameter", "a module"])
+def test_what_a_module_shares_with_the_rest_of_the_model_is_not_held_by_it_alone(names, shared):
+    expert = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model = nn.ModuleDict({"expert": expert, "rest": nn.Linear(3, 3)})
+    if shared == "a parameter":
+        model["rest"].bias = expert[0].bias
+    elif shared == "a module":
+        model["rest"] = expert[0]
+    router = gr.Router(model, {"expert": gr.Site(gr.RoutingSpec({0: 0}, 1), level="parameters", parameters=names)})
+    [site] = attachment_of(router).sites
+    routed = {"0.bias"} if names else {"0.weight", "0.bias", "1.weight", "1.bias"}
+    elsewhere = {"nothing": set(), "a parameter": {"0.bias"}, "a module": {"0.weight", "0.bias"}}[shared]
+    expected = {expert.get_parameter(name) for name in routed - elsewhere}
+    assert held_alone(site, model) == expected
+    assert held_alone(site, expert) == {expert.get_parameter(name) for name in routed}, "the site's module is all"
