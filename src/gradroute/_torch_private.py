@@ -283,6 +283,16 @@ def forward_hooks(module: nn.Module, end: Literal["input", "output"]) -> list[An
     return list((module._forward_pre_hooks if end == "input" else module._forward_hooks).values())
 
 
+def forward_hook_table(module: nn.Module) -> dict[int, Any]:
+    """The very dict in which a module keeps the hooks that see what it returns."""
+    return module._forward_hooks
+
+
+def forward_hooks_of_all_modules() -> dict[int, Any]:
+    """The very dict of the hooks that see what any module returns, before the module's own."""
+    return torch.nn.modules.module._global_forward_hooks
+
+
 def drop_forward_hooks(module: nn.Module, condition: Callable[[Any], bool]) -> None:
     """Take off those of a module's forward hooks and pre-hooks for which the condition holds.
 

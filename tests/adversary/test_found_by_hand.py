@@ -3,6 +3,7 @@
 The unit of label "forget" must learn nothing from a batch that holds "retain" alone.
 """
 
+import asyncio
 import copy
 import threading
 import warnings
@@ -69,16 +70,24 @@ def test_a_forward_that_is_compiled_is_not_a_replaced_one():
 
 
 @LEVELS
-def test_an_unrouted_twin_that_another_thread_compiles_lends_no_graph(level):
+@pytest.mark.parametrize("attached", ["here", "in a task"])
+def test_an_unrouted_twin_that_another_thread_compiles_lends_no_graph(level, attached):
     module, twin = layer(), layer()
-    router = gr.Router(module, {"": gr.Site(SPEC, level=level)})
+
+    async def attach():
+        return gr.Router(module, {"": gr.Site(SPEC, level=level)})
 
     def compile_the_twin():
         torch.compile(twin, backend="eager")(x()).sum().backward()
 
-    thread = threading.Thread(target=compile_the_twin)
-    thread.start()
-    thread.join()
+    if attached == "here":
+        router = gr.Router(module, {"": gr.Site(SPEC, level=level)})
+        thread = threading.Thread(target=compile_the_twin)
+        thread.start()
+        thread.join()
+    else:
+        router = asyncio.run(attach())
+        compile_the_twin()
     with router(RETAIN):
         torch.compile(module, backend="eager")(x()).sum().backward()
     assert learned(module) == 0
@@ -380,6 +389,20 @@ def test_labels_that_are_written_to_before_backward_raise_or_hold(level):
         labels.fill_(1)
         with pytest.raises(LabelError, match="changed in place"):
             loss.backward()
+
+
+@LEVELS
+@pytest.mark.parametrize("counted", [True, False])
+def test_unlabeled_examples_that_are_labeled_before_backward_stay_unlabeled(level, counted):
+    """A mask of ones closes nothing, so that no look-up of labels is left to the backward pass."""
+    module = layer()
+    router = gr.Router(module, {"": gr.Site(SPEC, level=level)})
+    labels = torch.full((4,), gr.UNLABELED)
+    with router(labels):
+        loss = module(x()).sum()
+        (labels if counted else labels.data).zero_()
+        loss.backward()
+        assert learned(module) > 0
 
 
 def test_a_block_that_is_entered_again_reads_its_labels_again():

@@ -11,6 +11,8 @@ from composition.forms import FORMS, Routed
 from composition.support_table import SupportTable
 
 HERE = Path(__file__).parent
+SHOWN = pytest.StashKey[dict[tuple[str, str, str], set[Path]]]()
+"""What the tests that were collected show, and where: a feature, a form, and whether it is supported or refused."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -31,8 +33,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What a test shows travels with its report, so that the table can be written where xdist collects them."""
+    collected = config.stash.setdefault(SHOWN, {})
     for item in items:
         if not item.path.is_relative_to(HERE):
             continue
@@ -44,6 +47,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 forms = marker.kwargs.get("forms", [params["form"]] if "form" in params else FORMS)
                 shown = {"feature": marker.args[0], "outcome": marker.name, "forms": list(forms)}
                 item.user_properties.append(("composition", shown))
+                for form in shown["forms"]:
+                    collected.setdefault((shown["feature"], form, marker.name), set()).add(item.path)
 
 
 @pytest.fixture(params=FORMS)

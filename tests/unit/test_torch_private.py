@@ -294,6 +294,28 @@ def test_forward_hooks():
     assert private.forward_hooks(module, "input") == [first]
 
 
+def test_forward_hook_table():
+    module = nn.Linear(2, 2)
+    table = private.forward_hook_table(module)
+    handle = module.register_forward_hook(lambda *_: None)
+    assert list(table) == [handle.id]
+    first = module.register_forward_hook(lambda *_: None, prepend=True)
+    assert next(iter(table)) == first.id
+
+
+def test_forward_hooks_of_all_modules():
+    table, calls = private.forward_hooks_of_all_modules(), []
+    assert not table
+    module = nn.Linear(2, 2)
+    module.register_forward_hook(lambda *_: calls.append("own"), prepend=True)
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: calls.append("of all"))
+    assert list(table) == [handle.id]
+    module(torch.ones(1, 2))
+    handle.remove()
+    assert not table
+    assert calls == ["of all", "own"]
+
+
 def test_gradient_hook_tables():
     model = nn.Sequential(nn.Linear(2, 2))
     assert not any(private.gradient_hook_tables(model))

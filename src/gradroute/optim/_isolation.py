@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from .. import _torch_private as private
 from ..errors import UsageError
 from ..router._attachment import attachment_of
+from ..router._guards import refuse_cuda_graph
 from ..router._router import Router
 from ._clipping import clip_grad_norm_per_route_
 from ._own_steps import OwnSteps
@@ -256,6 +257,7 @@ class Isolation:
     # ------------------------------------------------------------------ around a step
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+        refuse_cuda_graph("a step of an isolated optimizer")
         if self._attachment.removed:
             raise UsageError(
                 "the router of this isolation was removed from its model, so nothing says any more which units are "

@@ -112,6 +112,13 @@ class FirstPasses:
         """What was held in the first passes of this site in the region; empty where none is known."""
         return [] if region is None else self._of(region, site)
 
+    def regions(self) -> list[tuple[Any, list[InFlight]]]:
+        """All regions that may still be recomputed, and all that was held in their first passes."""
+        return [
+            (region, [held for known in by_site.values() for held in known])
+            for region, by_site in list(self._regions.items())
+        ]
+
     def _of(self, region: Any, site: int) -> list[InFlight]:
         by_site: dict[int, list[InFlight]] = self._regions.setdefault(region, {})
         return by_site.setdefault(site, [])

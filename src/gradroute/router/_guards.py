@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle, unserializable_hook
 from .. import _torch_private as private
 from ..errors import SiteError, UsageError, preview
 from ..spec._deferred_mask import BatchMask
+from ..unit_dims import unit_dims
 from ._attachment import AttachedSite, Attachment
 from ._checkpointing import Pass, current_compiled_pass, current_pass
 from ._compiled import CHECKS, AnySite, CompiledSite, ask_when_it_runs
@@ -359,6 +360,19 @@ def refuse_work_in_place(hook: Hook, module: nn.Module, masks: tuple[BatchMask, 
         )
 
 
+def refuse_cuda_graph(what: str) -> None:
+    """A CUDA graph is replayed without the Python around its operations: the labels of now would be in it for ever.
+
+    Raises:
+        UsageError: One is being captured.
+    """
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():  # type: ignore[no-untyped-call]
+        raise UsageError(
+            f"{what} cannot be part of a CUDA graph: each replay would go by the labels that there are now. Capture "
+            "what comes before or after it; or leave it to torch.compile."
+        )
+
+
 # ---------------------------------------------------------------------- when a router is attached
 
 
@@ -389,6 +403,27 @@ def refuse_two_names(name: str, module: nn.Module, found: Sequence[AttachedSite]
                 "Name it once; where its calls need labels of their own, call it through two wrapping modules, one "
                 "site each."
             )
+
+
+def refuse_spec_of_a_part(sites: Iterable[AttachedSite]) -> None:
+    """A layer whose units several processes share has a part of them here, and each process another.
+
+    Raises:
+        SiteError: A spec has as many units as there are here, and would mean others in each process.
+    """
+    for site in sites:
+        if site.site.is_whole:
+            continue
+        for name, dim in (unit_dims(site.module, site.site.on) or {}).items():
+            weight = private.own_tensors(site.module).get(name)
+            if weight is None or not private.is_distributed(weight):
+                continue
+            here, width = weight.detach().to_local().shape[dim], site.site.spec.width  # type: ignore[attr-defined]
+            if here == width != weight.shape[dim]:
+                raise SiteError(
+                    f"site {site.name!r}: the spec has {width} units, and the layer has {weight.shape[dim]}, of which "
+                    f"this process holds {here}: in each process it would mean others. Write the spec for all of them."
+                )
 
 
 # ---------------------------------------------------------------------- when a block begins and ends
@@ -490,6 +525,35 @@ def refuse_modules_that_came_later(attachment: Attachment) -> None:
             )
 
 
+# ---------------------------------------------------------------------- when a router is removed
+
+
+def refuse_recomputation_without_the_router(attachment: Attachment) -> None:
+    """What activation checkpointing runs again later would be unrouted: that raises then, or is warned of now."""
+    for region, passes in attachment.state.first_passes.regions():
+        if not any(held.masks or held.ablated for held in passes):
+            continue
+        if hasattr(region, "register_prehook"):  # reentrant: the second pass makes the graph
+            region.register_prehook(_refuse_recomputation)
+        elif any(held.ablated or any(mask.silences for mask in held.masks) for held in passes):
+            attachment.state.warn(
+                "recomputed later",
+                "this router is removed while activation checkpointing is still to run a forward pass again in "
+                "backward, in which nothing will be silent or ablated then. Call backward first, or drop its graph.",
+                stacklevel=3,
+            )
+
+
+def _refuse_recomputation(_: Any) -> None:
+    raise UsageError(
+        "activation checkpointing recomputes a forward pass inside backward, and the router that it first ran under "
+        "was removed. Call backward first, and then router.remove()."
+    )
+
+
+# ---------------------------------------------------------------------- what blocks do that overlap
+
+
 def overlapping() -> UsageError:
     """Blocks that overlap, as those of generators and async tasks do, hold the labels of the wrong one in between."""
     return UsageError(
@@ -497,6 +561,56 @@ def overlapping() -> UsageError:
         "generators and async tasks do that take turns. What ran in between had the labels of the wrong one. End each "
         "block before another task begins one, or give each task its own model and router."
     )
+
+
+class InFront:
+    """Notices forward hooks of others that came to stand before those of the sites: they see what is not routed yet.
+
+    Args:
+        attachment: What the router knows of itself.
+        before: The hooks that see a site's tensor before the site's own.
+    """
+
+    def __init__(self, attachment: Attachment, before: Callable[[AttachedSite], list[Any]]) -> None:
+        self._attachment = attachment
+        self._before = before
+        self._sites = [site for site in attachment.sites if site.site.on == "output" and not site.routes_parameters]
+        self._first: list[tuple[dict[int, Any], int | None]] = []
+        self._look()
+
+    def _look(self) -> None:
+        tables = (private.forward_hook_table(site.module) for site in self._sites)
+        self._first = [(table, next(iter(table), None)) for table in tables]
+
+    def check(self) -> None:
+        """Warn once of such hooks, as a block begins."""
+        of_all = private.forward_hooks_of_all_modules()
+        if self._attachment.state.muted or (
+            not of_all and all(next(iter(table), None) == first for table, first in self._first)
+        ):
+            return
+        self._look()
+        for site in self._sites:
+            theirs = [hook for hook in (*of_all.values(), *self._before(site)) if _is_foreign(hook)]
+            if theirs:
+                name = getattr(theirs[0], "__qualname__", type(theirs[0]).__qualname__)
+                self._attachment.state.warn(
+                    ("in front", site.name),
+                    f"site {site.name!r}: the forward hook {name!r} sees what the module returns before it is routed: "
+                    "it was registered for all modules, or with prepend=True after the router was made. A loss on what "
+                    "it sees teaches every unit. Register it on the module, without prepend=True.",
+                    stacklevel=5,
+                )
+                return
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return InFront, (self._attachment, self._before)  # a copy's modules have tables of their own
+
+
+def _is_foreign(hook: Any) -> bool:
+    """Whether a hook is of neither torch nor gradroute, which only look."""
+    owners = (type(getattr(hook, "__self__", hook)).__module__, getattr(hook, "__module__", None) or "")
+    return not any(owner.split(".")[0] in ("torch", "gradroute") for owner in owners)
 
 
 class Silence:
@@ -510,6 +624,7 @@ class Silence:
             [ref(p) for p in site.own_parameters().values() if p.requires_grad] for site in attachment.sites
         ]
         self._all_parameters = list(dict.fromkeys(p for own in self._parameters for p in own))
+        self._number = len(self._all_parameters)
         self._outer: list[tuple[set[int], dict[int, bool], bool, bool]] = []
         self._handles: list[RemovableHandle] = []  # on the parameters of sites that were silent in the last block
         self._earlier: list[
@@ -528,7 +643,11 @@ class Silence:
         state = self._attachment.state
         self.close()
         self._expected = {n for n in self._expected if not self._has_learned(n)}
-        private.mark_gradients([p for one in self._all_parameters if (p := one()) is not None])
+        there = [p for one in self._all_parameters if (p := one()) is not None]
+        if len(there) != self._number:  # others were put in their place
+            self._number = len(there)
+            refuse_spec_of_a_part(self._attachment.sites)
+        private.mark_gradients(there)
         self._outer.append((state.ran, state.ran_apart, state.model_ran, self._waiting()))
         state.ran, state.ran_apart, state.model_ran, state.model_records = set(), {}, False, False
 

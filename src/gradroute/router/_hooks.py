@@ -137,6 +137,8 @@ class MarkRun:
     def __call__(self, module: nn.Module, args: Any) -> None:
         """The forward pre-hook of the model."""
         if not torch.compiler.is_compiling():
+            if self.state.masks:
+                guards.refuse_cuda_graph("a pass in a `with router(labels)` block")
             self.state.model_ran = True
             self.state.model_records = torch.is_grad_enabled()
 

@@ -19,7 +19,7 @@ from ..spec._spec import RoutingSpec
 from . import _guards as guards
 from ._attachment import AttachedSite, Attachment, Group, Labels, State
 from ._deferred import Later, refuse_deferred
-from ._hooks import MarkRun, SiteHook, drop_orphans, remove_own_forward
+from ._hooks import MarkRun, SiteHook, drop_orphans, hooks_before, remove_own_forward
 from ._nested import argument_names
 from ._site import Site, check_level, hook_points_of, leads_with_time, match
 
@@ -205,6 +205,7 @@ class Router:
         self._attachment = Attachment(model, state, sites_found, groups)
         self._placed = guards.Placed(self._attachment)
         self._silence = guards.Silence(self._attachment)
+        guards.refuse_spec_of_a_part(sites_found)
         # Nothing is registered before everything is checked, so that a refused router leaves no hook behind.
         private.make_compiled_code_look_at_hooks()
         drop_orphans(model)
@@ -214,6 +215,7 @@ class Router:
             hook = SiteHook(position, site, state, time_first=leads_with_time(site.name, model, site.site))
             self._hooks.append(hook)
             self._handles += hook.attach(site.module)
+        self._in_front = guards.InFront(self._attachment, hooks_before)
 
     def __call__(self, labels: Labels) -> _Labeled:
         """A context manager that routes by these labels whatever the model computes inside it.
@@ -308,6 +310,7 @@ class Router:
         self._handles.clear()
         self._hooks.clear()
         self._silence.close()
+        guards.refuse_recomputation_without_the_router(self._attachment)
         self._attachment.sites = ()
         self._attachment.state.removed = True
 
@@ -330,6 +333,7 @@ class Router:
         self._attachment.check_usable()
         if not torch.compiler.is_compiling():
             self._placed.check()
+            self._in_front.check()
         return self._attachment.state
 
 

@@ -9,6 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.checkpoint import checkpoint
 
@@ -366,3 +368,205 @@ def test_a_module_that_works_in_place_on_an_input_with_silent_units_is_refused_w
     router = gr.Router(model, {"1": gr.Site(quiet, on="input")})
     with torch.set_grad_enabled(grad), router(torch.tensor([0])), pytest.raises(SiteError, match="works in place"):
         model(torch.randn(1, 2))
+
+
+@pytest.fixture
+def for_all_modules():
+    """Registers hooks for all modules, and takes them off again."""
+    handles = []
+    yield lambda hook: handles.append(nn.modules.module.register_module_forward_hook(hook))
+    for handle in handles:
+        handle.remove()
+
+
+class TestHooksInFront:
+    """A hook that came to stand before a site's own sees what is not routed yet; a loss on that teaches every unit."""
+
+    @staticmethod
+    def taught(model, router, seen):
+        """What a loss on what the hook saw teaches the unit of label 1, in a batch without it."""
+        model.zero_grad()
+        with router(LABELS):
+            model(torch.ones(2, 2))
+            sum(each.sum() for each in seen).backward()
+        return bool(model[0].bias.grad[1])
+
+    @pytest.mark.parametrize("began_before", [False, True])
+    @pytest.mark.parametrize("where", ["on the module", "for all modules"])
+    def test_are_warned_of_once_by_the_next_block(self, for_all_modules, where, began_before):
+        model, seen = mlp(), []
+        router = gr.Router(model, {"0": SPEC})
+        if began_before:
+            with router(LABELS):
+                model(torch.ones(2, 2))
+
+        def keep(module, args, output):
+            if module is model[0]:
+                seen.append(output)
+
+        if where == "on the module":
+            model[0].register_forward_hook(keep, prepend=True)
+        else:
+            for_all_modules(keep)
+        with pytest.warns(
+            gr.UnroutedWarning, match="site '0': the forward hook '.*keep' sees what .* before it is rou"
+        ):
+            assert self.taught(model, router, seen)
+        with router(LABELS):
+            model(torch.ones(2, 2))
+
+    @pytest.mark.filterwarnings("error::gradroute.UnroutedWarning")
+    @pytest.mark.parametrize("when", ["before the router", "after the router", "by another router", "from torch"])
+    def test_are_none_where_nothing_of_others_stands_before(self, when):
+        model, seen = mlp(), []
+
+        def keep(module, args, output):
+            seen.append(output)
+
+        if when == "before the router":
+            model[0].register_forward_hook(keep, prepend=True)
+        router = gr.Router(model, {"0": SPEC})
+        if when == "after the router":
+            model[0].register_forward_hook(keep)
+        elif when == "by another router":
+            gr.Router(model, {"0": SPEC})
+        elif when == "from torch":
+            model[0].register_forward_hook(torch.nn.functional.relu, prepend=True)
+        if when.endswith("the router"):
+            assert not self.taught(model, router, seen)
+        else:
+            with router(LABELS):
+                pass
+
+    @pytest.mark.filterwarnings("error::gradroute.UnroutedWarning")
+    def test_at_level_parameters_see_what_is_routed(self):
+        model, seen = mlp(), []
+        router = gr.Router(model, {"0": gr.Site(SPEC, level="parameters")})
+        model[0].register_forward_hook(lambda module, args, output: seen.append(output), prepend=True)
+        assert not self.taught(model, router, seen)
+
+    @pytest.mark.parametrize("again", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+    def test_are_seen_on_a_copy_too(self, again):
+        original = mlp()
+        model, router = again((original, gr.Router(original, {"0": SPEC})))
+        model[0].register_forward_hook(lambda module, args, output: None, prepend=True)
+        with pytest.warns(gr.UnroutedWarning, match="before it is routed"), router(LABELS):
+            model(torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("first", ["the router", "the layer's division"])
+@pytest.mark.usefixtures("one_of_two_processes")
+def test_a_spec_for_the_part_of_a_layer_that_a_process_holds_is_refused(first):
+    """It fits the plain part that `RowwiseParallel` is given, and would mean other units in each process."""
+    mesh = init_device_mesh("cpu", (2,))
+    model = nn.Sequential(nn.ReLU(), nn.Linear(6, 2, bias=False))
+
+    def divide():
+        model[1].weight = nn.Parameter(distribute_tensor(model[1].weight.detach(), mesh, [Shard(1)]))
+
+    def attach(spec):
+        return gr.Router(model, {"1": gr.Site(spec, on="input")})
+
+    refused = pytest.raises(SiteError, match="the spec has 3 units, and the layer has 6, of which this process holds 3")
+    if first == "the router":
+        router, whole = attach(SPEC), attach(gr.RoutingSpec.one_per_label(6))
+        with router(LABELS):
+            pass
+        divide()
+        with refused, router(LABELS):
+            pass
+        with whole(LABELS):
+            pass
+    else:
+        divide()
+        with refused:
+            attach(SPEC)
+        attach(gr.RoutingSpec.one_per_label(6))
+
+
+class TestCudaGraph:
+    """There is no GPU in most test runs, so that only what is asked of torch is another here."""
+
+    @pytest.fixture
+    def capturing(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+
+    @pytest.mark.usefixtures("capturing")
+    def test_of_a_pass_with_labels_is_refused_and_of_one_without_is_not(self):
+        model = mlp().eval()
+        router = gr.Router(model, {"0": SPEC})
+        model(torch.ones(2, 2))
+        with router.ablated(1):
+            model(torch.ones(2, 2))
+        with router(LABELS), pytest.raises(UsageError, match="cannot be part of a CUDA graph: each replay"):
+            model(torch.ones(2, 2))
+
+    def test_of_an_isolated_step_is_refused(self, request):
+        model = mlp()
+        router = gr.Router(model, {"0": SPEC})
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        isolation = Isolation(router, optimizer)
+        with router(LABELS):
+            model(torch.ones(2, 2)).sum().backward()
+        before = model[0].weight.detach().clone()
+        request.getfixturevalue("capturing")
+        with pytest.raises(UsageError, match="a step of an isolated optimizer cannot be part of a CUDA graph"):
+            optimizer.step()
+        assert torch.equal(model[0].weight, before)
+        isolation.remove()
+        optimizer.step()
+
+
+class TestRemovedBeforeTheRecomputation:
+    @staticmethod
+    def checkpointed(spec, *, reentrant, level="activations", ablated=False):
+        model = mlp()
+        router = gr.Router(model, {"0": gr.Site(spec, level=level)})
+        x = torch.ones(2, 2, requires_grad=True)
+        with router(LABELS):
+            if ablated:
+                with router.ablated(1):
+                    loss = checkpoint(model, x, use_reentrant=reentrant).sum()
+            else:
+                loss = checkpoint(model, x, use_reentrant=reentrant).sum()
+        return model, router, loss
+
+    @pytest.mark.parametrize("level", ["activations", "parameters"])
+    def test_a_reentrant_pass_raises_in_backward(self, level):
+        _, router, loss = self.checkpointed(SPEC, reentrant=True, level=level)
+        router.remove()
+        with pytest.raises(UsageError, match="the router that it first ran under was removed"):
+            loss.backward()
+
+    @pytest.mark.filterwarnings("error::gradroute.UnroutedWarning")
+    def test_another_is_routed_as_it_was(self):
+        model, router, loss = self.checkpointed(SPEC, reentrant=False)
+        router.remove()
+        loss.backward()
+        assert model[0].bias.grad.ne(0).tolist() == [True, False, True]
+
+    def test_another_at_level_parameters_raises_in_backward(self):
+        _, router, loss = self.checkpointed(SPEC, reentrant=False, level="parameters")
+        router.remove()
+        with pytest.raises(torch.utils.checkpoint.CheckpointError):
+            loss.backward()
+
+    @pytest.mark.parametrize("ablated", [False, True])
+    def test_another_with_units_that_were_off_is_warned_of(self, ablated):
+        quiet = gr.RoutingSpec.one_per_label(3, silent="others")
+        _, router, loss = self.checkpointed(SPEC if ablated else quiet, reentrant=False, ablated=ablated)
+        with pytest.warns(gr.UnroutedWarning, match="removed while activation checkpointing is still to run"):
+            router.remove()
+        del loss
+
+    @pytest.mark.filterwarnings("error::gradroute.UnroutedWarning")
+    @pytest.mark.parametrize("after", ["backward", "the graph is gone"])
+    def test_nothing_is_said_of_a_pass_that_nobody_runs_again(self, after):
+        quiet = gr.RoutingSpec.one_per_label(3, silent="others")
+        _, router, loss = self.checkpointed(quiet, reentrant=False)
+        if after == "backward":
+            loss.backward()
+        else:
+            del loss
+        router.remove()

@@ -183,17 +183,6 @@ class TestAblated:
         with pytest.raises(error, match=message):
             router.ablated(*labels)
 
-    def test_units_of_a_site_that_names_parameters_stay_on_since_all_labels_teach_them_by_the_others(self):
-        spec, x = gr.RoutingSpec.one_per_label(2), torch.randn(4, 3)
-        bias = gr.Site(spec, level="parameters", parameters=("bias",))
-        model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
-        before = model[0](x)
-        with gr.Router(model, {"0": bias, "1": spec}).ablated(0):
-            assert torch.equal(model[0](x), before)
-            assert model(x).ne(0).all(0).tolist() == [False, True]
-        with pytest.raises(UsageError, match="would switch nothing off"):
-            gr.Router(model, {"0": bias}).ablated(0)
-
     def test_ablating_what_others_teach_wholly_is_an_error_and_no_silent_nothing(self):
         router = gr.Router(nn.Linear(2, 2), {"": gr.RoutingSpec({"a": 0, "b": [0, 1]}, 2)})
         with pytest.raises(UsageError, match="ablating 'a' would switch nothing off"):
