@@ -107,6 +107,26 @@ def _shared(name: str, router: gr.Router) -> bool:
     return reads or (site.spec.width < WIDTH and site.spec.width != NEURONS.width)
 
 
+@pytest.mark.filterwarnings(r"ignore:`gradient_checkpointing.*` is deprecated:FutureWarning")
+def test_blocks_that_are_checkpointed_learn_as_others_do(model: nn.Module) -> None:
+    """As under a trainer: labels are an argument, and backward comes when the block of labels is over."""
+    labels = torch.tensor([0, 1, gr.UNLABELED])
+    routed = gr.RoutedModule(model.train(), block_sites(model, mlp=NEURONS, heads=HEADS))
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    found, calls = [], []
+    model.get_submodule(next(iter(routed.router.sites))).register_forward_hook(lambda *_: calls.append(len(found)))
+    for checkpointed in (False, True):
+        if checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.zero_grad()
+        routed(**inputs(model), route_labels=labels).logits.square().sum().backward()
+        found.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
+    assert calls == [0, 1, 1], "the second time it is run again"
+    torch.testing.assert_close(found[1], found[0])
+
+
 def test_every_block_has_its_sites(model: nn.Module) -> None:
     sites = block_sites(model, mlp=NEURONS, heads=HEADS)
     linear = [
