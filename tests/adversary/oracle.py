@@ -92,11 +92,11 @@ class Oracle:
             return gated(args), gated(kwargs)
 
         def on_output(module: nn.Module, args: Any, output: Any) -> Any:
+            for place in before:
+                if place.level == "parameters":  # of the output as it is, whose gradient the sites on it have masked
+                    self._note_reader(name, module, output, place)
             for place in sorted(after, key=lambda place: place.level == "activations"):  # their hook is outside
                 output = edited(output, place.path, lambda y, place=place: self._route_output(name, y, place))
-            for place in before:
-                if place.level == "parameters":
-                    self._note_reader(name, module, output, place, after)
             return output
 
         module.register_forward_pre_hook(on_input, with_kwargs=True)
@@ -134,7 +134,7 @@ class Oracle:
         self.taken_off.append(pieces)
         return place.ablated(leaves)
 
-    def _note_reader(self, name: str, module: nn.Module, y: Tensor, place: Place, after: list[Place]) -> None:
+    def _note_reader(self, name: str, module: nn.Module, y: Tensor, place: Place) -> None:
         x, seen, mask = self.read, keep_gradient(y), place.mask(self.read)
 
         def pieces() -> Iterator[tuple[str, Tensor]]:
@@ -143,10 +143,7 @@ class Oracle:
                 bare = type(module).forward
                 with torch.enable_grad():
                     part = functional_call(Bare(module, bare), {"inner.weight": weight}, (x * (1 - mask),))
-                grad = seen[0]
-                for other in after:  # what is off there passes nothing on
-                    grad = other.ablated(grad)
-                yield f"{name}.weight", torch.autograd.grad(part, weight, grad)[0]
+                yield f"{name}.weight", torch.autograd.grad(part, weight, seen[0])[0]
 
         self.taken_off.append(pieces)
 

@@ -9,6 +9,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import gradroute as gr
+from adversary.models import build, slots
+from adversary.passes import Expected, draw_input, forward, loss_of
+from adversary.sites import Drawn, Route, _silence, _tensor
 
 
 def test_compiled_code_that_breaks_off_between_two_runs_of_a_module():
@@ -107,3 +110,28 @@ def test_a_shallow_copy_is_refused_in_compiled_code_as_in_eager_mode(compiles):
     run = torch.compile(model, backend="eager") if compiles else model
     with pytest.raises(gr.RoutingError), router(LABELS):
         learn(run)
+
+
+def test_what_a_layer_reads_behind_whose_output_units_are_off_for_a_mixture():
+    """The oracle forgot the mask of the output there: of the two, gradroute was right."""
+    [slot] = slots(("Conv",))
+    every, first, two = Route((0, 1, 2, 3), 1.0, 0.0), Route((0,), 1.0, 0.0), Route((0, 1), 1.0, 0.0)
+    reads = Drawn(slot, (every, first, first), "all", "parameters", "input", _silence(176))
+    writes = Drawn(slot, (every, two, first), "all", "activations", "output", _silence(410))
+    labels = _tensor(torch.float32, True, 0)
+    model, x = build(("Conv",)).eval(), draw_input(0)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    found = Expected.of(("Conv",), state, [reads.place(labels), writes.place(labels)], False, 0).gradients
+
+    with gr.Router(model, {"0.inner": [reads.site(), writes.site()]})(labels):
+        loss_of(forward(model, x, 0, "grad", None)).backward()
+
+    h, layer = x.detach().transpose(1, 2), model[0].inner
+    sees = torch.where(reads.place(labels).on_units(h), h, 0)
+    y = layer(sees)
+    goes_on = torch.where(writes.place(labels).on_units(y), y, 0)
+    (grad,) = torch.autograd.grad(loss_of(goes_on.transpose(1, 2)), y)
+    grad = grad * writes.place(labels).mask(y)
+    by_hand = torch.einsum("bot,bit->oi", grad, sees * reads.place(labels).mask(h))[..., None]
+    torch.testing.assert_close(found["0.inner.weight"], by_hand)
+    torch.testing.assert_close(layer.weight.grad, by_hand)
