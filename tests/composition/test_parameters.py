@@ -266,6 +266,17 @@ def test_export(form: str) -> None:
     assert operators[0] == operators[1]
 
 
+@FORMS
+@pytest.mark.parametrize("strict", [False, True])
+def test_exporting_with_labels_and_gradients_raises(form: str, strict: bool) -> None:
+    x, labels = batch()
+    model = routed(form)
+    kwargs = {"route_labels": labels} if form == "routed_module" else {}
+    reason = None if BEFORE_2_12 else "no backward of its own"  # as in test_export
+    with model.block(labels), pytest.raises(Exception, match=reason):
+        torch.export.export(model.module, (x,), kwargs, strict=strict)
+
+
 @supports("frozen parameters, `torch.no_grad`")
 @FORMS
 def test_what_does_not_learn_runs_as_it_is(form: str) -> None:
