@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle, unserializable_hook
 from .. import _torch_private as private
 from ..errors import SiteError, UsageError, preview
 from ..spec._deferred_mask import BatchMask
-from ..unit_dims import unit_dims
+from ..unit_dims import channel_dims, unit_dims
 from ._attachment import AttachedSite, Attachment
 from ._checkpointing import Pass, current_compiled_pass, current_pass
 from ._compiled import CHECKS, AnySite, CompiledSite, ask_when_it_runs
@@ -412,7 +412,7 @@ def refuse_spec_of_a_part(sites: Iterable[AttachedSite]) -> None:
         SiteError: A spec has as many units as there are here, and would mean others in each process.
     """
     for site in sites:
-        if site.site.is_whole:
+        if site.site.is_whole or site.site.axis not in channel_dims(site.module):
             continue
         for name, dim in (unit_dims(site.module, site.site.on) or {}).items():
             weight = private.own_tensors(site.module).get(name)
@@ -585,10 +585,14 @@ class InFront:
     def check(self) -> None:
         """Warn once of such hooks, as a block begins."""
         of_all = private.forward_hooks_of_all_modules()
-        if self._attachment.state.muted or (
-            not of_all and all(next(iter(table), None) == first for table, first in self._first)
-        ):
+        if self._attachment.state.muted:
             return
+        for table, first in self._first:
+            if next(iter(table), None) != first:
+                break
+        else:
+            if not of_all:
+                return
         self._look()
         for site in self._sites:
             theirs = [hook for hook in (*of_all.values(), *self._before(site)) if _is_foreign(hook)]
