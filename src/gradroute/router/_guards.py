@@ -597,7 +597,7 @@ class InFront:
         for site in self._sites:
             theirs = [hook for hook in (*of_all.values(), *self._before(site)) if _is_foreign(hook)]
             if theirs:
-                name = getattr(theirs[0], "__qualname__", type(theirs[0]).__qualname__)
+                name = getattr(theirs[0], "__name__", type(theirs[0]).__name__)
                 self._attachment.state.warn(
                     ("in front", site.name),
                     f"site {site.name!r}: the forward hook {name!r} sees what the module returns before it is routed: "
