@@ -47,7 +47,7 @@ class NotRoutedError(RoutingError, AssertionError):
 
 
 class UnroutedWarning(UserWarning):
-    """A model with a router attached ran a training forward pass while no labels were set, so nothing was routed."""
+    """Gradients of a model with a router are not routed: no labels were set in training, or something goes around it."""
 
 
 class LabelWarning(UserWarning):

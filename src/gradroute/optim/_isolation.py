@@ -111,7 +111,7 @@ class Isolation:
             when their first step shows it, such as those whose 8-bit state shares scales). With `own_steps`: it counts
             in its groups or in itself, as Prodigy does, or keeps state of which it is not known what belongs to a unit;
             a parameter is distributed; Adafactor has taken steps; another isolation of the same optimizer holds the
-            same parameters. In a step: the router was removed.
+            same parameters. In a step: the router was removed, or a CUDA graph is being captured.
 
     Note:
         Make it before the first forward pass, and take the step for a batch before the forward pass of the next. When a

@@ -301,7 +301,10 @@ class Router:
         return held.labels if isinstance(held, Later) else cast("Labels | None", held)
 
     def remove(self) -> None:
-        """Take the router's own hooks off the model, and no others. Removing twice is fine."""
+        """Take the router's own hooks off the model, and no others. Removing twice is fine.
+
+        Call backward first: what reentrant activation checkpointing would run again without the router raises then.
+        """
         private.make_compiled_code_look_at_hooks()
         for handle in self._handles:
             handle.remove()
