@@ -47,7 +47,7 @@ class NotRoutedError(RoutingError, AssertionError):
 
 
 class UnroutedWarning(UserWarning):
-    """Gradients of a model with a router are not routed: no labels were set in training, or something goes around it."""
+    """Gradients of a model with a router are not routed: there were no labels in training, or something goes around."""
 
 
 class LabelWarning(UserWarning):

@@ -629,6 +629,7 @@ class Silence:
         ]
         self._all_parameters = list(dict.fromkeys(p for own in self._parameters for p in own))
         self._number = len(self._all_parameters)
+        self._there: list[nn.Parameter] = []
         self._outer: list[tuple[set[int], dict[int, bool], bool, bool]] = []
         self._handles: list[RemovableHandle] = []  # on the parameters of sites that were silent in the last block
         self._earlier: list[
@@ -642,16 +643,24 @@ class Silence:
             handle.remove()
         self._handles.clear()
 
+    def check(self) -> None:
+        """Before a block begins: look for the parameters. If they are gone, others were put in their place.
+
+        Raises:
+            SiteError: The others are divided, and a spec is for the part of them that is here.
+        """
+        self._there = [p for one in self._all_parameters if (p := one()) is not None]
+        if len(self._there) != self._number:
+            refuse_spec_of_a_part(self._attachment.sites)
+            self._number = len(self._there)
+
     def begin(self) -> None:
         """A block begins."""
         state = self._attachment.state
         self.close()
         self._expected = {n for n in self._expected if not self._has_learned(n)}
-        there = [p for one in self._all_parameters if (p := one()) is not None]
-        if len(there) != self._number:  # others were put in their place
-            self._number = len(there)
-            refuse_spec_of_a_part(self._attachment.sites)
-        private.mark_gradients(there)
+        private.mark_gradients(self._there)
+        self._there = []
         self._outer.append((state.ran, state.ran_apart, state.model_ran, self._waiting()))
         state.ran, state.ran_apart, state.model_ran, state.model_records = set(), {}, False, False
 

@@ -337,6 +337,7 @@ class Router:
         if not torch.compiler.is_compiling():
             self._placed.check()
             self._in_front.check()
+            self._silence.check()
         return self._attachment.state
 
 
