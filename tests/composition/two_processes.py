@@ -3,15 +3,16 @@
 import multiprocessing
 import os
 import runpy
-import socket
 import subprocess
 import sys
+import threading
 from multiprocessing.connection import wait
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import torch
+from torch.distributed import TCPStore
 
 #: Seconds after which a script hangs; nothing that a busy machine could reach.
 LIMIT = 600
@@ -29,13 +30,15 @@ def run_in_two_processes(script: Path, saved: Path) -> Any:
 def run_in_processes(n: int, script: Path, saved: Path) -> Any:
     """The same with a number of processes."""
     said = [saved.with_name(f"said_{rank}.txt") for rank in range(n)]
-    port = _free_port()
-    processes = [
-        FORKS.Process(target=_run, args=(script, saved, said[rank], _environment(rank, n, port))) for rank in range(n)
-    ]
-    for process in processes:
-        process.start()
+    # Where they meet is here, as with torchrun: a port that was only looked up could be taken until they come.
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    processes = []
     try:
+        for rank in range(n):
+            arguments = script, saved, said[rank], _environment(rank, n, store.port)
+            process = FORKS.Process(target=_run, args=arguments)
+            process.start()
+            processes.append(process)
         _wait_for(processes)
     finally:
         for process in processes:
@@ -83,20 +86,25 @@ def _wait_for(processes: list[Any]) -> None:
 
 def _environment(rank: int, n: int, port: int) -> dict[str, str]:
     """As torchrun sets it."""
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n}
-    return {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), **{name: str(value) for name, value in place.items()}}
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return int(free.getsockname()[1])
+    values = {
+        **{"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n},
+        **{"MASTER_ADDR": "localhost", "MASTER_PORT": port, "OMP_NUM_THREADS": 1},
+        **{"TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0},
+    }
+    return {name: str(value) for name, value in values.items()}
 
 
 def _run(script: Path, saved: Path, said: Path, environment: dict[str, str]) -> None:
     with said.open("w") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     os.environ.update(environment)
     sys.argv = [str(script), str(saved)]
     runpy.run_path(str(script), run_name="__main__")
+
+
+def _end_with_the_parent() -> None:
+    """A parent that is killed cannot end its processes, and each would wait for the other."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
