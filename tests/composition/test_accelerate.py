@@ -8,7 +8,7 @@ import pytest
 from composition import parameter_forms
 from composition.forms import FORMS, Expected, assert_same, batch, expected_gradients
 from composition.isolation import UNITS_OF_RETAIN, units_that_differ
-from composition.two_processes import run_by_torchrun
+from composition.two_processes import run_in_two_processes
 
 pytest.importorskip("accelerate")
 SCRIPT = Path(__file__).parent / "scripts" / "accelerated.py"
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.xdist_group("distributed")
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory):
     """What the script saved: everything in one start of two processes."""
-    return run_by_torchrun(SCRIPT, tmp_path_factory.mktemp("accelerated") / "gradients.pt")
+    return run_in_two_processes(SCRIPT, tmp_path_factory.mktemp("accelerated") / "gradients.pt")
 
 
 def close(strategy: str) -> dict[str, float]:
