@@ -15,14 +15,14 @@ SPEC = gr.RoutingSpec({"retain": slice(0, 5), "forget": slice(5, 7)}, WIDTH, sha
 SITE = "transformer.ln_f"
 
 
-def tiny_gpt2() -> GPT2LMHeadModel:
+def tiny_gpt2(layers: int = 2) -> GPT2LMHeadModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = GPT2Config(
             vocab_size=VOCABULARY,
             n_positions=LENGTH,
             n_embd=WIDTH,
-            n_layer=2,
+            n_layer=layers,
             n_head=2,
             bos_token_id=0,
             eos_token_id=0,
@@ -36,9 +36,9 @@ def tiny_gpt2() -> GPT2LMHeadModel:
 class RoutesItself(nn.Module):
     """The functional form: a model of one's own around GPT-2, which routes what goes into the head."""
 
-    def __init__(self, route=gr.route) -> None:
+    def __init__(self, route=gr.route, layers: int = 2) -> None:
         super().__init__()
-        self.gpt2 = tiny_gpt2()
+        self.gpt2 = tiny_gpt2(layers)
         self.route = route
 
     def forward(self, input_ids: Tensor, labels: Tensor, route_labels: Tensor) -> dict[str, Tensor]:
@@ -50,14 +50,14 @@ class RoutesItself(nn.Module):
 class LanguageModel:
     """What a trainer gets (`module`), what is compared (`gpt2`), and the router if there is one."""
 
-    def __init__(self, form: str) -> None:
+    def __init__(self, form: str, layers: int = 2) -> None:
         self.form = form
         self.router = None
         if form in ("functional", "oracle"):
-            self.module = RoutesItself(oracle_route if form == "oracle" else gr.route)
+            self.module = RoutesItself(oracle_route if form == "oracle" else gr.route, layers)
             self.gpt2 = self.module.gpt2
             return
-        self.gpt2 = self.module = tiny_gpt2()
+        self.gpt2 = self.module = tiny_gpt2(layers)
         if form == "router":
             self.router = gr.Router(self.gpt2, {SITE: SPEC})
         else:
@@ -88,9 +88,11 @@ def joined(examples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([example[name] for example in examples]) for name in examples[0]}
 
 
-def trained_by_hand(form: str, examples: list[dict[str, Tensor]], *, steps: int, lr: float) -> dict[str, Tensor]:
+def trained_by_hand(
+    form: str, examples: list[dict[str, Tensor]], *, steps: int, lr: float, layers: int = 2
+) -> dict[str, Tensor]:
     """The parameters after a few steps of plain SGD in the most ordinary loop."""
-    model = LanguageModel(form)
+    model = LanguageModel(form, layers)
     optimizer = torch.optim.SGD(model.gpt2.parameters(), lr=lr)
     for _ in range(steps):
         model.loss(**joined(examples)).backward()

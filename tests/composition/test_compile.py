@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from composition.backends import EachBackend
 from composition.forms import (
     SOFT,
     SPEC,
@@ -26,16 +27,16 @@ def fresh_compiler() -> None:
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize(
-    "backend",
-    [pytest.param(name, marks=pytest.mark.supports(f"`torch.compile`: {name}, fullgraph")) for name in BACKENDS],
-)
-def test_new_labels_and_batch_sizes_route_without_recompiling(routed: Routed, backend: str) -> None:
-    counter = CompileCounterWithBackend(backend)
-    compiled = torch.compile(routed.module, backend=counter, fullgraph=True, dynamic=True)
+@pytest.mark.supports("`torch.compile`: eager, fullgraph")
+@pytest.mark.supports("`torch.compile`: aot_eager, fullgraph")
+@pytest.mark.supports("`torch.compile`: inductor, fullgraph")
+def test_new_labels_and_batch_sizes_route_without_recompiling(routed: Routed) -> None:
+    backends = EachBackend(*BACKENDS)
+    compiled = torch.compile(routed.module, backend=backends, fullgraph=True, dynamic=True)
     for n, seed in [(8, 0), (8, 1), (12, 2), (5, 3)]:
-        assert_backward_routes(routed, lambda x, labels: routed(x, labels, via=compiled), *batch(n, seed))
-    assert counter.frame_count == 1
+        for _ in backends.each():
+            assert_backward_routes(routed, lambda x, labels: routed(x, labels, via=compiled), *batch(n, seed))
+    assert backends.traces == 1
 
 
 @pytest.mark.supports("`torch.compile`: static shapes")

@@ -8,6 +8,7 @@ from torch import nn
 
 import gradroute as gr
 from composition import parameter_forms
+from composition.backends import EachBackend
 from composition.forms import (
     SOFT,
     SPEC,
@@ -88,15 +89,16 @@ def test_a_router_exchanged_after_compiling_routes_by_the_new_spec(spec: gr.Rout
 
 
 @pytest.mark.supports("`torch.compile`: another spec in compiled code", forms=["functional"])
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_another_spec_in_the_same_compiled_function_is_obeyed(backend: str) -> None:
+def test_another_spec_in_the_same_compiled_function_is_obeyed() -> None:
     x, labels = batch()
     routed = Routed("functional")
-    compiled = torch.compile(routed.net, backend=backend, fullgraph=True)
-    for spec in (SPEC, NARROW, SOFT, SPEC):
-        routed.net.spec = spec
-        gradients = step(routed.net, routed(x, labels, via=compiled))
-        assert_same(gradients, expected_gradients(x, labels, spec=spec))
+    backends = EachBackend("aot_eager", "inductor")
+    compiled = torch.compile(routed.net, backend=backends, fullgraph=True)
+    for _ in backends.each():
+        for spec in (SPEC, NARROW, SOFT, SPEC):
+            routed.net.spec = spec
+            gradients = step(routed.net, routed(x, labels, via=compiled))
+            assert_same(gradients, expected_gradients(x, labels, spec=spec))
 
 
 @pytest.mark.supports("`torch.compile`: two routers on one model", forms=["router"])
@@ -136,15 +138,16 @@ def test_ablating_after_compiling_is_obeyed_and_undone(form: str) -> None:
 )
 @pytest.mark.parametrize("form", ["router", "routed_module"])
 @pytest.mark.parametrize("sites", [None, parameter_forms.sites(SPEC)], ids=["activations", "parameters"])
-@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
-def test_a_compiled_step_on_the_ablated_forward(form: str, sites: dict[str, gr.Site] | None, backend: str) -> None:
+def test_a_compiled_step_on_the_ablated_forward(form: str, sites: dict[str, gr.Site] | None) -> None:
     """Only what "forget" alone may teach is off; the shared unit learns on."""
     routed = Routed(form, sites=sites)
     off = Routed("oracle", type(routed.net) if sites is None else parameter_forms.Oracle)
     keep = torch.tensor([1.0, 1, 1, 0, 0, 1])
     off.net.encoder.register_forward_hook(lambda module, args, z: z * keep)
 
-    @torch.compile(backend=backend, fullgraph=True)
+    backends = EachBackend("eager", "aot_eager", "inductor")
+
+    @torch.compile(backend=backends, fullgraph=True)
     def ablated(x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         with routed.router.ablated("forget"):
             return routed(x, labels)
@@ -155,7 +158,8 @@ def test_a_compiled_step_on_the_ablated_forward(form: str, sites: dict[str, gr.S
         expected = Expected(
             expected, {name: gradient == 0 for name, gradient in expected.items()}
         )  # of units that are off
-        assert_same(step(routed.net, ablated(x, labels)), expected)
+        for _ in backends.each():
+            assert_same(step(routed.net, ablated(x, labels)), expected)
         assert expected["encoder.weight"].any(1).tolist() == [True, True, True, False, False, True]
 
 

@@ -7,12 +7,12 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 import gradroute as gr
+from composition.backends import EachBackend
 from composition.forms import BEFORE_2_12, SOFT, SPEC, WARNINGS_OF_TORCH, Routed, batch, functional_loss, label_kinds
 from composition.parameter_forms import expected, oracle, routed, sites
 from composition.transforms import TRANSFORMS
@@ -53,22 +53,22 @@ def test_eager(form: str, spec, kind: str) -> None:
 
 
 @FORMS
-@pytest.mark.parametrize(
-    "backend",
-    [pytest.param(b, marks=supports(f"`torch.compile`: {b}, fullgraph")) for b in ("eager", "aot_eager", "inductor")],
-)
-def test_compiled_without_recompiling(form: str, backend: str) -> None:
+@supports("`torch.compile`: eager, fullgraph")
+@supports("`torch.compile`: aot_eager, fullgraph")
+@supports("`torch.compile`: inductor, fullgraph")
+def test_compiled_without_recompiling(form: str) -> None:
     torch.compiler.reset()
     model = routed(form)
-    counter = CompileCounterWithBackend(backend)
-    compiled = torch.compile(model.module, backend=counter, fullgraph=True, dynamic=True)
+    backends = EachBackend("eager", "aot_eager", "inductor")
+    compiled = torch.compile(model.module, backend=backends, fullgraph=True, dynamic=True)
     for n, seed in [(8, 0), (8, 1), (12, 2), (5, 3)]:
         x, labels = batch(n, seed)
-        model.zero_grad()
-        model(x, labels, via=compiled).square().sum().backward()
-        check(model.gradients(), expected(x, labels))
+        for _ in backends.each():
+            model.zero_grad()
+            model(x, labels, via=compiled).square().sum().backward()
+            check(model.gradients(), expected(x, labels))
     # Before 2.12 the block that a `RoutedModule` begins is guarded on anew once.
-    assert counter.frame_count == 1 + (BEFORE_2_12 and form == "routed_module")
+    assert backends.traces == 1 + (BEFORE_2_12 and form == "routed_module")
 
 
 @supports("`torch.compile`: routing off and on again")

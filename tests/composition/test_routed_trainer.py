@@ -7,7 +7,7 @@ import torch
 
 import gradroute as gr
 from composition.language import joined, tiny_gpt2
-from composition.two_processes import run_in_two_processes
+from composition.two_processes import run_by_torchrun
 from unit.trainers.by_hand import SITES, assert_same, evaluated, examples, loss_of, trained_by_hand
 
 SCRIPT = Path(__file__).parent / "scripts" / "routed_trainer.py"
@@ -25,7 +25,7 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory):
     """What the script saved: all runs in one start of two processes."""
-    return run_in_two_processes(SCRIPT, tmp_path_factory.mktemp("routed_trainer") / "trained.pt")
+    return run_by_torchrun(SCRIPT, tmp_path_factory.mktemp("routed_trainer") / "trained.pt")
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 import gradroute as gr
 from composition import parameter_forms
+from composition.backends import EachBackend
 from composition.forms import (
     BEFORE_2_12,
     FORMS,
@@ -99,23 +99,23 @@ def test_evaluation_in_a_block_is_silent_and_outside_it_is_not(form: str, level:
 
 
 @ways
-@pytest.mark.parametrize(
-    "backend",
-    [pytest.param(b, marks=supports(f"`torch.compile`: {b}, fullgraph")) for b in ("eager", "aot_eager", "inductor")],
-)
-def test_new_labels_are_silent_without_recompiling(form: str, level: str, backend: str) -> None:
+@supports("`torch.compile`: eager, fullgraph")
+@supports("`torch.compile`: aot_eager, fullgraph")
+@supports("`torch.compile`: inductor, fullgraph")
+def test_new_labels_are_silent_without_recompiling(form: str, level: str) -> None:
     torch.compiler.reset()
     model = made(form, level)
-    counter = CompileCounterWithBackend(backend)
-    compiled = torch.compile(model.module, backend=counter, fullgraph=True, dynamic=True)
+    backends = EachBackend("eager", "aot_eager", "inductor")
+    compiled = torch.compile(model.module, backend=backends, fullgraph=True, dynamic=True)
     for n, seed in [(8, 0), (8, 1), (12, 2)]:
         x, labels = batch(n, seed)
-        model.zero_grad()
-        y = model(x, labels, via=compiled)
-        y.square().sum().backward()
-        torch.testing.assert_close(y, oracle(level)(x, labels), rtol=1e-4, atol=1e-5)
-        check(model.gradients(), expected(x, labels, level))
-    assert counter.frame_count == 1 + (BEFORE_2_12 and (form, level) == ("routed_module", "parameters"))
+        for _ in backends.each():
+            model.zero_grad()
+            y = model(x, labels, via=compiled)
+            y.square().sum().backward()
+            torch.testing.assert_close(y, oracle(level)(x, labels), rtol=1e-4, atol=1e-5)
+            check(model.gradients(), expected(x, labels, level))
+    assert backends.traces == 1 + (BEFORE_2_12 and (form, level) == ("routed_module", "parameters"))
 
 
 @ways

@@ -9,6 +9,7 @@ import torch.utils.checkpoint
 from torch import nn
 
 import gradroute as gr
+from composition.backends import EachBackend
 from gradroute.router._attachment import attachment_of
 
 SPEC = gr.RoutingSpec.one_per_label(3)
@@ -20,22 +21,23 @@ def _nothing_compiled_before():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
 @pytest.mark.parametrize("level", ["activations", "parameters"])
-def test_the_sites_that_run_are_noted_each_time_and_no_others(level, backend):
+def test_the_sites_that_run_are_noted_each_time_and_no_others(level):
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     router = gr.Router(model, {"*": gr.Site(SPEC, level=level)})
     state = attachment_of(router).state
-    first = torch.compile(model[0], backend=backend, fullgraph=True)
-    for _ in range(2):
-        with router(LABELS):
-            assert state.ran == set()
-            h = first(torch.ones(2, 3))
+    backends = EachBackend("eager", "aot_eager", "inductor")
+    first = torch.compile(model[0], backend=backends, fullgraph=True)
+    for _ in backends.each():
+        for _ in range(2):
+            with router(LABELS):
+                assert state.ran == set()
+                h = first(torch.ones(2, 3))
+                assert state.ran == {0}
+                model[1](h).sum().backward()
+        with torch.no_grad(), router(LABELS):
+            first(torch.ones(2, 3))
             assert state.ran == {0}
-            model[1](h).sum().backward()
-    with torch.no_grad(), router(LABELS):
-        first(torch.ones(2, 3))
-        assert state.ran == {0}
 
 
 class TestSitesThatCompiledCodeGoesAround:
@@ -83,8 +85,7 @@ class TestSitesThatCompiledCodeGoesAround:
 
 
 @pytest.mark.parametrize("level", ["activations", "parameters"])
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_a_block_that_is_part_of_the_code_is_no_business_of_what_the_router_holds(level, backend):
+def test_a_block_that_is_part_of_the_code_is_no_business_of_what_the_router_holds(level):
     """Checkpointed in a block of other labels, it has its own."""
     model = nn.Linear(3, 3)
     router = gr.Router(model, {"": gr.Site(SPEC, level=level)})
@@ -94,20 +95,24 @@ def test_a_block_that_is_part_of_the_code_is_no_business_of_what_the_router_hold
             return model(x).sum()
 
     x = torch.ones(2, 3, requires_grad=True)
-    loss = torch.utils.checkpoint.checkpoint(torch.compile(run, backend=backend), x, LABELS, use_reentrant=False)
-    with router(torch.tensor([2, 2])):
-        loss.backward()
-    assert model.bias.grad.tolist() == [1, 1, 0]
+    backends = EachBackend("eager", "aot_eager")
+    compiled = torch.compile(run, backend=backends)
+    for _ in backends.each():
+        loss = torch.utils.checkpoint.checkpoint(compiled, x, LABELS, use_reentrant=False)
+        with router(torch.tensor([2, 2])):
+            loss.backward()
+        assert model.bias.grad.tolist() == [1, 1, 0]
+        model.zero_grad()
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
 @pytest.mark.parametrize("level", ["activations", "parameters"])
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("labeled", [False, True], ids=["unlabeled", "labeled"])
-def test_recomputed_under_what_it_first_ran_under_or_refused(labeled, reentrant, level, backend):
+def test_recomputed_under_what_it_first_ran_under_or_refused(labeled, reentrant, level):
     model = nn.Linear(3, 3)
     router = gr.Router(model, {"": gr.Site(SPEC, level=level)})
-    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    backends = EachBackend("eager", "aot_eager", "inductor")
+    compiled = torch.compile(model, backend=backends, fullgraph=True)
     x = torch.ones(2, 3, requires_grad=True)
 
     def block(labels):
@@ -117,27 +122,28 @@ def test_recomputed_under_what_it_first_ran_under_or_refused(labeled, reentrant,
         return torch.utils.checkpoint.checkpoint(compiled, x, use_reentrant=reentrant).sum()
 
     first = LABELS if labeled else None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", gr.UnroutedWarning)
-        with block(first):
-            loss().backward()
-        assert model.bias.grad.tolist() == ([1, 1, 0] if labeled else [2, 2, 2])
-        model.zero_grad()
-        for other in (None, torch.tensor([2, 2])):
-            if first is other:
-                continue
+    for _ in backends.each():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", gr.UnroutedWarning)
             with block(first):
-                waiting = loss()
-            with block(other):
-                try:
-                    waiting.backward()
-                except (gr.RoutingError, torch.utils.checkpoint.CheckpointError):
-                    assert model.bias.grad is None
-                else:  # it had all tensors that it needed before it came to the site
-                    assert not labeled
-                    assert not reentrant
-                    assert model.bias.grad.tolist() == [2, 2, 2]
+                loss().backward()
+            assert model.bias.grad.tolist() == ([1, 1, 0] if labeled else [2, 2, 2])
             model.zero_grad()
+            for other in (None, torch.tensor([2, 2])):
+                if first is other:
+                    continue
+                with block(first):
+                    waiting = loss()
+                with block(other):
+                    try:
+                        waiting.backward()
+                    except (gr.RoutingError, torch.utils.checkpoint.CheckpointError):
+                        assert model.bias.grad is None
+                    else:  # it had all tensors that it needed before it came to the site
+                        assert not labeled
+                        assert not reentrant
+                        assert model.bias.grad.tolist() == [2, 2, 2]
+                model.zero_grad()
 
 
 def test_a_program_that_is_exported_asks_nobody():

@@ -86,9 +86,10 @@ def trained_by_hand(
     routed: bool = True,
     steps: int = STEPS,
     micro: int = 2,
+    layers: int = 2,
 ) -> dict[str, Tensor]:
     """The parameters after the most ordinary loop: the block around forward and backward, a mean over all targets."""
-    model = tiny_gpt2().train()
+    model = tiny_gpt2(layers).train()
     router = gr.Router(model, SITES)
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     batches = itertools.cycle([joined(data[first : first + micro]) for first in range(0, len(data), micro)])
