@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import gradroute as gr
-from gradroute import Route, RoutingSpec  # noqa: F401  # names that a spec's repr uses
+from gradroute import Route, RoutingSpec  # names that a spec's repr uses
 from gradroute.testing import assert_routed, label_tensors, oracle_mask, specs
 from gradroute.testing._oracle import along, oracle_silent
 from gradroute.testing._strategies import silent_specs
