@@ -475,7 +475,7 @@ PLANTED: dict[str, Callable[[], Planted]] = {
     "GRU reads the units": lambda: recurrent(nn.GRU),
     "self-attention reads the units": attention,
     "GPT-2": gpt2,
-    "ResNet-18": resnet,
+    "ResNet": resnet,
     "transformer encoder": transformer_encoder,
     "U-Net": unet,
     "tied embedding": tied_embedding,

@@ -49,7 +49,7 @@ def llama(heads=2):
 
 
 def resnet():
-    """ResNet-18 with batch norms such as training leaves them."""
+    """A ResNet with batch norms such as training leaves them."""
     model = _resnet().eval()
     with torch.no_grad():
         for module in model.modules():
@@ -289,7 +289,7 @@ CASES = {
     "mlp, prelu": (lambda: mlp(nn.PReLU(8, 0.3)), {"2": spec(8)}, ROWS),
     "mlp, prelu of a negative constant": (negative_before_prelu, {"0": spec(8)}, ROWS),
     "mlp, norm": (lambda: mlp(norm=True), {"1": spec(8)}, ROWS),
-    "resnet, norms": (resnet, {"layer1.*.bn1": channels(64), "layer3.0.bn1": channels(256)}, IMAGES),
+    "resnet, norms": (resnet, {"layer1.*.bn1": channels(64), "layer2.0.bn1": channels(128)}, IMAGES),
     "fresh resnet, convolution": (lambda: _resnet().eval(), {"layer1.0.conv1": channels(64)}, IMAGES),
     "mlp": (mlp, {"0": spec(8)}, ROWS),
     "mlp, shared units stay": (mlp, {"2": spec(8, shared=7)}, ROWS),

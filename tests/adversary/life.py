@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 from torch import nn
 
-from adversary.machine import Base, some
+from adversary.machine import Base, Lesson, some
 from adversary.models import Dense, build
 from adversary.passes import Lost, forward, run_elsewhere
 from adversary.passes import draw_input as draw
@@ -67,9 +67,11 @@ class Life(Base):
             and any(isinstance(block, Dense) for block in self.model)
         )
     )
-    @rule(data=st.data(), how=some("forward", "function"), inside=st.booleans())
-    def bypass(self, data: st.DataObject, how: str, inside: bool) -> None:
-        """A pass that goes around modules: routed all the same, or it is said."""
+    @rule(data=st.data(), how=some("forward", "function"), inside=st.booleans(), known=st.booleans())
+    def bypass(self, data: st.DataObject, how: str, inside: bool, known: bool) -> None:
+        """A pass that goes around modules: routed all the same, or it is said; `known`: after one through them."""
+        if known:
+            self.teach(data, Lesson(True, None, "here", False, "inside", False))
         # While an earlier graph waits for its backward, nobody can tell which of both wrote the gradients.
         self.passes, self.spare = [], []
         if not self.begin(data):
@@ -94,6 +96,13 @@ class Life(Base):
         else:
             if inside:
                 self.close_block()
+
+    @precondition(lambda self: self.orphan)
+    @rule(passes=st.integers(1, 2))
+    def learn_without_a_router(self, passes: int) -> None:
+        """Somebody trains the copy, and takes no notice of a first warning."""
+        for _ in range(passes):
+            self.run(True, "grad", None, "here", False)
 
     @precondition(lambda self: any(one.given is not None for one in (*self.open, *self.spare)))
     @rule(data=st.data(), counted=st.booleans())

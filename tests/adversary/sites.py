@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 from typing import Any, TypeAlias
 
 import torch
@@ -125,23 +126,35 @@ def _silence(seed: int) -> tuple[frozenset[int], ...]:
     return tuple(frozenset(j for j in range(LABELS) if row[j] and j != i) for i, row in enumerate(chosen))
 
 
+# Strategies are made once: to make one takes longer than to draw from it.
+three_routes = st.sampled_from([st.lists(kind, min_size=LABELS, max_size=LABELS) for kind in (hard, soft)])
+rules = st.sampled_from(["all", "none"])
+some_silences = st.one_of(st.just(NOTHING), silences)
+one_of = cache(st.sampled_from)
+
+
+@cache
+def some_slots(names: tuple[str, ...]) -> st.SearchStrategy[list[Slot]]:
+    return st.lists(st.sampled_from(slots(names)), min_size=1, max_size=3)
+
+
 @st.composite
 def sites(draw: Any, names: tuple[str, ...]) -> list[Drawn]:
     """One to three sites; at level "parameters" not two on one module, whose parameters both would mask."""
     found: list[Drawn] = []
-    for slot in draw(st.lists(st.sampled_from(slots(names)), min_size=1, max_size=3)):
-        level = draw(st.sampled_from(["activations", "parameters"] if slot.own else ["activations"]))
-        on = draw(st.sampled_from(slot.ends))
+    for slot in draw(some_slots(names)):
+        level = draw(one_of(("activations", "parameters") if slot.own else ("activations",)))
+        on = draw(one_of(slot.ends))
         there = [other for other in found if other.slot.name == slot.name]
         if any((other.on, other.slot.path) == (on, slot.path) for other in there):
             continue
         if any(other.level == "parameters" for other in there):
             level = "activations"
-        routes = draw(st.lists(draw(st.sampled_from([hard, soft])), min_size=LABELS, max_size=LABELS))
-        unlabeled = draw(st.sampled_from(["all", "none"]))
+        routes = draw(draw(three_routes))
+        unlabeled = draw(rules)
         # What is silent is a new tensor, so that nothing that is done in place reaches what came in.
         in_place = names[int(slot.name.split(".")[0])] in ("AliasInPlace", "View")
-        silent = NOTHING if in_place else draw(st.one_of(st.just(NOTHING), silences))
+        silent = NOTHING if in_place else draw(some_silences)
         found.append(Drawn(slot, tuple(routes), unlabeled, level, on, silent))
     return found
 
@@ -153,7 +166,12 @@ Labels: TypeAlias = "Tensor | dict[str, Tensor]"
 
 def labels(sites: list[Drawn]) -> st.SearchStrategy[Labels]:
     """One tensor for all sites, or one for each pattern."""
-    patterns = {site.slot.name: site.slot.per_position for site in sites}
+    return _labels(tuple({site.slot.name: site.slot.per_position for site in sites}.items()))
+
+
+@cache
+def _labels(of_patterns: tuple[tuple[str, bool], ...]) -> st.SearchStrategy[Labels]:
+    patterns = dict(of_patterns)
     one = _tensors(all(patterns.values()))
     return st.one_of(one, one, st.fixed_dictionaries({name: _tensors(every) for name, every in patterns.items()}))
 
@@ -164,6 +182,7 @@ def by_pattern(given: Labels, sites: list[Drawn]) -> dict[str, Tensor]:
     return {name: (given[name] if isinstance(given, dict) else given).clone() for name in names}
 
 
+@cache
 def _tensors(per_position: bool) -> st.SearchStrategy[Tensor]:
     """Ids of examples, ids of positions where all sites know positions, multi-hot rows, or mixtures."""
     kinds = [*IDS, torch.int64, torch.bool, torch.float32]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 # Exact in every dtype, so that references need no tolerance.
 _WEIGHTS = st.sampled_from([-2.0, -1.0, -0.5, 0.0, 0.25, 0.5, 1.0, 2.0])
-_NAMES: list[SearchStrategy[Hashable]] = [st.integers(0, 50), st.text(min_size=1, max_size=4)]
 
 
 def indices(width: int) -> SearchStrategy[Any]:
@@ -41,17 +41,26 @@ def indices(width: int) -> SearchStrategy[Any]:
         ...     assert set(gr.Route(index).units(3)) <= {0, 1, 2}
         >>> test()
     """
+    return _indices(width)
 
-    @st.composite
-    def drawn(draw: DrawFn) -> Any:
-        units = draw(st.lists(st.integers(0, width - 1), unique=True, max_size=width))
-        start, stop = sorted(draw(st.tuples(st.integers(0, width), st.integers(0, width))))
-        mask = [unit in units for unit in range(width)]
-        of_python = [draw(st.integers(0, width - 1)), slice(start, stop), units, tuple(units), mask, range(start, stop)]
-        of_torch = [torch.tensor(units, dtype=torch.int64), torch.tensor(mask)]
-        return draw(st.sampled_from(of_python) | st.sampled_from(of_torch))
 
-    return drawn()
+# Strategies are made once for their arguments: to make one takes longer than to draw from it.
+@cache
+def _indices(width: int) -> SearchStrategy[Any]:
+    unit, end = st.integers(0, width - 1), st.integers(0, width)
+    units = st.lists(unit, unique=True, max_size=width)
+    ends = st.tuples(end, end).map(sorted)
+
+    def mask(units: list[int]) -> list[bool]:
+        return [unit in units for unit in range(width)]
+
+    of_python = [unit, ends.map(lambda ends: slice(*ends)), units, units.map(tuple), units.map(mask)]
+    of_python.append(ends.map(lambda ends: range(*ends)))
+    of_torch = [
+        units.map(lambda units: torch.tensor(units, dtype=torch.int64)),
+        units.map(lambda units: torch.tensor(mask(units))),
+    ]
+    return st.one_of(*of_python, *of_torch)
 
 
 def routes(width: int, *, hard: bool = False) -> SearchStrategy[Route]:
@@ -68,6 +77,11 @@ def routes(width: int, *, hard: bool = False) -> SearchStrategy[Route]:
         ...     assert (route.weight, route.elsewhere) == (1.0, 0.0)
         >>> test()
     """
+    return _routes(width, hard)
+
+
+@cache
+def _routes(width: int, hard: bool) -> SearchStrategy[Route]:
     return st.builds(Route, indices(width)) if hard else st.builds(Route, indices(width), _WEIGHTS, _WEIGHTS)
 
 
@@ -96,30 +110,61 @@ def specs(
     if (max_width if width is None else width) < 1:
         raise SpecError(f"a spec has at least 1 unit; got width={width}, max_width={max_width}.")
 
-    @st.composite
-    def drawn(draw: DrawFn) -> RoutingSpec:
-        units = draw(st.integers(1, max_width)) if width is None else width
-        kind = draw(st.sampled_from([*_NAMES, st.one_of(_NAMES)]))
-        names = draw(st.lists(kind, min_size=1, max_size=max_labels, unique=True))
-        rules: SearchStrategy[Any] = st.sampled_from(["all", "none", "shared"])
-        spec = RoutingSpec(
-            {name: draw(routes(units, hard=hard)) for name in names},
-            units,
-            shared=draw(st.just(()) | indices(units)),
-            unlabeled=draw(rules | routes(units, hard=hard)),
-        )
-        if not silent or not draw(st.booleans()):
-            return spec
-        return RoutingSpec(spec.routes, units, shared=spec.shared, unlabeled=spec.unlabeled, silent=draw(_silent(spec)))
-
-    return drawn()
+    widths = st.integers(1, max_width) if width is None else st.just(width)
+    plain = _plain_specs(widths, max_labels, hard)
+    return plain | plain.flatmap(_silent) if silent else plain
 
 
-def _silent(spec: RoutingSpec) -> SearchStrategy[Any]:
-    """What a spec may be given for `silent`."""
+def silent_specs(width: int | None = None, *, hard: bool = False) -> SearchStrategy[RoutingSpec]:
+    """Specs as `specs` draws them, of which each has silent units."""
+    every = specs(width, hard=hard, silent=False).filter(lambda spec: bool(spec.exclusive(*spec.labels)))
+    return every.flatmap(_silent).map(_at_least_for_unlabeled)
+
+
+@st.composite
+def _plain_specs(draw: DrawFn, widths: SearchStrategy[int], max_labels: int, hard: bool) -> RoutingSpec:
+    units = draw(widths)
+    return RoutingSpec(
+        {name: draw(routes(units, hard=hard)) for name in draw(_names(max_labels))},
+        units,
+        shared=draw(_shared(units)),
+        unlabeled=draw(_unlabeled(units, hard)),
+    )
+
+
+@cache
+def _names(most: int) -> SearchStrategy[list[Hashable]]:
+    kinds: list[SearchStrategy[Hashable]] = [st.integers(0, 50), st.text(min_size=1, max_size=4)]
+    kinds.append(st.one_of(kinds))
+    return st.one_of(*(st.lists(kind, min_size=1, max_size=most, unique=True) for kind in kinds))
+
+
+@cache
+def _shared(width: int) -> SearchStrategy[Any]:
+    return st.just(()) | indices(width)
+
+
+@cache
+def _unlabeled(width: int, hard: bool) -> SearchStrategy[Any]:
+    return st.sampled_from(["all", "none", "shared"]) | routes(width, hard=hard)
+
+
+@cache
+def _numbers(count: int, below: int) -> SearchStrategy[list[int]]:
+    """So many integers, each from 0 to `below`, without it: one draw of bytes, and not one of each."""
+    size = 1 if below <= 2**8 else 8
+
+    def numbers(drawn: bytes) -> list[int]:
+        return [int.from_bytes(drawn[i : i + size]) % below for i in range(0, count * size, size)]
+
+    return st.binary(min_size=count * size, max_size=count * size).map(numbers)
+
+
+def _silent(spec: RoutingSpec) -> SearchStrategy[RoutingSpec]:
+    """The same spec with silent units, unless those that are drawn are none."""
     n = len(spec.labels)
 
-    def found(bits: list[bool]) -> dict[Hashable, list[Hashable]]:
+    def found(bits: list[int]) -> dict[Hashable, list[Hashable]]:
         named = zip([*spec.labels, UNLABELED], (bits[row * n : row * n + n] for row in range(n + 1)), strict=True)
         chosen = {
             label: [other for other, bit in zip(spec.labels, row, strict=True) if bit and other != label]
@@ -127,15 +172,26 @@ def _silent(spec: RoutingSpec) -> SearchStrategy[Any]:
         }
         return {label: several for label, several in chosen.items() if spec.exclusive(*several)}
 
-    rules: SearchStrategy[Any] = st.lists(st.booleans(), min_size=n * n + n, max_size=n * n + n).map(found)
+    rules: SearchStrategy[Any] = _numbers(n * n + n, 2).map(found)
     everywhere = "others" not in spec.labels and any(
         spec.exclusive(*(other for other in spec.labels if other != label)) for label in spec.labels
     )
-    return st.just("others") | rules if everywhere else rules
+    return (st.just("others") | rules if everywhere else rules).map(partial(_with_silent, spec))
+
+
+def _with_silent(spec: RoutingSpec, silent: Any) -> RoutingSpec:
+    return RoutingSpec(spec.routes, spec.width, shared=spec.shared, unlabeled=spec.unlabeled, silent=silent)
+
+
+def _at_least_for_unlabeled(spec: RoutingSpec) -> RoutingSpec:
+    return spec if spec.has_silent else _with_silent(spec, {UNLABELED: spec.labels})
 
 
 #: The kinds of labels that `label_tensors` draws.
 KINDS = ("integer", "multi-hot", "mixture")
+_INTEGERS = st.sampled_from([torch.int64, torch.int32, torch.int16])
+_FLOATS = st.sampled_from([torch.float32, torch.float64])
+_AMOUNTS = [0.0, 0.25, 0.5, 1.0]
 
 
 def label_tensors(spec: RoutingSpec, shape: tuple[int, ...], kind: str | None = None) -> SearchStrategy[Tensor]:
@@ -160,24 +216,23 @@ def label_tensors(spec: RoutingSpec, shape: tuple[int, ...], kind: str | None = 
     if kind not in (None, *KINDS):
         raise UsageError(f"kind must be one of {', '.join(KINDS)} or None; got {kind!r}.")
 
-    @st.composite
-    def drawn(draw: DrawFn) -> Tensor:
-        chosen = kind or draw(st.sampled_from(KINDS))
-        size = torch.Size(shape).numel()
-        if chosen == "integer":
-            keys = [UNLABELED, *spec.encode(list(spec.labels)).tolist()]
-            ids = draw(st.lists(st.sampled_from(keys), min_size=size, max_size=size))
-            integers = draw(st.sampled_from([torch.int64, torch.int32, torch.int16]))
-            return torch.tensor(ids, dtype=integers).reshape(shape)
-        n = len(spec.labels)
-        entries = st.booleans() if chosen == "multi-hot" else st.sampled_from([0.0, 0.25, 0.5, 1.0])
-        rows = draw(st.lists(st.lists(entries, min_size=n, max_size=n), min_size=size, max_size=size))
-        if chosen == "mixture":
-            rows = [[0.5 * weight for weight in row] if _looks_like_a_set(row) else row for row in rows]
-        dtype = torch.bool if chosen == "multi-hot" else draw(st.sampled_from([torch.float32, torch.float64]))
-        return torch.tensor(rows, dtype=dtype).reshape(*shape, n)
+    return _label_tensors(spec, torch.Size(shape), kind)
 
-    return drawn()
+
+@st.composite
+def _label_tensors(draw: DrawFn, spec: RoutingSpec, shape: torch.Size, kind: str | None) -> Tensor:
+    chosen = kind or draw(st.sampled_from(KINDS))
+    size, n = shape.numel(), len(spec.labels)
+    if chosen == "integer":
+        keys = [UNLABELED, *spec.encode(list(spec.labels)).tolist()]
+        ids = [keys[i] for i in draw(_numbers(size, len(keys)))]
+        return torch.tensor(ids, dtype=draw(_INTEGERS)).reshape(shape)
+    if chosen == "multi-hot":
+        return torch.tensor(draw(_numbers(size * n, 2)), dtype=torch.bool).reshape(*shape, n)
+    amounts = [_AMOUNTS[i] for i in draw(_numbers(size * n, len(_AMOUNTS)))]
+    rows = [amounts[i : i + n] for i in range(0, size * n, n)]
+    rows = [[0.5 * weight for weight in row] if _looks_like_a_set(row) else row for row in rows]
+    return torch.tensor(rows, dtype=draw(_FLOATS)).reshape(*shape, n)
 
 
 def _looks_like_a_set(row: list[float]) -> bool:

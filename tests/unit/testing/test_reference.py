@@ -10,7 +10,7 @@ from gradroute.testing import assert_routed
 pytestmark = pytest.mark.filterwarnings(r"ignore:`torch\.jit\.script(_method)?` is deprecated")
 
 
-@pytest.mark.parametrize("name", ["mlp", "relu of mlp", "resnet18 conv", "lstm", "multi-head attention", "gpt2 mlp"])
+@pytest.mark.parametrize("name", ["mlp", "relu of mlp", "resnet conv", "lstm", "multi-head attention", "gpt2 mlp"])
 @pytest.mark.parametrize("level", ["activations", "parameters"])
 def test_architectures(name, level):
     architecture = ARCHITECTURES[name]
