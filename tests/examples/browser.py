@@ -50,8 +50,10 @@ STATE = """() => {
 MORPH_AT_FIRST = """([from, to]) => {
     const set = (id, value, event) => {
         const element = document.getElementById(id);
-        element.value = value;
-        element.dispatchEvent(new Event(event, { bubbles: true }));
+        if (element.value !== value) {
+            element.value = value;
+            element.dispatchEvent(new Event(event, { bubbles: true }));
+        }
     };
     set("from", from, "change");
     set("to", to, "change");
