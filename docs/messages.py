@@ -4,6 +4,7 @@ import ast
 import html
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "gradroute"
@@ -26,10 +27,17 @@ def as_list(kind: str) -> str:
 def messages(kind: str) -> Iterator[str]:
     """The messages of an error class, in the order of files and lines; what is filled in stands in angle brackets."""
     for path in sorted(SOURCE.rglob("*.py")):
-        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        calls = [node for node in nodes if isinstance(node, ast.Call)]
-        for call in sorted(calls, key=lambda call: call.lineno):
+        for call in _calls(path.read_text(encoding="utf-8")):
             yield from _message(call, kind)
+
+
+@cache
+def _calls(source: str) -> list[ast.Call]:
+    """All calls in a file, in the order of lines; the classes of errors are many, and the files the same for all."""
+    calls = [
+        node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)
+    ]
+    return sorted(calls, key=lambda call: call.lineno)
 
 
 def _message(call: ast.Call, kind: str) -> Iterator[str]:

@@ -6,6 +6,7 @@ The comment is `shown by:` and names of tests, in the same row of a table, item 
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -50,13 +51,17 @@ def named(text: str) -> list[str]:
     return [name for names in SHOWN.findall(text) for name in names.split(", ")]
 
 
+@cache
+def functions(path: Path) -> list[ast.FunctionDef]:
+    """Those of a file, at any depth; none if there is no such file."""
+    tree = ast.parse(path.read_text(encoding="utf-8") if path.is_file() else "")
+    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+
+
 def exists(test: str) -> bool:
     """Whether there is such a test, and one that is not expected to fail: that would show the contrary."""
     path, _, name = test.partition("::")
-    if not (ROOT / path).is_file():
-        return False
-    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
-    found = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == name]
+    found = [node for node in functions(ROOT / path) if node.name == name]
     marks = [ast.unparse(mark) for node in found for mark in node.decorator_list]
     return bool(found) and not any("mark.xfail" in mark or "mark.skip(" in mark for mark in marks)
 

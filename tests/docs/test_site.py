@@ -1,17 +1,32 @@
-"""The built site: every link leads somewhere, and reading it asks no other machine for anything."""
+"""The built site: every link leads somewhere, and reading it asks no other machine for anything; also in a real browser.
 
+All that needs the site is in this file: it takes long to build, and each process of pytest-xdist would build its own.
+"""
+
+import html
 import re
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import torch
+from playwright.sync_api import Browser
 
+import gradroute
 from docs.pages import BESIDE, ROOT, SOURCES, Html
+from examples.browser import DESKTOP, PHONE, chromium, served
+from gradroute import errors
 
 #: Where a style sheet or a script could fetch from: url(...), @import, and a font's or map's full address.
 ADDRESS_IN_CSS = re.compile(r"""(?:url\(|@import)\s*["']?(https?:)?//[^)"'\s]+""")
 
+#: What the search reads, of a site without words.
+NOTHING_TO_FIND = {"config": {"lang": ["en"], "separator": "[\\s\\-]+", "pipeline": [], "fields": {}}, "docs": []}
 
+
+@cache
 def pages_of(site: Path) -> dict[Path, Html]:
     pages = {path: Html(path.read_text(encoding="utf-8")) for path in site.rglob("*.html")}
     assert len(pages) > 20  # else something is wrong with the build, and what follows tests nothing
@@ -99,3 +114,58 @@ def test_every_page_is_in_the_navigation_and_none_is_a_stub(site: Path) -> None:
         assert (built / "index.html").resolve() in linked, source
         prose = re.sub(r"<[^>]+>", " ", (built / "index.html").read_text(encoding="utf-8").split("<article")[1])
         assert len(prose.split()) > 100, source
+
+
+def test_the_page_of_errors_has_the_messages_that_are_raised(site: Path) -> None:
+    """Of each class one message as it is raised, without what is filled in."""
+    page = re.sub("⟨[^⟩]*⟩", "⟨⟩", html.unescape((site / "reference" / "errors" / "index.html").read_text("utf-8")))
+    spec = gradroute.RoutingSpec.one_per_label(3)
+    for raise_it, filled_in in [
+        (lambda: gradroute.RoutingSpec({0: 7}, 3), None),
+        (lambda: spec.mask(torch.tensor(1j)), "torch.complex64"),
+        (lambda: gradroute.Site(spec, on="middle"), "'middle'"),
+        (lambda: gradroute.Router(torch.nn.Linear(1, 3), {"": spec}).ablated(), ""),
+    ]:
+        with pytest.raises(errors.RoutingError) as caught:
+            raise_it()
+        message = str(caught.value)
+        if filled_in is None:
+            assert "is outside the width: units are numbered 0 to" in message
+            message = "index ⟨⟩ is outside the width: units are numbered 0 to ⟨⟩."
+        assert (message.replace(filled_in, "⟨⟩") if filled_in else message) in page
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as started:
+        yield started
+
+
+@pytest.mark.parametrize(("device", "scheme"), [(DESKTOP, "light"), (PHONE, "dark")], ids=["desktop", "phone"])
+def test_a_page_asks_no_other_machine_complains_of_nothing_and_fits(
+    site: Path, browser: Browser, device: dict, scheme: str
+) -> None:
+    context = browser.new_context(**device, color_scheme=scheme)
+    requests, complaints = [], []
+    context.on("request", lambda request: requests.append(request.url))
+    page = context.new_page()
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    names = sorted(path.parent.relative_to(site).as_posix() + "/" for path in site.rglob("index.html"))
+    names.remove("demo/")  # has tests of its own
+    assert len(names) > 30
+    with served(site) as home:
+        for name in names:
+            page.goto(home + name)
+            if name == names[0]:
+                # Each page reads all that can be searched for into an index. It is the same on all of them: once is enough.
+                page.wait_for_load_state("networkidle")
+                page.route("**/search_index.json", lambda route: route.fulfill(json=NOTHING_TO_FIND))
+            widths = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+            assert widths[0] <= widths[1], f"{name} is wider than the screen"
+        dark = page.evaluate("document.body.getAttribute('data-md-color-scheme')") == "slate"
+        context.close()
+    assert dark == (scheme == "dark")
+    assert requests
+    assert not [url for url in requests if not url.startswith((home, "data:", "blob:"))]
+    assert not complaints

@@ -28,6 +28,9 @@ ARGUMENTS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    # No process and no emulated graphics card for pages that draw in software anyway.
+    "--in-process-gpu",
+    "--disable-software-rasterizer",
 ]
 DESKTOP = {"viewport": {"width": 1280, "height": 900}}
 #: All that a test may change of the page, and see again: numbers, choices, words, what can be pressed, pictures.
@@ -38,6 +41,7 @@ STATE = """() => {
         all("button", (element) => [element.textContent, element.disabled, element.ariaPressed]),
         all("#caption, #verdict, #runner-up, #about-model, .value, .mean", (element) => element.textContent),
         all("#choices input", (element) => element.checked),
+        all("details", (element) => element.open),
         all("canvas[id]", (element) => element.toDataURL()),
         [innerWidth, innerHeight, scrollX, scrollY, document.activeElement.tagName],
     ]);
@@ -46,8 +50,10 @@ STATE = """() => {
 MORPH_AT_FIRST = """([from, to]) => {
     const set = (id, value, event) => {
         const element = document.getElementById(id);
-        element.value = value;
-        element.dispatchEvent(new Event(event, { bubbles: true }));
+        if (element.value !== value) {
+            element.value = value;
+            element.dispatchEvent(new Event(event, { bubbles: true }));
+        }
     };
     set("from", from, "change");
     set("to", to, "change");
@@ -65,6 +71,21 @@ SAMPLE_AT_FIRST = """async () => {
     document.activeElement.blur();
     scrollTo(0, 0);
 }"""
+#: Strokes in places on the screen, all of them before the next frame: so the page reads the whole drawing once.
+PUT = """(strokes) => {
+    const pad = document.getElementById("pad");
+    const send = (type, [clientX, clientY]) => {
+        const pressed = type !== "pointerup";
+        const button = type === "pointermove" ? -1 : 0;
+        const mouse = { pointerId: 1, pointerType: "mouse", isPrimary: true, button, buttons: Number(pressed) };
+        pad.dispatchEvent(new PointerEvent(type, { ...mouse, clientX, clientY, bubbles: true, cancelable: true }));
+    };
+    for (const stroke of strokes) {
+        send("pointerdown", stroke[0]);
+        stroke.slice(1).forEach((point) => send("pointermove", point));
+        send("pointerup", stroke.at(-1));
+    }
+}"""
 PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "has_touch": True, "is_mobile": True}
 
 
@@ -72,6 +93,13 @@ def miss(what: str) -> None:
     """Skip what needs something that this machine lacks; in continuous integration (``CI`` is set) that is a failure."""
     text = f"the page is tested in a real browser, and {what}"
     (pytest.fail if os.environ.get("CI") else pytest.skip)(text)
+
+
+def in_steps(stroke: Sequence[tuple[float, float]], steps: int) -> list[tuple[float, float]]:
+    """The stroke with each of its lines cut into equal parts."""
+    parts = [step / steps for step in range(1, steps + 1)]
+    lines = pairwise(stroke)
+    return [stroke[0], *((x + part * (u - x), y + part * (v - y)) for (x, y), (u, v) in lines for part in parts)]
 
 
 @contextmanager
@@ -123,7 +151,7 @@ class Watched:
     def watch(self) -> None:
         self.page.on("pageerror", lambda error: self.complaints.append(f"page error: {error}"))
         self.page.on("console", self._console)
-        self.context.on("request", self._request)
+        self.page.on("request", self._request)
 
     def _console(self, message: Any) -> None:
         if message.type in ("error", "warning"):
@@ -151,6 +179,7 @@ class Watched:
         if not self.first:
             self.settle()
             self.first = self.page.evaluate(STATE)
+        if self.page.evaluate(STATE) == self.first:
             return
         self.page.locator("#choices input").first.check()
         self.settle()
@@ -179,14 +208,19 @@ class Watched:
         return torch.frombuffer(bytearray(base64.b64decode(opacity)), dtype=torch.uint8).view(height, width) / 255
 
     def draw(self, *strokes: Sequence[tuple[float, float]]) -> None:
-        """With the mouse; points in parts of the pad's width, each line drawn in small steps."""
+        """As with a mouse that is faster than the screen; points in parts of the pad's width."""
+        self.page.evaluate(PUT, [self.all_on_pad(in_steps(stroke, 2)) for stroke in strokes])
+        self._read_drawing()
+
+    def draw_with_mouse(self, *strokes: Sequence[tuple[float, float]]) -> None:
+        """Each line in small steps, between which the page encodes and decodes what is there."""
         mouse = self.page.mouse
         for stroke in strokes:
-            at = self.all_on_pad(stroke)
+            at = self.all_on_pad(in_steps(stroke, 2))
             mouse.move(*at[0])
             mouse.down()
             for point in at[1:]:
-                mouse.move(*point, steps=2)
+                mouse.move(*point)
             mouse.up()
         self._read_drawing()
 
@@ -214,9 +248,8 @@ class Watched:
 
         for stroke in strokes:
             touch("touchStart", stroke[0])
-            for (x, y), (right, below) in pairwise(stroke):
-                for part in (step / steps for step in range(1, steps + 1)):
-                    touch("touchMove", (x + part * (right - x), y + part * (below - y)))
+            for point in in_steps(stroke, steps)[1:]:
+                touch("touchMove", point)
             touch("touchEnd")
         self._read_drawing()
 

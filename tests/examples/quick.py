@@ -20,3 +20,11 @@ def quick_evaluation() -> Iterator[None]:
         patch.setattr(leaks, "IMAGES", 3)
         patch.setattr(figures, "DPI", 20)
         yield
+
+
+@contextmanager
+def without_pictures() -> Iterator[None]:
+    """Of runs whose pictures nobody looks at: they are tested with `evaluate`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mnist_vae.evaluate.save", lambda figure, path: None)
+        yield

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from fake_mnist import synthetic
+from quick import without_pictures
 from torch import Generator, Tensor
 
 from common.datasets import Dataset
@@ -41,8 +42,9 @@ def test_a_table_has_a_row_for_each_run(
     tmp_path: Path, command_line: Arguments, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    main(command_line("--out", str(first), "--epochs", "1", "--seed", "5"))
-    main(command_line("--out", str(second), "--epochs", "1", "--seed", "6", "--no-routing"))
+    with without_pictures():
+        main(command_line("--out", str(first), "--epochs", "1", "--seed", "5"))
+        main(command_line("--out", str(second), "--epochs", "1", "--seed", "6", "--no-routing"))
     capsys.readouterr()
     main(["table", str(first), str(second)])
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()]
@@ -83,7 +85,8 @@ def test_train_evaluate_report_end_to_end(
     assert all(str(out / "figures" / name) in said for name in figures)
 
     weights = (out / "model.safetensors").read_bytes()
-    main(arguments)
+    with without_pictures():
+        main(arguments)
     assert (out / "model.safetensors").read_bytes() == weights
     assert json.loads((out / "metrics.json").read_text()) == metrics
     assert "is trained with this config already" in capsys.readouterr().out
@@ -93,7 +96,8 @@ def test_the_steps_one_by_one(tmp_path: Path, command_line: Arguments, capsys: p
     out = ["--out", str(tmp_path / "run")]
     main(["train", *command_line(*out, "--epochs", "1", "--recipe", "quick")])
     assert not (tmp_path / "run" / "metrics.json").exists()
-    main(["evaluate", *command_line(*out)])
+    with without_pictures():
+        main(["evaluate", *command_line(*out)])
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["recipe"] == "quick"
     capsys.readouterr()
     main(["report", *out])

@@ -61,12 +61,17 @@ def test_export_from_the_command_line(
         assert not [trace for trace in TRACES if trace in content], name
 
 
-def test_interface_of_the_onnx_files(tmp_path: Path) -> None:
-    model = build_model(Config()).eval()
-    round_matrices(model)
-    images = torch.rand(3, 1, 28, 28)
-    export.write_onnx(export.Encoder(model), tmp_path / "encoder.onnx", image=images, output="mean")
-    proto = onnx.load(tmp_path / "encoder.onnx")
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the ONNX files that the weights of a pretrained model are exported to."""
+    folder = tmp_path_factory.mktemp("written")
+    export.write_onnx_files(Run(PRETRAINED / "ten").load_model(), folder)
+    return folder
+
+
+def test_interface_of_the_onnx_files(written: Path) -> None:
+    model = Run(PRETRAINED / "ten").load_model()
+    proto = onnx.load(written / "encoder.onnx")
     assert [(value.name, _shape(value)) for value in proto.graph.input] == [("image", ["N", 1, 28, 28])]
     assert [(value.name, _shape(value)) for value in proto.graph.output] == [("mean", ["N", 10])]
     assert {node.op_type for node in proto.graph.node} >= {"Cast", "Conv", "BatchNormalization", "Gemm"}
@@ -75,7 +80,7 @@ def test_interface_of_the_onnx_files(tmp_path: Path) -> None:
         with torch.no_grad():
             expected = model.encode_mean(batch).numpy()
         np.testing.assert_allclose(
-            run_onnx(tmp_path / "encoder.onnx", image=batch.numpy()), expected, atol=TOLERANCE, rtol=0
+            run_onnx(written / "encoder.onnx", image=batch.numpy()), expected, atol=TOLERANCE, rtol=0
         )
 
 
@@ -205,13 +210,12 @@ class TestPretrained:
         else:
             assert accuracy < 0.5, "its numbers are no digits"
 
-    def test_onnx_is_what_its_weights_export_to(self, tmp_path: Path, mnist: Dataset) -> None:
+    def test_onnx_is_what_its_weights_export_to(self, written: Path, mnist: Dataset) -> None:
         ten = PRETRAINED / "ten"
-        export.write_onnx_files(Run(ten).load_model(), tmp_path)
         images = mnist.test.images[:256].numpy().astype(np.float32) / 255
         codes = run_onnx(ten / "encoder.onnx", image=images)
-        np.testing.assert_allclose(run_onnx(tmp_path / "encoder.onnx", image=images), codes, atol=1e-5, rtol=0)
-        found, kept = (run_onnx(folder / "decoder.onnx", z=codes) for folder in (tmp_path, ten))
+        np.testing.assert_allclose(run_onnx(written / "encoder.onnx", image=images), codes, atol=1e-5, rtol=0)
+        found, kept = (run_onnx(folder / "decoder.onnx", z=codes) for folder in (written, ten))
         np.testing.assert_allclose(found, kept, atol=1e-5, rtol=0)
         assert largest_difference(ten, Run(ten).load_model(), torch.from_numpy(images)) < TOLERANCE
 

@@ -1,16 +1,15 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from fake_mnist import synthetic
+from quick import quick_evaluation, without_pictures
 
 from common.datasets import Dataset
 from common.errors import ExampleError
-from conftest import quick_evaluation
 from mnist_vae.cli import main
 from mnist_vae.config import Config
 from mnist_vae.study import compare as compare_module
@@ -23,14 +22,6 @@ ROWS = [
     Control("routed", "as it is", Config(epochs=1)),
     Control("plain", "not routed", Config(epochs=1, routing=False)),
 ]
-
-
-@contextmanager
-def without_pictures() -> Iterator[None]:
-    """Of the runs, which here are many: their pictures are tested with `evaluate`."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mnist_vae.evaluate.save", lambda figure, path: None)
-        yield
 
 
 @pytest.fixture(autouse=True)
