@@ -8,7 +8,7 @@ from torch import Tensor, nn
 import gradroute as gr
 from steps import UNROUTED, RoutedStep, TemporarilyRoutedStep, TrainStep
 
-LAYERS, BATCH, TIME, WIDTH = 4, 2, 256, 768
+LAYERS, BATCH, TIME, WIDTH, HEADS = 4, 2, 256, 768, 12
 #: What "on every MLP" may mean: its output, or its hidden units, of which there are four times as many.
 SITES = {"output of every MLP": ("h.*.mlp", WIDTH), "hidden units of every MLP": ("h.*.mlp.c_fc", 4 * WIDTH)}
 
@@ -49,14 +49,15 @@ def gpt2_steps(device: torch.device, *, compiled: bool) -> dict[str, TrainStep]:
     return steps
 
 
-def build_blocks(device: torch.device) -> Blocks:
+def build_blocks(device: torch.device, *, layers: int = LAYERS, width: int = WIDTH) -> Blocks:
     from transformers import GPT2Config, GPT2Model  # noqa: PLC0415  # takes seconds to import
 
     torch.manual_seed(0)
-    config = GPT2Config(n_layer=LAYERS, n_embd=WIDTH, n_head=12, n_positions=TIME, use_cache=False)
+    heads = HEADS * width // WIDTH or 1
+    config = GPT2Config(n_layer=layers, n_embd=width, n_head=heads, n_positions=TIME, use_cache=False)
     config.vocab_size, config.bos_token_id, config.eos_token_id = 1, 0, 0  # inputs are embedded already
     config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
     model: nn.Module = GPT2Model(config)
     model.to(device)
-    inputs, target = (torch.randn(BATCH, TIME, WIDTH, device=device) for _ in range(2))
+    inputs, target = (torch.randn(BATCH, TIME, width, device=device) for _ in range(2))
     return Blocks(model, inputs, target, torch.randint(0, 2, (BATCH, TIME), device=device))

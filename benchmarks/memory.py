@@ -86,6 +86,24 @@ def _on_cuda(forward: Callable[[], Tensor], backward: Callable[[Tensor], None]) 
     return Memory(alive - before - loss.nbytes, most_in_forward, most_in_backward, None)
 
 
+def peak(call: Callable[[], object], device: torch.device) -> int:
+    """The most that a call holds at once beyond what was alive when it began, in bytes."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    recorded = profiler.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in recorded if event.name() == "[memory]")
+    alive = most = 0
+    for _, size in changes:
+        alive += size
+        most = max(most, alive)
+    return most
+
+
 class _KnownNeeds(torch.autograd.Function):
     """Keeps one copy as an attribute, out of sight of `saved_tensors_hooks`, and holds three tensors in backward."""
 

@@ -35,7 +35,7 @@ class TrainStep:
 class RoutedStep(TrainStep):
     """A step under a router that stays attached to a model of its own, as compiled code needs it."""
 
-    def __init__(self, step: TrainStep, sites: Mapping[str, gr.RoutingSpec], labels: Tensor) -> None:
+    def __init__(self, step: TrainStep, sites: Mapping[str, gr.RoutingSpec | gr.Site], labels: Tensor) -> None:
         super().__init__(step.model, step.loss, step.optimizer)
         self.sites = sites
         self.labels = labels
@@ -49,7 +49,7 @@ class RoutedStep(TrainStep):
 class TemporarilyRoutedStep(RoutedStep):
     """The same, attached for its own samples only, so that the unrouted step can train the same model."""
 
-    def __init__(self, step: TrainStep, sites: Mapping[str, gr.RoutingSpec], labels: Tensor) -> None:
+    def __init__(self, step: TrainStep, sites: Mapping[str, gr.RoutingSpec | gr.Site], labels: Tensor) -> None:
         super().__init__(step, sites, labels)
         self.router.remove()
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 FUNCTIONS_COMPILE = torch.__version__ >= "2.12"
 """Whether Dynamo keeps an `autograd.Function` whole that it is told to, inside of `torch.func` transforms too."""
@@ -60,6 +61,20 @@ def forward_mode() -> bool:
     return torch.autograd.forward_ad._current_level >= 0
 
 
+def is_eager() -> bool:
+    """Whether no compiler, no `torch.func` transform and no forward-mode differentiation has a part in what runs."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
+def keeps_what_is_saved() -> bool:
+    """Whether what is saved for backward is kept as it is: no hooks are on, as of checkpointing, that make it anew."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is None
+
+
 # ---------------------------------------------------------------------- backward, and activation checkpointing
 
 
@@ -94,6 +109,11 @@ def _closed_over(function: Any, name: str) -> Any:
     if code is None or name not in code.co_freevars:
         return None
     return function.__closure__[code.co_freevars.index(name)].cell_contents
+
+
+def is_recorded_once() -> bool:
+    """Whether a pass with gradients is neither one that runs in backward, nor one that may be run again in it."""
+    return keeps_what_is_saved() and torch._C._current_graph_task_id() == -1
 
 
 def function_in_forward() -> Any:
@@ -197,6 +217,13 @@ def first_before_steps(optimizer: torch.optim.Optimizer, hook: Any) -> Any:
     handle = optimizer.register_step_pre_hook(hook)
     optimizer._optimizer_step_pre_hooks.move_to_end(handle.id, last=False)  # type: ignore[attr-defined]
     return handle
+
+
+def is_last_before_steps(optimizer: Any, handle: Any) -> bool:
+    """Whether no hook runs after this one before a step; and none runs around the steps of all optimizers."""
+    if _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
+        return False
+    return bool(next(reversed(optimizer._optimizer_step_pre_hooks), None) == handle.id)
 
 
 def stand_in(optimizer: torch.optim.Optimizer, groups: list[Any], state: dict[Any, Any]) -> torch.optim.Optimizer:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.autograd import forward_ad
 from torch.distributed.fsdp import fully_shard
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.checkpoint import checkpoint
 
@@ -125,6 +126,54 @@ def test_forward_mode():
     with forward_ad.dual_level():
         assert private.forward_mode()
     assert not private.forward_mode()
+
+
+def test_is_eager():
+    found = []
+    torch.func.vmap(lambda x: found.append(private.is_eager()) or x)(torch.ones(2))
+    with forward_ad.dual_level():
+        found.append(private.is_eager())
+    compiled = torch.compile(lambda x: x * (2 if private.is_eager() else 3), backend="eager", fullgraph=True)
+    assert compiled(torch.ones(1)) == 3
+    assert found == [False, False]
+    assert private.is_eager()
+
+
+def test_keeps_what_is_saved():
+    found = []
+    x = torch.ones(2, requires_grad=True)
+    checkpoint(lambda x: found.append(private.keeps_what_is_saved()) or x * 2, x, use_reentrant=False)
+    with torch.autograd.graph.save_on_cpu():
+        found.append(private.keeps_what_is_saved())
+    assert found == [False, False]
+    assert private.keeps_what_is_saved()
+
+
+def test_is_recorded_once():
+    found = []
+
+    def looks(x):
+        found.append(private.is_recorded_once())
+        return (x * 2).sin()
+
+    x = torch.ones(2, requires_grad=True)
+    checkpoint(looks, x, use_reentrant=False).sum().backward()
+    assert found == [False, False], "the first pass, and the one in backward"
+    assert private.is_recorded_once()
+    assert not seen_in_backward(private.is_recorded_once)
+
+
+def test_is_last_before_steps():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
+    first, last = (optimizer.register_step_pre_hook(lambda *_: None) for _ in range(2))
+    assert private.is_last_before_steps(optimizer, last)
+    assert not private.is_last_before_steps(optimizer, first)
+    last.remove()
+    assert private.is_last_before_steps(optimizer, first)
+    for register in (register_optimizer_step_pre_hook, register_optimizer_step_post_hook):
+        of_all = register(lambda *_: None)
+        assert not private.is_last_before_steps(optimizer, first)
+        of_all.remove()
 
 
 def test_in_backward():

@@ -11,7 +11,7 @@ from torch.autograd import Function
 from .. import _torch_private as private
 from ..errors import RoutingError
 from ..spec._deferred_mask import BatchMask
-from ..spec._masks import INTEGER_OF_SIZE, Mask, align
+from ..spec._masks import INTEGER_OF_SIZE, Mask, MaskTable, align
 from ..spec._spec import RoutingSpec
 from ._distributed import HeldPart
 from ._functions import masked, route_by
@@ -25,7 +25,10 @@ TRANSFORMED = (
 )
 """Why a mask whose labels come late cannot be had there."""
 
-_ZEROS = {dtype: torch.zeros((), dtype=dtype, device="cpu") for dtype in (torch.float32, torch.float64, torch.bfloat16)}
+_ZEROS = {
+    dtype: torch.zeros((), dtype=dtype, device="cpu")
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+}
 
 
 class _RouteBatch(Function):
@@ -58,9 +61,9 @@ class _RouteBatch(Function):
 def route(x: Tensor, labels: Tensor, spec: RoutingSpec, *, dim: int = -1) -> Tensor:
     """Let each example of x teach, through x, only the units that its label may teach.
 
-    Forward: identity; nothing is copied. Backward: the gradient is multiplied by ``spec.mask(labels)`` along `dim`,
-    and is exactly 0 where that is 0. Only if the spec has silent units is there a new tensor, in which those of
-    ``spec.silent_mask(labels)`` are exactly 0, whatever x holds there.
+    Forward: identity; nothing is copied but small tensors. Backward: the gradient is multiplied by
+    ``spec.mask(labels)`` along `dim`, and is exactly 0 where that is 0. Only if the spec has silent units are there
+    other values: those of ``spec.silent_mask(labels)`` are exactly 0, whatever x holds there.
 
     Args:
         x: Tensor of any floating dtype, with ``spec.width`` units along `dim`.
@@ -80,8 +83,9 @@ def route(x: Tensor, labels: Tensor, spec: RoutingSpec, *, dim: int = -1) -> Ten
         dim: The dimension of x that holds the units.
 
     Returns:
-        A view of x with the same values. An in-place operation on it raises, since it would change x too. With silent
-        units a tensor of its own.
+        A view of x with the same values. An in-place operation on it raises, since it would change x too. A tensor of
+        its own, to which that cannot happen, where the spec has silent units, and where copying is the fastest way: for
+        up to 16,384 elements on the CPU, with integer labels and weights of 0 and 1.
 
     Raises:
         LabelError: The labels do not fit the spec or x, or a label is unknown.
@@ -98,7 +102,27 @@ def route(x: Tensor, labels: Tensor, spec: RoutingSpec, *, dim: int = -1) -> Ten
     References:
         Cloud et al., 2024 (arXiv:2410.04332), Algorithm 1.
     """
-    return route_mask(x, spec.masks.resolve(labels), dim, replacing=False)
+    routed = _route_small(x, labels, spec.masks, dim)
+    return route_mask(x, spec.masks.resolve(labels), dim, replacing=False) if routed is None else routed
+
+
+def _route_small(x: Tensor, labels: Tensor, table: MaskTable, dim: int) -> Tensor | None:
+    """`route` by one operation that autograd knows, where all is plain and small; None where it is not.
+
+    There, what Python does is all that routing costs, and this leaves it nothing to do in backward. The mask is
+    gathered now, so that no label that is written later can change it. Not where saved tensors are packed away:
+    checkpointing would make the mask anew, of the labels that there are by then.
+    """
+    if not private.is_eager() or type(x) is not Tensor or x.dtype not in _ZEROS or not x.is_cpu or x.is_nested:
+        return None
+    if x.numel() > SMALL or not (x.requires_grad and torch.is_grad_enabled() and private.keeps_what_is_saved()):
+        return None
+    shape = x.shape
+    last = len(shape) - 1
+    if dim not in (-1, last) or last < 0 or shape[last] != table.width:
+        return None
+    keep = table.keeps_of(labels, shape[:last])
+    return None if keep is None else torch.where(keep, x, x.detach())
 
 
 def route_mask(x: Tensor, mask: BatchMask, dim: int, *, replacing: bool, broadcast: bool = False) -> Tensor:
@@ -108,6 +132,17 @@ def route_mask(x: Tensor, mask: BatchMask, dim: int, *, replacing: bool, broadca
     in-place operations work on it: right where the result replaces x, as in a hook. With ``broadcast=True`` a mask of
     one unit fits any number of them.
     """
+    # The common case, in few steps.
+    if type(x) is Tensor and x.dtype in _ZEROS and not x.is_nested and private.is_eager():
+        dim = mask.check_fits(x.shape, dim, broadcast=broadcast)
+        mask.check_device(x.device)
+        if torch.is_grad_enabled() and x.requires_grad:
+            return _RouteBatch.apply(x, mask, dim, replacing)  # type: ignore[no-any-return]
+        return silenced(x, mask, dim)
+    return _route_any(x, mask, dim, replacing=replacing, broadcast=broadcast)
+
+
+def _route_any(x: Tensor, mask: BatchMask, dim: int, *, replacing: bool, broadcast: bool) -> Tensor:
     if not (x.is_floating_point() or x.is_complex()):
         raise RoutingError(f"only floating tensors carry gradients to route; got {x.dtype}.")
     if x.is_nested and mask.silences and not (torch.is_grad_enabled() and x.requires_grad):
@@ -169,19 +204,27 @@ def masked_by(grad: Tensor, mask: BatchMask, dim: int) -> Tensor:
     """The gradient times the mask of a batch: as `_masked`, but at the cost of one multiplication where possible."""
     batch, mask = mask, mask.known()
     table = mask.table
-    if not torch.compiler.is_compiling():
+    compiling = torch.compiler.is_compiling()
+    if not compiling:
         batch.seen_in_backward = True
-    if private.is_distributed(grad) and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+        if (
+            type(grad) is Tensor
+            and dim == grad.ndim - 1
+            and mask.kind == "rows"
+            and table.is_hard
+            and grad.dtype in _ZEROS
+            and grad.numel() <= SMALL
+            and grad.layout is torch.strided
+            and grad.device == mask.labels.device
+        ):  # differentiable, and right under every transform
+            return torch.where(mask.keep(dim + 1), grad, _ZEROS[grad.dtype])
+    if private.is_distributed(grad) and not (torch.is_grad_enabled() or compiling):
         part = HeldPart(grad)
         of_part = mask.part(dim, part.starts, part.local.shape)
         return part.replaced_by(masked_by(part.local, of_part, dim))
     if torch.is_grad_enabled() or not _is_plain(grad):  # grad mode inside backward: the caller wants second derivatives
         dtype = torch.bool if mask.is_hard else grad.real.dtype
         return masked(grad, align(mask.tensor(dtype, grad.device), grad.ndim, dim))
-    if grad.numel() <= SMALL and table.is_hard and mask.kind == "rows" and grad.device == mask.labels.device:
-        ndim = grad.ndim
-        if dim == ndim - 1:
-            return torch.where(mask.keep(ndim), grad, _ZEROS.get(grad.dtype, 0))
     if not mask.is_hard:
         grad = _combine(torch.mul, mask.tensor(grad.dtype, grad.device), grad, dim)
         if not mask.has_zero:

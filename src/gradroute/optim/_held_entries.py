@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import _torch_private as private
 from ..errors import UsageError
 from ..spec._route import canonical_index, units_of
-from ._slices import Block, index_of, local, part, put, take
+from ._slices import Block, index_of, local, part, put, runs_of, take
 
 
 class HeldEntries:
@@ -20,6 +20,10 @@ class HeldEntries:
         parameter: The parameter; of a distributed one, each process finds the part that it holds.
         given: Rows of the whole parameter (an integer, a slice, a sequence of integers or an integer tensor), or a bool
             mask of its shape or of a leading part of its shape, which then is one of rows.
+
+    Attributes:
+        shape: The shape of the parameter.
+        closed_rows: The rows that are held, as consecutive ones. None where not rows are held, or too many pieces.
 
     Raises:
         UsageError: It is none of these, or does not fit the parameter.
@@ -36,6 +40,7 @@ class HeldEntries:
         self._held_rows: Tensor | None = None  # bool [rows held here], for sparse gradients
         self._mask: Tensor | None = None
         self._block: Block | None = None
+        self.closed_rows: list[slice] | None = None
         if mask is not None:
             for dim in range(mask.ndim):
                 start, stop = part(parameter, dim)
@@ -45,6 +50,7 @@ class HeldEntries:
             start, stop = part(parameter, 0)
             here = rows[(rows >= start) & (rows < stop)] - start
             index = index_of(here, parameter.device)
+            self.closed_rows = runs_of(torch.unique(here))
             self._block = None if index is None else [(0, index)]
             self._held_rows = torch.zeros(stop - start, dtype=torch.bool, device=parameter.device)
             self._held_rows[here.to(parameter.device)] = True
@@ -65,7 +71,7 @@ class HeldEntries:
             return
         here = local(tensor)
         if self._mask is not None:
-            here.copy_(torch.where(self._mask, before, here))
+            torch.where(self._mask, before, here, out=here)
         elif self._block is not None:
             put(here, self._block, before)
 

@@ -20,6 +20,7 @@ from ..router._attachment import attachment_of
 from ..router._guards import refuse_cuda_graph
 from ..router._router import Router
 from ._clipping import clip_grad_norm_per_route_
+from ._open_views import OpenPart, open_part, step_open
 from ._own_steps import OwnSteps
 from ._parameter_units import places_of
 from ._slices import Block, FrozenBlocks, local, put, take
@@ -62,7 +63,8 @@ class Isolation:
 
     A gradient of zero would not freeze them: momentum, weight decay and the running averages of Adam go on without it.
     Ten AdamW steps under a full mask move a weight by about 0.07. So before each step of the optimizer, whatever calls
-    it, the entries of those units are copied, and after it they are put back.
+    it, the entries of those units are copied, and after it they are put back. Where they are whole rows in a few
+    pieces, and the optimizer is one of torch's that step each entry by itself, it is shown views of the other rows.
 
     **What belongs to a unit** are the module's own parameters at a site. With ``on="output"`` these are the weight rows
     that write the unit and its bias; with ``on="input"`` and ``level="parameters"`` the weight columns that read it. (A
@@ -92,8 +94,9 @@ class Isolation:
     optimizer on a GPU, and some need none.) A hook of your own that changes gradients before a step must be registered
     before the isolation.
 
-    Costs: two copies of the frozen part of weights and state, one to keep it and one to put it back; memory for one of
-    them, from before the step until after it. "What it costs" in the documentation has it measured. On a GPU the host
+    Costs: where views are stepped, less than a step of the whole. Elsewhere (columns, many pieces, a first step that
+    makes state, a closure, hooks registered behind this one's) two copies of the frozen part of weights and state, and
+    memory for one of them, from before the step until after it. "What it costs" has it measured. On a GPU the host
     waits for the device once for each forward pass and each step. With several processes each step begins with an
     all-reduce of one byte a unit.
 
@@ -303,6 +306,8 @@ class Isolation:
 
     def _take(self, step: _Step, parameters: dict[nn.Parameter, Tensor], taught: list[Tensor], *, hide: bool) -> None:
         blocks_of = FrozenBlocks(taught)
+        by_views = hide and private.is_last_before_steps(self._optimizer, self._handles[0])
+        parts: list[OpenPart] = []
         for parameter, gradient in parameters.items():  # of no others: the optimizer leaves them alone
             blocks = self._blocks[parameter]
             frozen = [block for along in blocks if (block := blocks_of(parameter, along)) is not None]
@@ -311,9 +316,18 @@ class Isolation:
                 continue
             refuse_own_counts(self._optimizer, parameter)
             state = state_of_units(self._optimizer, parameter) if frozen else {}
+            rows = [blocks_of.closed_rows(along) for along in blocks] if frozen and by_views else [None]
+            known = [each for each in rows if each is not None]
+            closed = [run for each in known for run in each]
+            if len(known) == len(rows) and (part := open_part(self._optimizer, parameter, gradient, closed)):
+                parts.append(part)
+                continue
             for block in frozen:
                 before = {key: take(local(tensor), block) for key, tensor in state.items()}
                 step.held.append(_Held(parameter, block, take(local(parameter), block), before))
+        if parts:  # last: nothing is refused any more
+            step_open(self._optimizer, parts)
+            step.hidden += [(part.parameter, part.gradient) for part in parts]
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Mapping
 from typing import Any, TypeAlias
@@ -27,6 +28,7 @@ class FrozenBlocks:
         self._taught = taught
         self._untaught: dict[tuple[int, ...], Tensor] = {}
         self._indices: dict[tuple[object, ...], Tensor | slice | None] = {}
+        self._runs: dict[tuple[int, ...], list[slice] | None] = {}
 
     def __call__(self, parameter: Tensor, along: Mapping[int | None, tuple[int, ...]]) -> Block | None:
         """The entries of a parameter, of a distributed one those here, that nobody taught; None if there are none.
@@ -35,10 +37,7 @@ class FrozenBlocks:
         """
         block: Block = []
         for dim, groups in along.items():
-            if groups not in self._untaught:
-                taught = torch.stack([self._taught[group] for group in groups]).any(0)
-                self._untaught[groups] = (~taught).nonzero().squeeze(1)
-            units = self._untaught[groups]
+            units = self._untaught_of(groups)
             if not len(units):
                 return None
             if dim is None or len(units) == parameter.shape[dim]:
@@ -52,6 +51,39 @@ class FrozenBlocks:
                 return None
             block.append((dim, index))
         return block
+
+    def closed_rows(self, along: Mapping[int | None, tuple[int, ...]]) -> list[slice] | None:
+        """The same where it is of whole rows of a parameter that is not distributed, as consecutive rows.
+
+        None where it is not, and where these are so many that nobody would step what is between them by itself.
+        """
+        if list(along) != [0]:
+            return None
+        groups = along[0]
+        if groups not in self._runs:
+            self._runs[groups] = runs_of(self._untaught_of(groups))
+        return self._runs[groups]
+
+    def _untaught_of(self, groups: tuple[int, ...]) -> Tensor:
+        if groups not in self._untaught:
+            taught = torch.stack([self._taught[group] for group in groups]).any(0)
+            self._untaught[groups] = (~taught).nonzero().squeeze(1)
+        return self._untaught[groups]
+
+
+MOST_RUNS = 16
+"""So many consecutive pieces of rows, at most, are treated one by one."""
+
+
+def runs_of(units: Tensor) -> list[slice] | None:
+    """Increasing indices, on the CPU, as consecutive slices; None where these are too many."""
+    if not len(units):
+        return []
+    ends = (units.diff() != 1).nonzero().squeeze(1) + 1
+    if len(ends) >= MOST_RUNS:
+        return None
+    begins = [0, *ends.tolist(), len(units)]
+    return [slice(int(units[i]), int(units[j - 1]) + 1) for i, j in itertools.pairwise(begins)]
 
 
 def index_of(units: Tensor, device: torch.device) -> Tensor | slice | None:

@@ -144,13 +144,18 @@ def untouched_state(optimizer: Optimizer, parameter: Tensor, values: Tensor) -> 
     return state_of_units(twin, probe)
 
 
+def closure_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a step is to call for its loss; None where gradients are there already."""
+    return args[1] if len(args) > 1 else kwargs.get("closure")  # the first argument is the optimizer
+
+
 def after_closure(args: tuple[Any, ...], kwargs: dict[str, Any], then: Callable[[], None]) -> Arguments | None:
     """For a hook before a step: run `then` when the gradients are there, and before the optimizer writes.
 
     That is now, and nothing is returned; or after the closure that computes them, and the step's arguments are returned
     with one that does so whenever the optimizer evaluates it.
     """
-    closure = args[1] if len(args) > 1 else kwargs.get("closure")  # the first argument is the optimizer
+    closure = closure_of(args, kwargs)
     if closure is None:
         then()
         return None

@@ -16,7 +16,7 @@ from .. import _torch_private as private
 from ..errors import SiteError, UsageError, preview
 from ..spec._deferred_mask import BatchMask
 from ..unit_dims import channel_dims, unit_dims
-from ._attachment import AttachedSite, Attachment
+from ._attachment import IN_FLIGHT, AttachedSite, Attachment
 from ._checkpointing import Pass, current_compiled_pass, current_pass
 from ._compiled import CHECKS, AnySite, CompiledSite, ask_when_it_runs
 from ._nested import any_requires_grad, map_tensors
@@ -43,6 +43,13 @@ def check_pass(hook: Hook, module: nn.Module, tensors: Any) -> tuple[BatchMask, 
     state = hook.state
     if torch.compiler.is_compiling():
         return _check_traced_pass(hook, module, tensors)
+    masks = () if state.suspended else IN_FLIGHT.get(state.name, ())
+    if _is_plain_pass(hook, masks):
+        for record in state.records:
+            record.note(masks)
+        state.ran.add(hook.position)
+        state.ran_apart[hook.position] = False
+        return masks
     kind, region = current_pass()
     if kind is not Pass.SECOND and torch.is_grad_enabled():
         _record_what_is_taught(hook)
@@ -61,6 +68,19 @@ def check_pass(hook: Hook, module: nn.Module, tensors: Any) -> tuple[BatchMask, 
     if masks:
         _note_whether_apart(hook, kind)
     return masks
+
+
+def _is_plain_pass(hook: Hook, masks: tuple[BatchMask, ...]) -> bool:
+    """Whether none of the checks has anything to say: a pass in a block of this thread, that is recorded, once."""
+    state = hook.state
+    return (
+        len(masks) > 0
+        and not masks[hook.group].silences
+        and state.thread == threading.get_ident()
+        and torch.is_grad_enabled()
+        and not state.orphan
+        and private.is_recorded_once()
+    )
 
 
 def _check_traced_pass(hook: Hook, module: nn.Module, tensors: Any) -> tuple[BatchMask, ...]:
@@ -337,6 +357,8 @@ def held_by_the_caller(x: Tensor, given: tuple[tuple[Any, ...], dict[str, Any]])
     for arg in args:  # a generator would not be traced
         if arg is x or (alias_of is not None and private.is_of(arg, alias_of)):
             return True
+        if type(arg) is Tensor:
+            continue
         if isinstance(arg, (tuple, list, dict)) and held_by_the_caller(x, (_items(arg), {})):
             return True
     return len(kwargs) > 0 and held_by_the_caller(x, (tuple(kwargs.values()), {}))
@@ -451,8 +473,12 @@ class Placed:
                 found[parent, step] = parent.get_submodule(step)
                 parent = found[parent, step]
         self.links: list[Link] = [(private.children_of(parent), step, child) for (parent, step), child in found.items()]
-        parents = dict.fromkeys(parent for parent, _ in found)
-        self._sizes = [(private.children_of(parent), len(private.children_of(parent))) for parent in parents]
+        # In columns, which are compared without a line of Python for each: this is done twice a block.
+        self._tables = [children for children, _, _ in self.links]
+        self._steps = [step for _, step, _ in self.links]
+        self._modules = [child for _, _, child in self.links]
+        self._parents = [private.children_of(parent) for parent in dict.fromkeys(parent for parent, _ in found)]
+        self._sizes = list(map(len, self._parents))
 
     def check(self) -> None:
         """Refuse a model in which a site's module is gone, or to which one was added that a pattern matches.
@@ -460,10 +486,11 @@ class Placed:
         Raises:
             UsageError: It is such a one.
         """
-        unmoved = all(children.get(name) is module for children, name, module in self.links)
+        # Modules are equal where they are the same.
+        unmoved = list(map(dict.get, self._tables, self._steps)) == self._modules
         if not unmoved:
             refuse_replaced_modules(self._attachment)
-        if not unmoved or any(len(children) != size for children, size in self._sizes):
+        if not unmoved or list(map(len, self._parents)) != self._sizes:
             refuse_modules_that_came_later(self._attachment)
             names = {module: name for name, module in self._attachment.model.named_modules()}
             self._note([names[module] for module in self._names])  # wrapped, or moved

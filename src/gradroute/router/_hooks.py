@@ -35,6 +35,7 @@ class SiteHook:
         self.time_first = time_first
         self.routes_parameters = attached.routes_parameters
         self.dim, self.is_whole = attached.site.axis, attached.site.is_whole
+        self.edits_whole_output = attached.site.path == () and not attached.routes_parameters
 
     def attach(self, module: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
         """Register with the site's module."""
@@ -52,6 +53,8 @@ class SiteHook:
     def on_output(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """The forward hook."""
         masks = guards.check_pass(self, module, output)
+        if self.edits_whole_output and len(masks) > 0 and not self.state.kept and isinstance(output, Tensor):
+            return self._routed(output, masks[self.group], (args, kwargs))  # the common case, in few steps
         guards.refuse_replaced_forward(self, module)
         edit = self._edit(masks, given=(args, kwargs))
         return None if edit is None else edit_output(output, self.site.path, edit, site=self.name)
@@ -72,16 +75,13 @@ class SiteHook:
     def parameter_mask(self) -> SiteMask | None:
         """The mask of the batch in flight, for the parameters of the site's module; None outside of a block."""
         masks = guards.masks_for_parameters(self)
-        return self._site_mask(masks) if len(masks) > 0 else None
+        return self._site_mask(masks[self.group]) if len(masks) > 0 else None
 
-    def _site_mask(self, masks: tuple[BatchMask, ...]) -> SiteMask:
-        return SiteMask(masks[self.group], self.dim, self.site.path, self.name, self.time_first, self.site.parameters)
+    def _site_mask(self, mask: BatchMask) -> SiteMask:
+        return SiteMask(mask, self.dim, self.site.path, self.name, self.time_first, self.site.parameters)
 
     def _edit(self, masks: tuple[BatchMask, ...], given: Any) -> Callable[[Tensor], Tensor] | None:
-        """What is to be done to the site's tensor; None where nothing is.
-
-        Where the caller still holds the tensor, one of the module's arguments, the routed one must not be written to.
-        """
+        """What is to be done to the site's tensor; None where nothing is."""
         # The units of a site that names parameters are no label's own: all labels teach them by the others.
         owns_units = self.site.parameters is None
         kept = self.state.kept[self.group] if self.state.kept and owns_units else None
@@ -91,23 +91,30 @@ class SiteHook:
 
         def edit(x: Tensor) -> Tensor:
             if routed:
-                mask = masks[self.group]
-                if self.time_first:
-                    self._site_mask(masks).check_order(x.shape)
-                if isinstance(mask, DeferredMask):
-                    self._site_mask(masks).check_when_known(x, broadcast=self.is_whole)
-                held = guards.held_by_the_caller(x, given)
-                try:
-                    x = route_mask(x, mask, self.dim, replacing=not held, broadcast=self.is_whole)
-                except RoutingError as error:
-                    raise type(error)(f"site {self.name!r}: {error}") from None
-                if held and mask.silences and x.requires_grad:
-                    # What works in place on it means to change what the caller holds, too, and this is a new tensor.
-                    # One of several views at once: that raises there, as on the view that there is without silence.
-                    x = x.unsqueeze(0).unbind(0)[0]
+                x = self._routed(x, masks[self.group], given)
             return x if kept is None else _switched_off(x, kept, self.dim)
 
         return edit
+
+    def _routed(self, x: Tensor, mask: BatchMask, given: tuple[tuple[Any, ...], dict[str, Any]]) -> Tensor:
+        """The site's tensor, routed.
+
+        Where the caller still holds it, one of the module's arguments, the routed one must not be written to.
+        """
+        if self.time_first:
+            self._site_mask(mask).check_order(x.shape)
+        if isinstance(mask, DeferredMask):
+            self._site_mask(mask).check_when_known(x, broadcast=self.is_whole)
+        held = guards.held_by_the_caller(x, given)
+        try:
+            x = route_mask(x, mask, self.dim, replacing=not held, broadcast=self.is_whole)
+        except RoutingError as error:
+            raise type(error)(f"site {self.name!r}: {error}") from None
+        if held and mask.silences and x.requires_grad:
+            # What works in place on it means to change what the caller holds, too, and this is a new tensor.
+            # One of several views at once: that raises there, as on the view that there is without silence.
+            x = x.unsqueeze(0).unbind(0)[0]
+        return x
 
 
 def _switched_off(x: Tensor, kept: Tensor, dim: int) -> Tensor:

@@ -12,6 +12,7 @@ operations (`_any_module`), which every transform of PyTorch knows.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -192,18 +193,29 @@ class _OwnParameters(Function):
         if torch.is_grad_enabled() or private.is_wrapped(grad) or private.is_batch_of_gradients(grad):
             return (None, *_composed_gradients(ctx, grad, x, weight, bias), *nothing)
         # Autocast cast in the forward pass; here as there, products are of the output's dtype.
-        with torch.autocast(autocast_device(grad.device), enabled=False):
-            narrow_x, narrow_weight = x.to(grad.dtype), weight.to(grad.dtype)
-            grad_x = layer.grad_input(grad, narrow_x, narrow_weight).to(x.dtype) if needs[0] else None
+        with _without_autocast(grad.device):
+            narrow_x, narrow_weight = _of_dtype(x, grad), _of_dtype(weight, grad)
+            grad_x = _of_dtype(layer.grad_input(grad, narrow_x, narrow_weight), x) if needs[0] else None
             own: tuple[Tensor | None, ...] = (None, None)
             if needs[1] or needs[2]:
-                narrow_bias = None if bias is None else bias.to(grad.dtype)
+                narrow_bias = None if bias is None else _of_dtype(bias, grad)
                 own = _masked_gradients(ctx, grad, narrow_x, narrow_weight, narrow_bias)
         grad_weight, grad_bias = (
-            gradient.to(parameter.dtype) if gradient is not None and needed else None
+            _of_dtype(gradient, parameter) if gradient is not None and needed else None
             for gradient, parameter, needed in zip(own, (weight, bias), needs[1:], strict=True)
         )
         return (None, grad_x, grad_weight, grad_bias, *nothing)
+
+
+def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    kind = autocast_device(device)
+    if not torch.is_autocast_enabled(kind):  # the common case, which costs nothing
+        return contextlib.nullcontext()
+    return torch.autocast(kind, enabled=False)
+
+
+def _of_dtype(tensor: Tensor, like: Tensor) -> Tensor:
+    return tensor if tensor.dtype == like.dtype else tensor.to(like.dtype)
 
 
 def _masked_gradients(
@@ -237,7 +249,7 @@ def _composed_gradients(
     inputs: list[Any] = [x, weight, bias]
     wanted = [i for i, needed in enumerate(ctx.needs_input_grad[1:4]) if needed]
     create_graph = torch.is_grad_enabled()
-    with torch.enable_grad(), torch.autocast(autocast_device(grad.device), enabled=False):
+    with torch.enable_grad(), _without_autocast(grad.device):
         y = ctx.layer.composed(x, weight, bias, ctx.writers, ctx.readers)
     found = torch.autograd.grad(
         y, [inputs[i] for i in wanted], grad.to(y.dtype), create_graph=create_graph, allow_unused=True

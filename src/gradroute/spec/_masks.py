@@ -58,6 +58,9 @@ class MaskTable:
         # Whether a label tensor without -1 already holds the row numbers, as with one unit per label.
         self._keys_are_rows = self.row_of_key[:-1].tolist() == list(range(len(self.row_of_key) - 1))
         self._has_gaps = bool((self.row_of_key == len(rows)).any())
+        # Without the row of unlabeled data, which no label may find by its number.
+        self._keeps_of_keys = self.keeps[: len(self.row_of_key) - 1]
+        self._met_unlabeled = False
         self._moved: dict[object, Tensor] = {}
         self._parts: dict[tuple[int, int], MaskTable] = {}
         self._warned_of_sets = False
@@ -80,6 +83,8 @@ class MaskTable:
             lowest = self._check_keys(labels)
             if lowest >= 0 and self._keys_are_rows:  # the common case, in few steps
                 return Mask(self, labels, "rows", given=labels)
+            looked_up = self.row_of_key[labels]  # of -1 the last entry
+            return Mask(self, looked_up, "rows", given=looked_up, copy=False)
         if private.is_distributed(labels):
             raise LabelError(
                 "labels are a DTensor: give each process the labels of the whole tensor as a plain one, "
@@ -115,6 +120,39 @@ class MaskTable:
         entry = torch.where(labels == UNLABELED, last, entry)
         looked_up = lookup.index_select(0, entry.reshape(-1)).view(labels.shape)
         return Mask(self, looked_up, "rows", given=looked_up, copy=False)
+
+    def keeps_of(self, labels: Tensor, others: torch.Size) -> Tensor | None:
+        """Which units keep their gradient, bool, to be broadcast; None where that is not said by one look-up.
+
+        It is for int64 labels on the CPU, of a shape that fits, and for weights of 0 and 1 without silent units.
+
+        Args:
+            labels: Labels as they were given.
+            others: The shape of the routed tensor without its last dimension, which holds the units.
+
+        Raises:
+            LabelError: A label is unknown.
+        """
+        if type(labels) is not Tensor or labels.dtype is not torch.int64 or not labels.is_cpu:
+            return None
+        shape = labels.shape
+        if not self.is_hard or self.off is not None or (shape != others and shape != others[: len(shape)]):
+            return None
+        keys = labels if len(shape) == 1 else labels.reshape(-1)
+        flat = None
+        if self._keys_are_rows and not self._met_unlabeled:
+            try:  # it refuses what is no row: that checks the labels, for nothing
+                flat = self._keeps_of_keys.index_select(0, keys)
+            except IndexError:
+                self._met_unlabeled = True  # or an unknown label
+        if flat is None:
+            self._check_keys(keys)
+            flat = self.keeps.index_select(0, self.row_of_key[keys])
+        return (
+            flat
+            if len(shape) == len(others) == 1
+            else align(flat.view(*shape, self.width), len(others) + 1, len(others))
+        )
 
     def _check_mixture(self, labels: Tensor) -> None:
         """Raise for weights that are not finite; warn, once for a spec, of sets of labels that were given as floats."""
@@ -316,7 +354,7 @@ class Mask:
         Raises:
             LabelError: They are there, and the tensor is on another device.
         """
-        if self.labels.device.type == "meta" and device.type != "meta":
+        if self.labels.is_meta and device.type != "meta":
             raise LabelError(
                 f"labels are on the meta device, which holds no values, and the routed tensor is on {device}: make the "
                 "labels on a real device."
@@ -327,8 +365,11 @@ class Mask:
         labels = self._labels_on(device)
         if self.kind == "rows":
             # Indexing by a tensor of any shape; index_select takes one dimension only, but is much faster.
-            flat = self.table.weights(dtype, device).index_select(0, labels.reshape(-1))
-            return flat.view(*self.shape, self.width)
+            # While Dynamo traces, weights are looked up and then compared: of bools no compiler makes wide loads.
+            tracing = dtype == torch.bool and torch.compiler.is_compiling()
+            rows = self.table.weights(torch.float32 if tracing else dtype, device)
+            flat = rows.index_select(0, labels.reshape(-1)).view(*self.shape, self.width)
+            return flat != 0 if tracing else flat
         dense = self.table.weights(torch.float32, device)[
             self.table._on(device, "row_of_label", self.table.row_of_label)
         ]
