@@ -14,7 +14,7 @@ from conftest import quick_evaluation
 from mnist_vae.cli import main
 from mnist_vae.config import Config
 from mnist_vae.study import compare as compare_module
-from mnist_vae.study.compare import COLUMNS, Control, chosen, compare, controls, markdown, summaries
+from mnist_vae.study.compare import COLUMNS, SHORT, Control, chosen, compare, controls, markdown, summaries
 from mnist_vae.study.tradeoff import tradeoff
 from mnist_vae.train import Trainer
 
@@ -105,13 +105,14 @@ def changed(first: Config, second: Config) -> set[str]:
 
 
 def test_each_control_changes_what_it_says_and_nothing_else() -> None:
-    rows = {row.name: row.config for row in controls("mnist", "quick", None, original_epochs=13)}
+    rows = {row.name: row.config for row in controls("mnist", "quick", None, original_epochs=40)}
     assert {name: changed(rows["routed"], config) for name, config in rows.items()} == {
         "routed": set(),
         "unrouted": {"routing"},
         "placebo": {"labels"},
         "half-way": {"routed_epochs"},
         "original": {"recipe", "epochs"},
+        "original-short": {"recipe", "epochs"},
         "original-our-decoder": {"recipe", "epochs"},
         "labels-0.5": {"label_fraction"},
         "labels-0.1": {"label_fraction"},
@@ -125,7 +126,10 @@ def test_each_control_changes_what_it_says_and_nothing_else() -> None:
     }
     assert rows["half-way"].routed_epochs == 2
     assert {rows[name].epochs for name in rows if "original" not in name} == {4}
-    assert rows["original"].epochs == 13
+    assert rows["original"].epochs == 40
+    assert rows["original-short"].epochs == rows["original-our-decoder"].epochs == SHORT < 40
+    whole, part = (controls("mnist", "quick", None, *epochs)[4] for epochs in ((), (40,)))
+    assert (whole.what, part.what) == ("original recipe, 100 epochs", "original recipe, 40 of its 100 epochs")
 
 
 def test_the_same_settings_on_every_data_set() -> None:

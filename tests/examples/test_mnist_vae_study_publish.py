@@ -1,7 +1,14 @@
+import shutil
+from pathlib import Path
+
 import pytest
 
-from common.readme import with_part
-from mnist_vae.study.publish import README
+from common.files import write_json
+from common.readme import part_of, with_part
+from common.tables import markdown, read
+from mnist_vae.study.compare import COLUMNS, Control
+from mnist_vae.study.compare import read as read_rows
+from mnist_vae.study.publish import README, TABLES, merged, publish
 from mnist_vae.study.tradeoff import WIDE_ROWS, tradeoff
 
 PLACES = ("table", "compare", "fashion", "wide", "tradeoff")
@@ -28,3 +35,46 @@ def test_what_the_front_page_claims_is_in_the_table() -> None:
 
 def test_the_rows_beside_wide_exist() -> None:
     assert set(WIDE_ROWS) <= {row.name for row in tradeoff("mnist", 8)}
+
+
+def written(control: Control, folder: Path, seed: int) -> None:
+    """An evaluated run, as far as a table reads it."""
+    run = control.run(folder, seed)
+    write_json(run.config, {**control.config.to_dict(), "seed": seed})
+    write_json(run.metrics, {**dict.fromkeys(COLUMNS, 1 - 0.1 * seed), "train_seconds": 1.0})
+
+
+def test_rows_that_were_run_are_replaced_and_all_others_stay(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    shutil.copyfile(README, readme)
+    rows, folder = TABLES["compare"]
+    placebo = next(row for row in rows if row.name == "placebo")
+    for seed in (0, 1):
+        written(placebo, tmp_path / "runs" / folder, seed)
+    publish(tmp_path / "runs", readme, tmp_path)
+    before, after = (read(part_of(path.read_text("utf-8"), "compare")) for path in (README, readme))
+    changed = [new for old, new in zip(before, after, strict=True) if old != new]
+    assert [(row["run"], row["seeds"], row["argmax accuracy"]) for row in changed] == [
+        ("placebo", "2", "95.00% (90.00% to 100.00%)")
+    ]
+    for name in ("table", "fashion", "wide", "tradeoff"):
+        assert part_of(readme.read_text("utf-8"), name) == part_of(README.read_text("utf-8"), name)
+    assert {path.name for path in tmp_path.glob("*.png")} == {"compare.png", "compare_labels.png", "tradeoff.png"}
+
+
+def test_a_new_row_comes_to_its_place_and_one_that_is_no_more_goes() -> None:
+    def table(*names: str) -> str:
+        return markdown(["run", "value"], [[name, f"{name}!"] for name in names])
+
+    assert merged(table("gone", "c", "a"), table("b"), ("run",), ["a", "b", "c", "d"]) == table("a", "b", "c")
+    assert merged(table("c", "a"), table("b"), ("run",)) == table("a", "b", "c")
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_pictures_are_drawn_from_what_the_table_says(name: str) -> None:
+    rows, _ = TABLES[name]
+    table = part_of(README.read_text(encoding="utf-8"), name)
+    found = read_rows(rows, table)
+    assert [row.control.name for row in found] == [row["run"] for row in read(table)], "each row is one of the controls"
+    assert all(set(row.found) == set(COLUMNS) for row in found)
+    assert all(value.least <= value.middle <= value.most for row in found for value in row.found.values())

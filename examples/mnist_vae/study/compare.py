@@ -27,6 +27,8 @@ COLUMNS = {
     "slider_accuracy": ("sliders", "{:.1%}"),
 }
 FRACTIONS = (1.0, 0.5, 0.1, 0.01)
+#: Epochs of the original's shorter rows. Its learning rate does not depend on how many follow.
+SHORT = 13
 
 
 @dataclass(frozen=True)
@@ -41,22 +43,29 @@ class Control:
         return Run(folder / f"{self.name}-seed{seed}")
 
 
-def controls(dataset: DatasetName, recipe: RecipeName, epochs: int | None, original_epochs: int) -> list[Control]:
-    """The rows, in their order. All but the original's two have the recipe's settings."""
+def controls(
+    dataset: DatasetName,
+    recipe: RecipeName,
+    epochs: int | None,
+    original_epochs: int = RECIPES["original"].epochs,
+) -> list[Control]:
+    """The rows, in their order. All but the original's three have the recipe's settings."""
     epochs = RECIPES[recipe].epochs if epochs is None else epochs
     base = Config(dataset, recipe, epochs=epochs)
     original = replace(base, recipe="original", epochs=original_epochs)
-    short = f"{original_epochs} of its {RECIPES['original'].epochs} epochs"
+    short, whole = min(SHORT, original_epochs), RECIPES["original"].epochs
+    part = "" if original_epochs == whole else f"of its {whole} "
     rows = [
         Control("routed", f"recipe {recipe}, {epochs} epochs", base),
         Control("unrouted", "the same without routing", replace(base, routing=False)),
         Control("placebo", "routed by fixed random labels", replace(base, labels="random")),
         Control("half-way", f"routing removed after {epochs // 2} epochs", replace(base, routed_epochs=epochs // 2)),
-        Control("original", f"original recipe, {short}", original),
+        Control("original", f"original recipe, {original_epochs} {part}epochs", original),
+        Control("original-short", f"the same, stopped after {short}", replace(original, epochs=short)),
         Control(
             "original-our-decoder",
-            f"the same with our decoder, {short}",
-            replace(original, recipe="original-our-decoder"),
+            f"our decoder, stopped after {short}",
+            replace(original, recipe="original-our-decoder", epochs=short),
         ),
     ]
     # Whether the unlabeled part helps is seen against the last of these, which leaves it out.
@@ -119,9 +128,6 @@ def _summary(row: Control, runs: dict[int, Run]) -> dict[str, Any]:
         "name": row.name,
         "what": row.what,
         "epochs": row.config.epochs,
-        "label_fraction": row.config.label_fraction,
-        "unlabeled": "left out" if row.config.labeled_epochs == row.config.epochs else row.config.unlabeled,
-        **{name: getattr(row.config.settings(), name) for name in ("units", "shared", "kl_weight")},
         "seeds": list(runs),
         "train_seconds": [found["train_seconds"] for found in metrics],
         **{key: [found[key] for found in metrics] for key in COLUMNS},
@@ -149,3 +155,21 @@ def markdown(summary: Iterable[dict[str, Any]]) -> str:
             for row in summary
         ],
     )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A row of a table: what it is, and what was found, by the keys of `COLUMNS`; shares in percent."""
+
+    control: Control
+    found: dict[str, tables.Spread]
+
+
+def read(rows: Iterable[Control], table: str) -> list[Measured]:
+    """The rows that a table has of these controls, in their order: what pictures are drawn from."""
+    known = {row["run"]: row for row in tables.read(table)}
+    return [
+        Measured(row, {key: tables.spread(known[row.name][heading]) for key, (heading, _) in COLUMNS.items()})
+        for row in rows
+        if row.name in known
+    ]
