@@ -1,12 +1,14 @@
 """How the pictures of all examples look, and how they are saved."""
 
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
+from PIL import Image
 
 from common.files import replacing
 
@@ -21,8 +23,11 @@ SMALL = 8.5  #: Points: the least that is used in one.
 
 
 def save(figure: Figure, path: Path) -> None:
+    """As a PNG of 256 colours, which is a third of the size."""
+    content = BytesIO()
+    figure.savefig(content, format="png", dpi=DPI, facecolor="white")
     with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=DPI, facecolor="white")
+        Image.open(content).convert("RGB").quantize(256).save(temporary, optimize=True)
 
 
 def plain(axes: Axes, grid: Literal["x", "y", "both"] | None = None) -> None:

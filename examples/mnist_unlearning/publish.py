@@ -10,7 +10,7 @@ from common.figures import save
 from common.files import read_json, replacing, write_text
 from common.readme import rounded, write_parts
 from mnist_unlearning import figures
-from mnist_unlearning.table import legend, markdown, uses_labels
+from mnist_unlearning.table import FIRST, SECOND, legend, markdown, uses_labels
 
 README = Path(__file__).parent / "README.md"
 ASSETS = Path(__file__).parents[2] / "docs" / "assets" / "mnist_unlearning"
@@ -18,7 +18,13 @@ ASSETS = Path(__file__).parents[2] / "docs" / "assets" / "mnist_unlearning"
 
 def sections(results: dict[str, Any]) -> dict[str, str]:
     """Parts of the README that are made from ``results.json``, by their names."""
-    return {"rows": legend(results["rows"]), "table": markdown(results["rows"]), "made": made(results)}
+    rows = results["rows"]
+    return {
+        "rows": legend(rows),
+        "table": markdown(rows, FIRST),
+        "more": markdown(rows, SECOND),
+        "made": made(results),
+    }
 
 
 def made(results: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from mnist_vae.evaluate import evaluate
 from mnist_vae.run import Run
 from mnist_vae.study import curves
 from mnist_vae.study.animation import save_training
-from mnist_vae.study.compare import chosen, compare, controls, markdown, read, summaries, write
+from mnist_vae.study.compare import chosen, compare, controls, legend, markdown, read, summaries, write
 from mnist_vae.study.publish import publish
 from mnist_vae.study.report import report, table
 from mnist_vae.study.tradeoff import tradeoff
@@ -143,7 +143,8 @@ class Compare:
         found = read(rows, markdown(summary))
         save(curves.scatter(found, title), folder / "compare.png")
         save(curves.label_fractions(found, title), folder / "compare_labels.png")
-        print(f"\n{markdown(summary)}\n\ncompare: wrote compare.json, .md and two figures to {folder}")
+        print(f"\n{legend(summary)}\n\n{markdown(summary)}")
+        print(f"\ncompare: wrote compare.json, .md and two figures to {folder}")
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,8 @@ class Tradeoff:
         summary, title = summaries(rows, self.out), f"{self.dataset}, epochs: {self.epochs}"
         write(summary, title, self.out)
         save(curves.lines(read(rows, markdown(summary)), title), self.out / "tradeoff.png")
-        print(f"\n{markdown(summary)}\n\ntradeoff: wrote compare.json, .md and a figure to {self.out}")
+        print(f"\n{legend(summary)}\n\n{markdown(summary)}")
+        print(f"\ntradeoff: wrote compare.json, .md and a figure to {self.out}")
 
 
 @dataclass(frozen=True)

@@ -155,12 +155,12 @@ def test_unknown_names_are_refused_with_the_known_ones() -> None:
 
 
 def test_the_table_shows_mean_and_range_or_one_value() -> None:
-    row = {"name": "a", "what": "b", "seeds": [4, 5], **{key: [1.0, 1.0] for key in COLUMNS}}
+    row = {"name": "a", "seeds": [4, 5], **{key: [1.0, 1.0] for key in COLUMNS}}
     row |= {"argmax_accuracy": [0.9, 1.0], "test_sse": [10.01, 10.02]}
     heading, rule, line = markdown([row]).splitlines()
     assert len(heading) == len(rule) == len(line)
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells == ["a", "b", "2", "95.00% (90.00% to 100.00%)", "100.00%", "100.00%", "1", "10.0", "100.0%"]
+    assert cells == ["a", "2", "95.00% (90.00% to 100.00%)", "100.00%", "100.00%", "1", "10.0", "100.0%"]
 
 
 def test_from_the_command_line(

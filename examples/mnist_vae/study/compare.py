@@ -61,10 +61,10 @@ def controls(
         Control("placebo", "routed by fixed random labels", replace(base, labels="random")),
         Control("half-way", f"routing removed after {epochs // 2} epochs", replace(base, routed_epochs=epochs // 2)),
         Control("original", f"original recipe, {original_epochs} {part}epochs", original),
-        Control("original-short", f"the same, stopped after {short}", replace(original, epochs=short)),
+        Control("original-short", f"original recipe, stopped after {short} epochs", replace(original, epochs=short)),
         Control(
             "original-our-decoder",
-            f"our decoder, stopped after {short}",
+            "the same with our decoder",
             replace(original, recipe="original-our-decoder", epochs=short),
         ),
     ]
@@ -137,24 +137,28 @@ def _summary(row: Control, runs: dict[int, Run]) -> dict[str, Any]:
 def write(summary: Sequence[dict[str, Any]], title: str, folder: Path) -> None:
     """``compare.json`` and ``compare.md``."""
     write_json(folder / "compare.json", list(summary))
-    write_text(folder / "compare.md", f"# {title}\n\n{markdown(summary)}\n")
+    write_text(folder / "compare.md", f"# {title}\n\n{legend(summary)}\n\n{markdown(summary)}\n")
 
 
 def markdown(summary: Iterable[dict[str, Any]]) -> str:
     """The table: means over seeds, and the range where there is more than one value."""
-    headings = ["run", "what", "seeds", *(heading for heading, _ in COLUMNS.values())]
+    headings = ["run", "seeds", *(heading for heading, _ in COLUMNS.values())]
     return tables.markdown(
         headings,
         [
             [
                 row["name"],
-                row["what"],
                 str(len(row["seeds"])),
                 *(tables.mean_and_range(row[key], form) for key, (_, form) in COLUMNS.items()),
             ]
             for row in summary
         ],
     )
+
+
+def legend(summary: Iterable[dict[str, Any]]) -> str:
+    """What each row is: a table of its own, since the other is wide enough."""
+    return tables.markdown(["run", "what"], [[row["name"], row["what"]] for row in summary])
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from common.figures import save
 from common.readme import part_of, write_parts
 from mnist_vae.run import Run
 from mnist_vae.study import curves
-from mnist_vae.study.compare import Control, controls, markdown, read, summaries
+from mnist_vae.study.compare import Control, controls, legend, markdown, read, summaries
 from mnist_vae.study.report import table
 from mnist_vae.study.tradeoff import WIDE_ROWS, tradeoff
 
@@ -39,7 +39,9 @@ def publish(runs: Path, readme: Path = README, figures: Path = FIGURES) -> None:
     parts = {"table": merged(part_of(text, "table"), table(default), ("recipe", "seed"))}
     for name, (rows, folder) in TABLES.items():
         order = [row.name for row in rows]
-        parts[name] = merged(part_of(text, name), markdown(summaries(rows, runs / folder)), ("run",), order)
+        found = summaries(rows, runs / folder)
+        for part, made in ((name, markdown(found)), (f"{name}_rows", legend(found))):
+            parts[part] = merged(part_of(text, part), made, ("run",), order)
     write_parts(readme, parts)
     print(f"publish: wrote what {runs} has of {len(parts)} tables into {readme}")
     draw(readme, figures)
