@@ -21,7 +21,7 @@ from mnist_vae.run import Run
 from mnist_vae.study import curves
 from mnist_vae.study.animation import save_training
 from mnist_vae.study.compare import chosen, compare, controls, legend, markdown, read, summaries, write
-from mnist_vae.study.publish import publish
+from mnist_vae.study.publish import draw_original, publish
 from mnist_vae.study.report import report, table
 from mnist_vae.study.tradeoff import tradeoff
 from mnist_vae.train import train
@@ -180,8 +180,10 @@ class Publish:
     def run(self) -> None:
         from mnist_vae.page.demo import write_pictures  # noqa: PLC0415
 
+        dataset = datasets.load("mnist", self.data)
         publish(self.runs)
-        write_pictures(datasets.load("mnist", self.data))
+        draw_original(self.runs, dataset.test)
+        write_pictures(dataset)
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,20 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from fake_mnist import synthetic
 
 from common.files import write_json
 from common.readme import part_of, with_part
 from common.tables import markdown, read
+from mnist_vae.config import Config
+from mnist_vae.model import SIDE, build_model
 from mnist_vae.study.compare import COLUMNS, Control
 from mnist_vae.study.compare import read as read_rows
-from mnist_vae.study.publish import README, TABLES, merged, publish
+from mnist_vae.study.figures import beside
+from mnist_vae.study.publish import README, TABLES, draw_original, merged, publish
 from mnist_vae.study.tradeoff import WIDE_ROWS, tradeoff
 
 PLACES = ("table", *(f"{name}{suffix}" for name in TABLES for suffix in ("", "_rows")))
@@ -78,3 +84,30 @@ def test_pictures_are_drawn_from_what_the_table_says(name: str) -> None:
     assert [row.control.name for row in found] == [row["run"] for row in read(table)], "each row is one of the controls"
     assert all(set(row.found) == set(COLUMNS) for row in found)
     assert all(value.least <= value.middle <= value.most for row in found for value in row.found.values())
+
+
+def test_the_original_stands_beside_ours_where_it_was_run(tmp_path: Path) -> None:
+    images = synthetic(30, seed=0)
+    assert draw_original(tmp_path, images, tmp_path) is None
+    original = next(row for row in TABLES["compare"][0] if row.name == "original")
+    written(original, tmp_path / "compare", 1)
+    run = original.run(tmp_path / "compare", 1)
+    run.save_weights(build_model(run.load_config()))
+    path = draw_original(tmp_path, images, tmp_path)
+    assert path is not None
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_beside_shows_what_each_dimension_draws_alone_and_what_is_decoded() -> None:
+    model, images = build_model(Config()).eval(), synthetic(30, seed=0)
+    given, sheet = (axes.get_images()[0].get_array() for axes in beside({"a model": model}, images).axes)
+    with torch.no_grad():
+        alone = model.decode(model.pure(torch.tensor([3.0]))[:, 0])[:, 0]
+        first = images.images[:10].float() / 255  # the labels go round
+        decoded = model.decode(model.encode_mean(first))[:, 0]
+    framed = SIDE + 2
+    for digit in range(10):
+        inside = slice(framed * digit + 1, framed * digit + 1 + SIDE)
+        assert np.allclose(given[1 : 1 + SIDE, inside], first[digit, 0])
+        assert np.allclose(sheet[1 : 1 + SIDE, inside], alone[digit])
+        assert np.allclose(sheet[framed + 1 : framed + 1 + SIDE, inside], decoded[digit])

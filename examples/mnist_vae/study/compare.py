@@ -105,11 +105,11 @@ def finish(config: Config, data: Dataset, run: Run) -> None:
 
 def summaries(rows: Sequence[Control], folder: Path) -> list[dict[str, Any]]:
     """A row of the table for each control of which the folder holds a finished run, of whatever seeds."""
-    found = [(row, _finished(row, folder)) for row in rows]
+    found = [(row, finished(row, folder)) for row in rows]
     return [_summary(row, runs) for row, runs in found if runs]
 
 
-def _finished(row: Control, folder: Path) -> dict[int, Run]:
+def finished(row: Control, folder: Path) -> dict[int, Run]:
     """The evaluated runs of the row's config, by seed."""
     runs: dict[int, Run] = {}
     for path in folder.glob(f"{row.name}-seed*"):

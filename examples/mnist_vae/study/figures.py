@@ -1,6 +1,6 @@
 """The pictures of a run. Each function returns a figure; `common.figures.save` writes it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -56,6 +56,31 @@ def routed_or_not(routed: VAE, unrouted: VAE, heights: tuple[float, ...] = (1.0,
         sheet = model.decode(model.pure(torch.tensor(heights)).transpose(0, 1).flatten(0, 1))
         _sheet(axes, sheet.view(len(heights), DIGITS.width, SIDE, SIDE), [f"{height:g}" for height in heights], names)
         axes.set_title(title, fontsize=11, color=INK, loc="left", pad=8)
+    return figure
+
+
+@torch.no_grad()
+def beside(models: Mapping[str, VAE], split: Split, height: float = 3.0) -> Figure:
+    """Models below each other: what each dimension draws alone, and what becomes of an image of each digit.
+
+    Args:
+        models: By what is said of them.
+        split: The first image of each digit is shown.
+        height: At what a dimension is that draws alone, with all others at zero.
+    """
+    first = torch.stack([(split.labels == digit).nonzero()[0, 0] for digit in range(DIGITS.width)])
+    images = split.images[first].float() / 255
+    sheets = {"An image of each digit": ["input"]} | {name: ["alone", "decoded"] for name in models}
+    figure = Figure(figsize=(WIDTH, 1.0 + 1.35 * len(models)), layout="constrained")
+    panels = figure.subplots(len(sheets), 1, height_ratios=[len(rows) for rows in sheets.values()])
+    for axes, (title, rows) in zip(panels, sheets.items(), strict=True):
+        shown = [images[:, 0]]
+        if title in models:
+            model = models[title]
+            alone = model.decode(model.pure(torch.tensor([height]))[:, 0])
+            shown = [alone[:, 0], model.decode(model.encode_mean(images))[:, 0]]
+        _sheet(axes, torch.stack(shown), rows, [])
+        axes.set_title(title, fontsize=9.5, color=INK, loc="left")
     return figure
 
 

@@ -4,16 +4,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common import tables
+from common.datasets import Split
 from common.figures import save
 from common.readme import part_of, write_parts
 from mnist_vae.run import Run
 from mnist_vae.study import curves
-from mnist_vae.study.compare import Control, controls, legend, markdown, read, summaries
+from mnist_vae.study.compare import Control, controls, finished, legend, markdown, read, summaries
+from mnist_vae.study.figures import beside
 from mnist_vae.study.report import table
 from mnist_vae.study.tradeoff import WIDE_ROWS, tradeoff
 
 HERE = Path(__file__).resolve().parents[1]
 README = HERE / "README.md"
+PRETRAINED = HERE / "pretrained"
 FIGURES = HERE.parents[1] / "docs" / "assets" / "mnist_vae"
 #: Of each table of controls: its rows, and the folder of their runs.
 TABLES: dict[str, tuple[Sequence[Control], str]] = {
@@ -73,6 +76,27 @@ def merged(old: str, new: str, keys: Sequence[str], order: Sequence[str] | None 
     rows = {tuple(row[key] for key in keys): list(row.values()) for text in (old, new) for row in tables.read(text)}
     known = sorted(rows) if order is None else [(name,) for name in order if (name,) in rows]
     return tables.markdown(list(tables.read(old)[0]), [rows[key] for key in known])
+
+
+def draw_original(runs: Path, images: Split, figures: Path = FIGURES) -> Path | None:
+    """Draw the original's model, of the least seed that has run to its end, below the models that come along.
+
+    Returns:
+        The picture; None where there is no such run.
+    """
+    control = next(row for row in TABLES["compare"][0] if row.name == "original")
+    found = finished(control, runs / TABLES["compare"][1])
+    if not found:
+        return None
+    models = {
+        "Ten numbers (default recipe)": Run(PRETRAINED / "ten").load_model(),
+        "Digit and style (recipe wide)": Run(PRETRAINED / "wide").load_model(),
+        f"The original, {control.config.epochs} epochs": found[min(found)].load_model(),
+    }
+    path = figures / "original.png"
+    save(beside(models, images), path)
+    print(f"publish: drew {path}")
+    return path
 
 
 def _runs(folder: Path, pattern: str) -> list[Run]:
