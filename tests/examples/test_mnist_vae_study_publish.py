@@ -17,6 +17,7 @@ from mnist_vae.study.figures import beside
 from mnist_vae.study.publish import README, TABLES, draw_original, merged, publish
 from mnist_vae.study.tradeoff import WIDE_ROWS, tradeoff
 
+DOCS = README.parents[2] / "docs"
 PLACES = ("table", *(f"{name}{suffix}" for name in TABLES for suffix in ("", "_rows")))
 
 
@@ -37,6 +38,15 @@ def test_what_the_front_page_claims_is_in_the_table() -> None:
     assert len(found) == 5
     front = (README.parents[2] / "README.md").read_text(encoding="utf-8")
     assert f"{found[0]:.2f} % to\n{found[-1]:.2f} %" in front
+
+
+@pytest.mark.parametrize(
+    ("recipe", "page"), [("default", README), ("quick", README), ("default", DOCS / "mnist_vae.md")]
+)
+def test_how_long_a_training_takes_is_what_the_table_says(recipe: str, page: Path) -> None:
+    rows = read(part_of(README.read_text(encoding="utf-8"), "table"))
+    seconds = sorted(int(row["training"].removesuffix(" s")) for row in rows if row["recipe"] == recipe)
+    assert f"{seconds[0]} to {seconds[-1]} s" in page.read_text(encoding="utf-8")
 
 
 def test_the_rows_beside_wide_exist() -> None:
