@@ -10,7 +10,7 @@ RUN ?= runs/quick
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-demo: $(VENV)/.example ## set up, fetch MNIST, train the VAE for a minute, and build the page to play with it
+demo: $(VENV)/.example ## set up, fetch MNIST, train the VAE (minutes, see examples/mnist_vae), and build the page to play with it
 	$(BIN)/python examples/mnist_vae train --recipe quick --out $(RUN)
 	$(BIN)/python examples/mnist_vae evaluate --out $(RUN)
 	$(BIN)/python examples/mnist_vae demo --no-serve --out $(RUN)

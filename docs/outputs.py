@@ -15,7 +15,17 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-TUTORIALS = ("first_route.md", "mnist_vae.md", "mnist_unlearning.md")
+#: Their blocks are run when the site is built, so only pages whose code takes seconds.
+TUTORIALS = (
+    "first_route.md",
+    "mnist_vae.md",
+    "mnist_unlearning.md",
+    "how_to/audit.md",
+    "how_to/labels.md",
+    "how_to/models.md",
+    "how_to/specs.md",
+    "how_to/which_site.md",
+)
 BLOCK = re.compile(r"^```python\n(.*?)^```\n", re.M | re.S)
 DOCTEST = ">>>"
 FOLDER = "assets/drawn/"

@@ -22,11 +22,22 @@ def write_parts(readme: Path, parts: Mapping[str, str]) -> None:
 
 def with_part(text: str, name: str, content: str) -> str:
     """The text of a README with what stands between the lines for ``name`` replaced."""
+    before, _, after = _around(text, name)
+    return f"{before}{content}\n{after}"
+
+
+def part_of(text: str, name: str) -> str:
+    """What stands between the lines for ``name`` in the text of a README."""
+    return _around(text, name)[1].removesuffix("\n")
+
+
+def _around(text: str, name: str) -> tuple[str, str, str]:
+    """The text up to a part, the part and the rest."""
     start, end = f"<!-- --8<-- [start:{name}] -->\n", f"<!-- --8<-- [end:{name}] -->"
     if text.count(start) != 1 or text.count(end) != 1 or text.index(end) < text.index(start):
         raise ExampleError(f"the text needs one line {start.strip()!r} and, after it, one line {end!r}.")
-    before, rest = text.split(start)
-    return f"{before}{start}{content}\n{end}{rest.split(end)[1]}"
+    first, last = text.index(start) + len(start), text.index(end)
+    return text[:first], text[first:last], text[last:]
 
 
 def publish(example: str, parts: Mapping[str, str], results: Any, folder: Path, files: Sequence[str]) -> None:

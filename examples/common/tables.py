@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from statistics import mean, median
+from typing import NamedTuple
 
 from common.errors import ExampleError
 
@@ -46,6 +47,33 @@ def mean_and_range(values: Sequence[float], form: str) -> str:
 def median_and_range(values: Sequence[float], form: str) -> str:
     """The median and, where the values do not all print alike, their range; see `mean_and_range`."""
     return _and_range(median(values), values, form)
+
+
+class Spread(NamedTuple):
+    """What a cell of a table says: a middle, and from where to where the values go."""
+
+    middle: float
+    least: float
+    most: float
+
+
+def read(table: str) -> list[dict[str, str]]:
+    """The rows of a table in Markdown, each by its headings: the inverse of `markdown`."""
+    lines = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in table.strip().splitlines()]
+    headings, _, *rows = lines
+    return [dict(zip(headings, row, strict=True)) for row in rows]
+
+
+def spread(cell: str) -> Spread:
+    """The numbers of a cell that `mean_and_range` or `median_and_range` wrote, in its own unit.
+
+    Raises:
+        ValueError: The cell has others, or none.
+    """
+    numbers = [float(number) for number in re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?", cell)]
+    if len(numbers) not in (1, 3):
+        raise ValueError(f"{cell!r} is neither one number nor one and its range.")
+    return Spread(numbers[0], min(numbers), max(numbers))
 
 
 def _and_range(middle: float, values: Sequence[float], form: str) -> str:

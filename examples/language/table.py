@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from common import tables
-from common.figures import ACCENT, MUTED, WARM, plain
+from common.figures import ACCENT, MUTED, WARM, WIDTH, legend_below, plain
 from language.config import TWIN
 from language.runs import Job
 
@@ -92,7 +92,7 @@ def made(results: dict[str, Any]) -> str:
 
 def relearning(rows: Sequence[dict[str, Any]], steps: Sequence[int]) -> Figure:
     """How fast each model of the table learns Spanish again, in the first seed and the first labeled share."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
     axes = figure.subplots()
     plain(axes, "both")
     first = next((row["labeled"] for row in rows if row["labeled"] is not None), None)
@@ -103,5 +103,5 @@ def relearning(rows: Sequence[dict[str, Any]], steps: Sequence[int]) -> Figure:
         axes.plot(steps, row["relearning"][0], style, color=color, marker="o", markersize=3, label=row["name"])
     axes.set_xlabel("steps on Spanish")
     axes.set_ylabel("loss on Spanish, nats per byte")
-    figure.legend(loc="outside right center", fontsize=8, frameon=False)
+    legend_below(figure, columns=3)
     return figure

@@ -16,13 +16,12 @@ from common.errors import ExampleError, told
 from common.figures import save
 from common.files import write_json, write_text
 from common.sources import default_root
-from mnist_unlearning import figures
 from mnist_unlearning.conditions import FRACTIONS, MAIN, chosen, conditions
 from mnist_unlearning.config import Settings
 from mnist_unlearning.experiment import finish
 from mnist_unlearning.images import parts
 from mnist_unlearning.measure import probe
-from mnist_unlearning.publish import publish
+from mnist_unlearning.publish import drawn, publish, redraw, titled
 from mnist_unlearning.table import legend, markdown, summarise
 
 DESCRIPTION = """Expand, route, ablate on MNIST: one digit's ability in a block of units that can be taken out.
@@ -47,6 +46,9 @@ class Command:
         bool, arg(help="Run again what is there, as after a change of the code, which the runs' files do not record.")
     ] = False
     docs: Annotated[bool, arg(help="Write the full table into README.md and the documentation, too.")] = False
+    redraw: Annotated[bool, arg(help="Only write README and figures again, from the numbers in the documentation.")] = (
+        False
+    )
     out: Annotated[Path | None, arg(help="By default runs/mnist_unlearning, with the choices made here.")] = None
     data: Annotated[Path, arg(help="Where MNIST is kept, in torchvision's layout, and fetched to.")] = field(
         default_factory=default_root
@@ -77,6 +79,9 @@ class Command:
             raise ExampleError(f"--workers must be at least 1; got {self.workers}.")
         if min(seeds) < 0:
             raise ExampleError(f"--seeds must be at least 0; got {min(seeds)}.")
+        if self.redraw:
+            redraw()
+            return
         if self.docs and (self.quick or self.only or self.validation):
             raise ExampleError("--docs publishes the full table: give it without --quick, --only and --validation.")
         settings, folder = self.settings(), self.folder()
@@ -85,7 +90,6 @@ class Command:
         images = parts(datasets.load("mnist", self.data), validation=self.validation)
         results = finish(rows, seeds, settings, images, folder / "runs", workers=self.workers, fresh=self.fresh)
         summary = summarise(rows, seeds, results)
-        title = f"MNIST, digit {self.digit}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
         seconds = time.perf_counter() - started
         about = {
             "digit": self.digit,
@@ -97,10 +101,9 @@ class Command:
         }
         everything = {**about, "rows": summary}
         write_json(folder / "results.json", everything)
-        write_text(folder / "table.md", f"# {title}\n\n{legend(summary)}\n\n{markdown(summary)}\n")
-        if any(row.level != "none" for row in rows):
-            save(figures.by_fraction(summary, title), folder / "fractions.png")
-            save(figures.relearning(summary, title), folder / "relearning.png")
+        write_text(folder / "table.md", f"# {titled(everything)}\n\n{legend(summary)}\n\n{markdown(summary)}\n")
+        for name, figure in drawn(everything).items():
+            save(figure, folder / name)
         if self.docs:
             publish(everything, folder)
         print(f"\n{markdown(summary)}\n\n{seconds:.0f} s; results.json, table.md and the figures are in {folder}")

@@ -4,9 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from common.files import replacing, write_text
+from matplotlib.figure import Figure
+
+from common.figures import save
+from common.files import read_json, replacing, write_text
 from common.readme import rounded, write_parts
-from mnist_unlearning.table import legend, markdown
+from mnist_unlearning import figures
+from mnist_unlearning.table import FIRST, SECOND, legend, markdown, uses_labels
 
 README = Path(__file__).parent / "README.md"
 ASSETS = Path(__file__).parents[2] / "docs" / "assets" / "mnist_unlearning"
@@ -14,7 +18,13 @@ ASSETS = Path(__file__).parents[2] / "docs" / "assets" / "mnist_unlearning"
 
 def sections(results: dict[str, Any]) -> dict[str, str]:
     """Parts of the README that are made from ``results.json``, by their names."""
-    return {"rows": legend(results["rows"]), "table": markdown(results["rows"]), "made": made(results)}
+    rows = results["rows"]
+    return {
+        "rows": legend(rows),
+        "table": markdown(rows, FIRST),
+        "more": markdown(rows, SECOND),
+        "made": made(results),
+    }
 
 
 def made(results: dict[str, Any]) -> str:
@@ -30,6 +40,29 @@ def made(results: dict[str, Any]) -> str:
         f"{machine['torch']}. A probe of the pixels themselves names {results['pixel_probe']:.1%} of the digit's "
         "images right."
     )
+
+
+def drawn(results: dict[str, Any]) -> dict[str, Figure]:
+    """The figures of ``results.json``, by the names of their files; none where no row has labels."""
+    rows = results["rows"]
+    if not any(uses_labels(row) for row in rows):
+        return {}
+    title = titled(results)
+    return {"fractions.png": figures.by_fraction(rows, title), "relearning.png": figures.relearning(rows, title)}
+
+
+def titled(results: dict[str, Any]) -> str:
+    """What table and figures are about, in a line."""
+    seeds = results["rows"][0]["seeds"]
+    return f"MNIST, digit {results['digit']}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+
+
+def redraw() -> None:
+    """Make the README's parts and the figures again, from the numbers that the documentation holds."""
+    results = read_json(ASSETS / "results.json")
+    write_parts(README, sections(results))
+    for name, figure in drawn(results).items():
+        save(figure, ASSETS / name)
 
 
 def publish(results: dict[str, Any], folder: Path) -> None:

@@ -35,19 +35,25 @@ def summarise(rows: Sequence[Condition], seeds: Sequence[int], results: Iterable
     return [_row(row, seeds, [by_job[row.name, seed] for seed in seeds], twins) for row in rows]
 
 
-def markdown(summary: Sequence[dict[str, Any]]) -> str:
-    """The table of results."""
+#: What stands in the first of the two tables of the documentation; the rest is in the second.
+FIRST = ("forgotten", "kept", "cost", "separation", "steps_to_half")
+SECOND = tuple(key for key in COLUMNS if key not in FIRST)
+
+
+def markdown(summary: Sequence[dict[str, Any]], keys: Sequence[str] = tuple(COLUMNS)) -> str:
+    """The table of results, of all columns or of these."""
+    columns = {key: COLUMNS[key] for key in keys}
     lines = [
         [
             f"`{row['name']}`",
             *(
                 tables.mean_and_range([factor * x for x in row[key]], form)
-                for key, (_, factor, form) in COLUMNS.items()
+                for key, (_, factor, form) in columns.items()
             ),
         ]
         for row in summary
     ]
-    return tables.markdown(["run", *(heading for heading, _, _ in COLUMNS.values())], lines)
+    return tables.markdown(["run", *(heading for heading, _, _ in columns.values())], lines)
 
 
 def legend(summary: Sequence[dict[str, Any]]) -> str:

@@ -20,8 +20,8 @@ from mnist_vae.evaluate import evaluate
 from mnist_vae.run import Run
 from mnist_vae.study import curves
 from mnist_vae.study.animation import save_training
-from mnist_vae.study.compare import chosen, compare, controls, markdown, summaries, write
-from mnist_vae.study.publish import publish
+from mnist_vae.study.compare import chosen, compare, controls, legend, markdown, read, summaries, write
+from mnist_vae.study.publish import draw_original, publish
 from mnist_vae.study.report import report, table
 from mnist_vae.study.tradeoff import tradeoff
 from mnist_vae.train import train
@@ -125,7 +125,9 @@ class Compare:
     dataset: DatasetName = "mnist"
     seeds: tuple[int, ...] = (0, 1, 2)
     epochs: Annotated[int | None, arg(help="Of all rows but the original's; by default the recipe's own.")] = None
-    original_epochs: Annotated[int, arg(help="Of the original's two rows; its recipe has 100.")] = 13
+    original_epochs: Annotated[int, arg(help="Of the original's row, which takes by far the longest.")] = RECIPES[
+        "original"
+    ].epochs
     only: Annotated[tuple[str, ...], arg(help="Names of the rows to train; by default all.")] = ()
     out: Annotated[Path | None, arg(help="By default runs/compare, and runs/compare-DATASET for another.")] = None
     data: Data = field(default_factory=default_root)
@@ -138,9 +140,11 @@ class Compare:
         compare(chosen(rows, self.only), self.seeds, datasets.load(self.dataset, self.data), folder)
         summary, title = summaries(rows, folder), f"{self.dataset}, recipe {self.recipe}"
         write(summary, title, folder)
-        save(curves.scatter(summary, title), folder / "compare.png")
-        save(curves.label_fractions(summary, title), folder / "compare_labels.png")
-        print(f"\n{markdown(summary)}\n\ncompare: wrote compare.json, .md and two figures to {folder}")
+        found = read(rows, markdown(summary))
+        save(curves.scatter(found, title), folder / "compare.png")
+        save(curves.label_fractions(found, title), folder / "compare_labels.png")
+        print(f"\n{legend(summary)}\n\n{markdown(summary)}")
+        print(f"\ncompare: wrote compare.json, .md and two figures to {folder}")
 
 
 @dataclass(frozen=True)
@@ -160,18 +164,26 @@ class Tradeoff:
         compare(chosen(rows, self.only), self.seeds, datasets.load(self.dataset, self.data), self.out)
         summary, title = summaries(rows, self.out), f"{self.dataset}, epochs: {self.epochs}"
         write(summary, title, self.out)
-        save(curves.lines(summary, title), self.out / "tradeoff.png")
-        print(f"\n{markdown(summary)}\n\ntradeoff: wrote compare.json, .md and a figure to {self.out}")
+        save(curves.lines(read(rows, markdown(summary)), title), self.out / "tradeoff.png")
+        print(f"\n{legend(summary)}\n\n{markdown(summary)}")
+        print(f"\ntradeoff: wrote compare.json, .md and a figure to {self.out}")
 
 
 @dataclass(frozen=True)
 class Publish:
-    """Put the tables and figures of all these runs into the README and the documentation (for maintainers)."""
+    """Put rows and figures of these runs, and pictures of the models here, into the documentation (for maintainers)."""
 
     runs: Annotated[Path, arg(help="The folder that holds them.")] = Path("runs")
+    data: Data = field(default_factory=default_root)
+    threads: Threads = 2
 
     def run(self) -> None:
+        from mnist_vae.page.demo import write_pictures  # noqa: PLC0415
+
+        dataset = datasets.load("mnist", self.data)
         publish(self.runs)
+        draw_original(self.runs, dataset.test)
+        write_pictures(dataset)
 
 
 @dataclass(frozen=True)

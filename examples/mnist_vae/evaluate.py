@@ -86,7 +86,7 @@ def evaluate(run: Run, data: Dataset) -> dict[str, Any]:
         "reconstructions": figures.reconstructions(model, data.test, title),
         "sweeps": figures.sweeps(model, title),
         "activations": figures.activation_matrix(found.activations, title),
-        "losses": figures.loss_curves(history, title),
+        "losses": figures.loss_curves(history, title, nats=model.is_elbo),
     }
     if found.audit is not None:
         pictures["audit"] = figures.audit_heatmaps(found.audit, title)

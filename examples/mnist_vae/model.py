@@ -50,6 +50,9 @@ class VAE(nn.Module):
         kl_weight: Of the KL in the loss: one number, or one for each unit.
     """
 
+    #: Whether the loss is a negative ELBO, in nats.
+    is_elbo = True
+
     def __init__(
         self,
         encoder: nn.Module,
@@ -135,6 +138,8 @@ class OriginalVAE(VAE):
     Not an ELBO: the squared error has a weight of 0.3, the KL is averaged over dimensions and lacks its constants, and
     the encoder's second output, which the KL takes for a log-variance, is used raw as the standard deviation.
     """
+
+    is_elbo = False
 
     def std(self, log_var: Tensor) -> Tensor:
         return log_var

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import ExampleError
-from common.readme import with_part, write_parts
+from common.readme import part_of, with_part, write_parts
 
 
 def test_a_table_replaces_what_stands_in_its_place_and_nothing_else() -> None:
@@ -11,6 +11,7 @@ def test_a_table_replaces_what_stands_in_its_place_and_nothing_else() -> None:
     new = with_part(text, "x", "| new |")
     assert new == "a\n<!-- --8<-- [start:x] -->\n| new |\n<!-- --8<-- [end:x] -->\nb\n"
     assert with_part(new, "x", "| new |") == new
+    assert (part_of(text, "x"), part_of(new, "x")) == ("old", "| new |")
 
 
 @pytest.mark.parametrize("text", ["", "<!-- --8<-- [end:x] -->\n<!-- --8<-- [start:x] -->\n"])

@@ -1,7 +1,11 @@
+from statistics import mean
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from common.errors import ExampleError
-from common.tables import check_rows, mean_and_range, median_and_range
+from common.tables import check_rows, markdown, mean_and_range, median_and_range, read, spread
 
 
 def test_cells_show_the_range_and_what_was_never_reached() -> None:
@@ -28,3 +32,26 @@ def test_a_name_that_is_no_row_is_refused_with_the_known_ones() -> None:
     check_rows(["a", "alias", "b"], ["a", "b"], also=iter(["alias"]))
     with pytest.raises(ExampleError, match="there is no row c, d; choose from a, b"):
         check_rows(["c", "a", "d"], ["a", "b"], also=["alias"])
+
+
+CELLS = st.text(st.characters(exclude_characters="|\n\r", categories=["L", "N", "P", "Zs"]), max_size=8).map(str.strip)
+
+
+@given(st.integers(1, 4).flatmap(lambda n: st.lists(st.lists(CELLS, min_size=n, max_size=n), max_size=4)))
+def test_a_table_is_read_as_it_was_written(rows: list[list[str]]) -> None:
+    headings = [f"heading {column}" for column in range(len(rows[0]) if rows else 2)]
+    assert read(markdown(headings, rows)) == [dict(zip(headings, row, strict=True)) for row in rows]
+
+
+@given(st.lists(st.floats(-1000, 1000), min_size=1, max_size=5), st.sampled_from(["{:.2f}", "{:.1%}"]))
+def test_a_cell_says_the_numbers_that_it_was_made_of(values: list[float], form: str) -> None:
+    found = spread(mean_and_range(values, form))
+    scale, digits = (100, 1) if "%" in form else (1, 2)
+    for number, value in zip(found, (mean(values), min(values), max(values)), strict=True):
+        assert number == pytest.approx(scale * value, abs=0.51 * 10**-digits)
+
+
+@pytest.mark.parametrize("cell", ["", "never", "1 to 2", "1 2 3 4"])
+def test_a_cell_of_something_else_is_refused(cell: str) -> None:
+    with pytest.raises(ValueError, match="neither one number nor one and its range"):
+        spread(cell)

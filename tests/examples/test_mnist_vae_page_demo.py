@@ -108,6 +108,7 @@ def test_pretrained_trains_what_is_not_there_and_exports_it(
         "CONFIGS": configs,
         "SWEEP": tmp_path / "sweep.gif",
         "PREVIEW": tmp_path / "preview.png",
+        "AUDIT": tmp_path / "audit.png",
     }.items():
         monkeypatch.setattr(f"mnist_vae.page.demo.{name}", value)
     main(["pretrained", *command_line("--runs", str(tmp_path / "runs"))])
@@ -119,7 +120,8 @@ def test_pretrained_trains_what_is_not_there_and_exports_it(
     for name, config in configs.items():
         assert Run(tmp_path / "pretrained" / name).load_config() == config
     assert (tmp_path / "sweep.gif").read_bytes().startswith(b"GIF8")
-    assert (tmp_path / "preview.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("preview.png", "audit.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.usefixtures("fake_runtime")
@@ -187,9 +189,7 @@ class TestServer:
     @pytest.mark.parametrize(
         ("name", "kind"),
         [
-            ("a.mjs", "text/javascript; charset=utf-8"),
             ("a.js", "text/javascript; charset=utf-8"),
-            ("a.wasm", "application/wasm"),
             ("a.json", "application/json"),
             ("a.svg", "image/svg+xml"),
         ],

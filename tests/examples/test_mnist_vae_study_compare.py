@@ -13,7 +13,7 @@ from common.errors import ExampleError
 from mnist_vae.cli import main
 from mnist_vae.config import Config
 from mnist_vae.study import compare as compare_module
-from mnist_vae.study.compare import COLUMNS, Control, chosen, compare, controls, markdown, summaries
+from mnist_vae.study.compare import COLUMNS, SHORT, Control, chosen, compare, controls, markdown, summaries
 from mnist_vae.study.tradeoff import tradeoff
 from mnist_vae.train import Trainer
 
@@ -96,13 +96,14 @@ def changed(first: Config, second: Config) -> set[str]:
 
 
 def test_each_control_changes_what_it_says_and_nothing_else() -> None:
-    rows = {row.name: row.config for row in controls("mnist", "quick", None, original_epochs=13)}
+    rows = {row.name: row.config for row in controls("mnist", "quick", None, original_epochs=40)}
     assert {name: changed(rows["routed"], config) for name, config in rows.items()} == {
         "routed": set(),
         "unrouted": {"routing"},
         "placebo": {"labels"},
         "half-way": {"routed_epochs"},
         "original": {"recipe", "epochs"},
+        "original-short": {"recipe", "epochs"},
         "original-our-decoder": {"recipe", "epochs"},
         "labels-0.5": {"label_fraction"},
         "labels-0.1": {"label_fraction"},
@@ -116,7 +117,10 @@ def test_each_control_changes_what_it_says_and_nothing_else() -> None:
     }
     assert rows["half-way"].routed_epochs == 2
     assert {rows[name].epochs for name in rows if "original" not in name} == {4}
-    assert rows["original"].epochs == 13
+    assert rows["original"].epochs == 40
+    assert rows["original-short"].epochs == rows["original-our-decoder"].epochs == SHORT < 40
+    whole, part = (controls("mnist", "quick", None, *epochs)[4] for epochs in ((), (40,)))
+    assert (whole.what, part.what) == ("original recipe, 100 epochs", "original recipe, 40 of its 100 epochs")
 
 
 def test_the_same_settings_on_every_data_set() -> None:
@@ -142,12 +146,12 @@ def test_unknown_names_are_refused_with_the_known_ones() -> None:
 
 
 def test_the_table_shows_mean_and_range_or_one_value() -> None:
-    row = {"name": "a", "what": "b", "seeds": [4, 5], **{key: [1.0, 1.0] for key in COLUMNS}}
+    row = {"name": "a", "seeds": [4, 5], **{key: [1.0, 1.0] for key in COLUMNS}}
     row |= {"argmax_accuracy": [0.9, 1.0], "test_sse": [10.01, 10.02]}
     heading, rule, line = markdown([row]).splitlines()
     assert len(heading) == len(rule) == len(line)
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells == ["a", "b", "2", "95.00% (90.00% to 100.00%)", "100.00%", "100.00%", "1", "10.0", "100.0%"]
+    assert cells == ["a", "2", "95.00% (90.00% to 100.00%)", "100.00%", "100.00%", "1", "10.0", "100.0%"]
 
 
 def test_from_the_command_line(

@@ -12,12 +12,14 @@ from mnist_vae.page.layers import describe
 from mnist_vae.page.serve import serve
 from mnist_vae.run import Run
 from mnist_vae.study.animation import save_sweep
-from mnist_vae.study.figures import routed_or_not
+from mnist_vae.study.figures import audit_heatmaps, routed_or_not
+from mnist_vae.study.leaks import audit
 from mnist_vae.study.report import report
 from mnist_vae.train import train
 
 #: The pretrained model's with ten numbers, in the documentation.
 SWEEP = HERE.parents[1] / "docs" / "assets" / "mnist_vae" / "sweep.gif"
+AUDIT = SWEEP.with_name("audit.png")
 #: What each of the pretrained models was trained by.
 CONFIGS = {
     "wide": Config(recipe="wide", epochs=15),
@@ -76,7 +78,8 @@ def write_pictures(dataset: Dataset) -> None:
     models = {name: Run(PRETRAINED / name).load_model() for name in CONFIGS}
     save_sweep(models["ten"], SWEEP)
     save(routed_or_not(models["ten"], models["unrouted"]), PREVIEW)
-    print(f"pretrained: wrote {SWEEP} and {PREVIEW}")
+    save(audit_heatmaps(audit(models["ten"], dataset.train), "MNIST, recipe default, seed 0"), AUDIT)
+    print(f"pretrained: wrote {SWEEP}, {PREVIEW} and {AUDIT}")
 
 
 def show(folder: Path, port: int, *, serving: bool, browser: bool) -> None:

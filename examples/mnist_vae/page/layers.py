@@ -39,7 +39,7 @@ def describe(model: VAE) -> dict[str, Any]:
         "sliders": DIGITS.width,
         "per_slider": per_slider,
         "side": SIDE,
-        "lowest": 0.0,  # all decoders clip at zero
+        # From zero, at which all decoders clip.
         "highest": HIGHEST_WITH_STYLE if wide else HIGHEST,
         "bold": BOLD,
         "loudness": LOUDNESS if wide else 1.0,  # a slider shows the norm of what is read of its digit, over this

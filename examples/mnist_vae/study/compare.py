@@ -27,6 +27,8 @@ COLUMNS = {
     "slider_accuracy": ("sliders", "{:.1%}"),
 }
 FRACTIONS = (1.0, 0.5, 0.1, 0.01)
+#: Epochs of the original's shorter rows. Its learning rate does not depend on how many follow.
+SHORT = 13
 
 
 @dataclass(frozen=True)
@@ -41,22 +43,29 @@ class Control:
         return Run(folder / f"{self.name}-seed{seed}")
 
 
-def controls(dataset: DatasetName, recipe: RecipeName, epochs: int | None, original_epochs: int) -> list[Control]:
-    """The rows, in their order. All but the original's two have the recipe's settings."""
+def controls(
+    dataset: DatasetName,
+    recipe: RecipeName,
+    epochs: int | None,
+    original_epochs: int = RECIPES["original"].epochs,
+) -> list[Control]:
+    """The rows, in their order. All but the original's three have the recipe's settings."""
     epochs = RECIPES[recipe].epochs if epochs is None else epochs
     base = Config(dataset, recipe, epochs=epochs)
     original = replace(base, recipe="original", epochs=original_epochs)
-    short = f"{original_epochs} of its {RECIPES['original'].epochs} epochs"
+    short, whole = min(SHORT, original_epochs), RECIPES["original"].epochs
+    part = "" if original_epochs == whole else f"of its {whole} "
     rows = [
         Control("routed", f"recipe {recipe}, {epochs} epochs", base),
         Control("unrouted", "the same without routing", replace(base, routing=False)),
         Control("placebo", "routed by fixed random labels", replace(base, labels="random")),
         Control("half-way", f"routing removed after {epochs // 2} epochs", replace(base, routed_epochs=epochs // 2)),
-        Control("original", f"original recipe, {short}", original),
+        Control("original", f"original recipe, {original_epochs} {part}epochs", original),
+        Control("original-short", f"original recipe, stopped after {short} epochs", replace(original, epochs=short)),
         Control(
             "original-our-decoder",
-            f"the same with our decoder, {short}",
-            replace(original, recipe="original-our-decoder"),
+            "the same with our decoder",
+            replace(original, recipe="original-our-decoder", epochs=short),
         ),
     ]
     # Whether the unlabeled part helps is seen against the last of these, which leaves it out.
@@ -96,11 +105,11 @@ def finish(config: Config, data: Dataset, run: Run) -> None:
 
 def summaries(rows: Sequence[Control], folder: Path) -> list[dict[str, Any]]:
     """A row of the table for each control of which the folder holds a finished run, of whatever seeds."""
-    found = [(row, _finished(row, folder)) for row in rows]
+    found = [(row, finished(row, folder)) for row in rows]
     return [_summary(row, runs) for row, runs in found if runs]
 
 
-def _finished(row: Control, folder: Path) -> dict[int, Run]:
+def finished(row: Control, folder: Path) -> dict[int, Run]:
     """The evaluated runs of the row's config, by seed."""
     runs: dict[int, Run] = {}
     for path in folder.glob(f"{row.name}-seed*"):
@@ -119,9 +128,6 @@ def _summary(row: Control, runs: dict[int, Run]) -> dict[str, Any]:
         "name": row.name,
         "what": row.what,
         "epochs": row.config.epochs,
-        "label_fraction": row.config.label_fraction,
-        "unlabeled": "left out" if row.config.labeled_epochs == row.config.epochs else row.config.unlabeled,
-        **{name: getattr(row.config.settings(), name) for name in ("units", "shared", "kl_weight")},
         "seeds": list(runs),
         "train_seconds": [found["train_seconds"] for found in metrics],
         **{key: [found[key] for found in metrics] for key in COLUMNS},
@@ -131,21 +137,43 @@ def _summary(row: Control, runs: dict[int, Run]) -> dict[str, Any]:
 def write(summary: Sequence[dict[str, Any]], title: str, folder: Path) -> None:
     """``compare.json`` and ``compare.md``."""
     write_json(folder / "compare.json", list(summary))
-    write_text(folder / "compare.md", f"# {title}\n\n{markdown(summary)}\n")
+    write_text(folder / "compare.md", f"# {title}\n\n{legend(summary)}\n\n{markdown(summary)}\n")
 
 
 def markdown(summary: Iterable[dict[str, Any]]) -> str:
     """The table: means over seeds, and the range where there is more than one value."""
-    headings = ["run", "what", "seeds", *(heading for heading, _ in COLUMNS.values())]
+    headings = ["run", "seeds", *(heading for heading, _ in COLUMNS.values())]
     return tables.markdown(
         headings,
         [
             [
                 row["name"],
-                row["what"],
                 str(len(row["seeds"])),
                 *(tables.mean_and_range(row[key], form) for key, (_, form) in COLUMNS.items()),
             ]
             for row in summary
         ],
     )
+
+
+def legend(summary: Iterable[dict[str, Any]]) -> str:
+    """What each row is: a table of its own, since the other is wide enough."""
+    return tables.markdown(["run", "what"], [[row["name"], row["what"]] for row in summary])
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A row of a table: what it is, and what was found, by the keys of `COLUMNS`; shares in percent."""
+
+    control: Control
+    found: dict[str, tables.Spread]
+
+
+def read(rows: Iterable[Control], table: str) -> list[Measured]:
+    """The rows that a table has of these controls, in their order: what pictures are drawn from."""
+    known = {row["run"]: row for row in tables.read(table)}
+    return [
+        Measured(row, {key: tables.spread(known[row.name][heading]) for key, (heading, _) in COLUMNS.items()})
+        for row in rows
+        if row.name in known
+    ]

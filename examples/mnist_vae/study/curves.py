@@ -1,90 +1,122 @@
-"""The pictures of a comparison. Each function returns a figure."""
+"""The pictures of a comparison. Each function draws rows of a table, and returns a figure."""
 
 from collections.abc import Sequence
-from statistics import mean
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from common.figures import ACCENT, INK, MUTED, WARM, plain
+from common.figures import ACCENT, INK, MUTED, SMALL, WARM, WIDTH, named, plain
+from mnist_vae.study.compare import Measured
 
-#: Of each kind of row in `mnist_vae.study.tradeoff`: what changes along it, and its name in the picture.
-SETTING = {"units": "units", "kl": "kl_weight", "shared": "shared", "slices": "units"}
-LEGEND = {
-    "units": "units per digit",
-    "kl": "KL weight of style units",
-    "shared": "shared style units",
-    "slices": "units per digit, without a presence unit",
+#: Of each kind of row in `mnist_vae.study.tradeoff`: what changes along it, its name in the picture, its colour.
+KINDS = {
+    "units": ("units", "units per digit", ACCENT),
+    "kl": ("kl_weight", "KL weight of style units", "#5c8a4d"),
+    "shared": ("shared", "shared style units", "#8a6bb0"),
+    "slices": ("units", "units per digit, no presence unit", WARM),
 }
+DIGITS = 10
 
-Summary = Sequence[dict[str, Any]]
 
-
-def label_fractions(summary: Summary, title: str) -> Figure:
+def label_fractions(rows: Sequence[Measured], title: str) -> Figure:
     """Accuracy against the part of the images that has a label, a line for each rule for the others."""
     figure, axes = _figure("Accuracy by the part of the training images whose label routes", title)
     for rule, text, colour in (
         ("left out", "the others are left out", MUTED),
-        ("loudest", "after one labeled epoch, the others teach the unit that speaks loudest", ACCENT),
+        ("loudest", "after one labeled epoch, the others teach\nthe unit that speaks loudest", ACCENT),
         ("all", "the others teach all units", WARM),
     ):
-        few = [row for row in summary if row["unlabeled"] == rule and row["label_fraction"] < 1]
-        rows = sorted(
-            [*few, *(row for row in summary if row["name"] == "routed")], key=lambda row: row["label_fraction"]
-        )
-        parts = [row["label_fraction"] for row in rows]
-        axes.plot(parts, [mean(row["argmax_accuracy"]) for row in rows], color=colour, marker="o", label=text)
-        _whiskers(axes, parts, [row["argmax_accuracy"] for row in rows], colour)
+        shown = [row for row in rows if _rule(row) == rule and row.control.config.label_fraction < 1]
+        shown += [row for row in rows if row.control.name == "routed"]
+        shown.sort(key=lambda row: row.control.config.label_fraction)
+        parts = [row.control.config.label_fraction for row in shown]
+        found = [row.found["argmax_accuracy"] for row in shown]
+        axes.plot(parts, [each.middle for each in found], color=colour, marker="o", label=text)
+        axes.vlines(parts, [each.least for each in found], [each.most for each in found], color=colour, linewidth=1)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:.0%}")
+    axes.tick_params(which="minor", length=0)
     axes.set_xlabel("labeled part of the training set", color=INK)
-    axes.set_ylim(0, 1)
-    axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+    axes.set_ylim(0, 100)
+    _legend(figure, axes)
     return figure
 
 
-def scatter(summary: Summary, title: str) -> Figure:
-    """Accuracy against reconstruction error, a named point for each row that has all labels."""
+def scatter(rows: Sequence[Measured], title: str) -> Figure:
+    """Accuracy against reconstruction error, with their ranges: a named point for each row that has all labels."""
     figure, axes = _figure("What routing does, and what it costs", title)
-    for row in (row for row in summary if row["label_fraction"] == 1):
-        x, y = mean(row["test_sse"]), mean(row["argmax_accuracy"])
-        axes.plot([x], [y], marker="o", color=ACCENT if mean(row["owned_digits"]) == 10 else WARM)
-        axes.annotate(row["name"], (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8, color=INK)
-    axes.set_xlabel("test SSE (sum of squared pixel errors per image)", color=INK)
-    axes.margins(0.1)
+    points = []
+    for row in (row for row in rows if row.control.config.label_fraction == 1):
+        x, y = row.found["test_sse"], row.found["argmax_accuracy"]
+        colour = ACCENT if row.found["owned_digits"].least == DIGITS else WARM
+        across, up = ([[each.middle - each.least], [each.most - each.middle]] for each in (x, y))
+        axes.errorbar([x.middle], [y.middle], up, across, fmt="o", color=colour, capsize=3, linewidth=1)
+        points.append((x.middle, y.middle, row.control.name, INK))
+    axes.set_xlabel("test SSE (squared pixel errors per image)", color=INK)
+    axes.set_ylim(0, 105)
+    axes.margins(x=0.12)
+    kinds = {"each digit owns its dimension": ACCENT, "not each does, on some seed": WARM}
+    marks = [Line2D([], [], marker="o", linestyle="", color=colour, label=kind) for kind, colour in kinds.items()]
+    marks.append(Line2D([], [], color=MUTED, linewidth=1, label="from the least to the most of the seeds"))
+    _legend(figure, axes, marks)
+    named(axes, points)
     return figure
 
 
-def lines(summary: Summary, title: str) -> Figure:
+def lines(rows: Sequence[Measured], title: str) -> Figure:
     """Accuracy against reconstruction error; rows that differ in one thing are joined in their order."""
     figure, axes = _figure("What units buy: accuracy against reconstruction", title)
-    for kind, colour in (("units", ACCENT), ("kl", "#5c8a4d"), ("shared", "#8a6bb0"), ("slices", WARM)):
-        rows = [row for row in summary if row["name"].startswith(f"{kind}-") or row["name"] == "wide"]
-        if kind == "slices":
-            rows = [row for row in rows if row["name"] != "wide"]
-        rows.sort(key=lambda row: row[SETTING[kind]])
-        points = [(mean(row["test_sse"]), mean(row["argmax_accuracy"])) for row in rows]
-        axes.plot([x for x, _ in points], [y for _, y in points], color=colour, marker="o", label=LEGEND[kind])
-        for row, point in zip(rows, points, strict=True):
-            text = f"{row[SETTING[kind]]:g}"
-            axes.annotate(text, point, xytext=(4, 5), textcoords="offset points", fontsize=8, color=colour)
-    for row in summary:
-        if row["name"] == "twin":
-            axes.axvline(mean(row["test_sse"]), color=MUTED, linewidth=1, label=row["what"])
-    axes.set_xlabel("test SSE (sum of squared pixel errors per image)", color=INK)
-    axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+    points = []
+    for kind, (setting, text, colour) in KINDS.items():
+        # The recipe itself is on each line but that of the other kind of model.
+        shown = [row for row in rows if row.control.name.startswith(f"{kind}-")]
+        shown += [row for row in rows if row.control.name == "wide" and kind != "slices"]
+        values = {row.control.name: getattr(row.control.config.settings(), setting) for row in shown}
+        shown.sort(key=lambda row, values=values: values[row.control.name])  # type: ignore[misc]
+        x, y = ([row.found[key].middle for row in shown] for key in ("test_sse", "argmax_accuracy"))
+        axes.plot(x, y, color=colour, marker="o", markersize=5, linewidth=1.2, label=text)
+        points += [
+            (a, b, f"{values[row.control.name]:g}", colour)
+            for row, a, b in zip(shown, x, y, strict=True)
+            if row.control.name != "wide"
+        ]
+    for row in rows:
+        if row.control.name == "wide":
+            here = row.found["test_sse"].middle, row.found["argmax_accuracy"].middle
+            axes.plot(*here, color=INK, marker="o", linestyle="", label=f"the recipe: {row.control.what}")
+            points.insert(0, (*here, "wide", INK))
+        if row.control.name == "twin":
+            axes.axvline(row.found["test_sse"].middle, color=MUTED, linewidth=1, label=f"{row.control.what} (its SSE)")
+    axes.set_xlabel("test SSE (squared pixel errors per image)", color=INK)
+    axes.margins(0.1)
+    _legend(figure, axes)
+    named(axes, points)
     return figure
+
+
+def _rule(row: Measured) -> str:
+    """What becomes of images without a label."""
+    config = row.control.config
+    return "left out" if config.labeled_epochs == config.epochs else config.unlabeled
 
 
 def _figure(heading: str, title: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
-    figure.suptitle(f"{heading}\n{title}", fontsize=10, color=INK)
+    figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
+    figure.suptitle(f"{heading}\n{title}", fontsize=9.5, color=INK)
     axes = figure.subplots()
-    axes.set_ylabel("argmax accuracy", color=INK)
+    axes.set_ylabel("argmax accuracy, %", color=INK)
     plain(axes, grid="both")
     return figure, axes
 
 
-def _whiskers(axes: Axes, x: Sequence[float], values: Sequence[Sequence[float]], colour: str) -> None:
-    """From the smallest to the largest of the seeds."""
-    axes.vlines(x, [min(each) for each in values], [max(each) for each in values], color=colour, linewidth=1)
+def _legend(figure: Figure, axes: Axes, handles: Sequence[Line2D] | None = None) -> None:
+    """Below the picture, where it covers nothing."""
+    shown, _ = axes.get_legend_handles_labels()
+    figure.legend(
+        handles=shown if handles is None else handles,
+        loc="outside lower left",
+        frameon=False,
+        fontsize=SMALL,
+        labelcolor=INK,
+    )

@@ -1,16 +1,17 @@
 """The pictures of a run. Each function returns a figure; `common.figures.save` writes it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from torch import Tensor
 from torch.nn import functional as F
 
 from common.datasets import Split
-from common.figures import ACCENT, INK, MUTED, WARM, plain
+from common.figures import ACCENT, INK, MUTED, WARM, WIDTH, plain
 from gradroute.diagnostics import AuditReport
 from mnist_vae.model import DIGITS, SIDE, VAE
 
@@ -58,6 +59,31 @@ def routed_or_not(routed: VAE, unrouted: VAE, heights: tuple[float, ...] = (1.0,
     return figure
 
 
+@torch.no_grad()
+def beside(models: Mapping[str, VAE], split: Split, height: float = 3.0) -> Figure:
+    """Models below each other: what each dimension draws alone, and what becomes of an image of each digit.
+
+    Args:
+        models: By what is said of them.
+        split: The first image of each digit is shown.
+        height: At what a dimension is that draws alone, with all others at zero.
+    """
+    first = torch.stack([(split.labels == digit).nonzero()[0, 0] for digit in range(DIGITS.width)])
+    images = split.images[first].float() / 255
+    sheets = {"An image of each digit": ["input"]} | {name: ["alone", "decoded"] for name in models}
+    figure = Figure(figsize=(WIDTH, 1.0 + 1.35 * len(models)), layout="constrained")
+    panels = figure.subplots(len(sheets), 1, height_ratios=[len(rows) for rows in sheets.values()])
+    for axes, (title, rows) in zip(panels, sheets.items(), strict=True):
+        shown = [images[:, 0]]
+        if title in models:
+            model = models[title]
+            alone = model.decode(model.pure(torch.tensor([height]))[:, 0])
+            shown = [alone[:, 0], model.decode(model.encode_mean(images))[:, 0]]
+        _sheet(axes, torch.stack(shown), rows, [])
+        axes.set_title(title, fontsize=9.5, color=INK, loc="left")
+    return figure
+
+
 def activation_matrix(activations: Tensor, title: str) -> Figure:
     """The mean of each latent mean by digit, [digit, dimension]."""
     figure = Figure(figsize=(6.4, 6.2), layout="constrained")
@@ -84,31 +110,42 @@ def activation_matrix(activations: Tensor, title: str) -> Figure:
 
 def audit_heatmaps(report: AuditReport, title: str) -> Figure:
     """Of each digit: which dimensions its gradient reaches, which parameters, and which of these around the route."""
-    figure = report.plot()
-    figure.suptitle(f"Where the gradient of each digit goes (trained weights)\n{title}", fontsize=10, color=INK)
+    figure = report.plot(columns=1)
+    figure.set_size_inches(WIDTH, 9.5)
+    figure.suptitle(f"Where the gradient of each digit goes (trained weights)\n{title}", fontsize=9.5, color=INK)
     return figure
 
 
-def loss_curves(history: dict[str, Any], title: str) -> Figure:
-    """Reconstruction and KL against the images seen, as they came (pale) and smoothed."""
+def loss_curves(history: dict[str, Any], title: str, *, nats: bool = True) -> Figure:
+    """Reconstruction and KL against the images seen, as they came (pale) and smoothed; all of them, on log scales.
+
+    Args:
+        history: Of the training, as `mnist_vae.train.train` writes it.
+        title: Stands below the heading.
+        nats: Whether the loss is a negative ELBO. The original's is none, and its terms have units of their own.
+    """
     seen, _, reconstruction, kl = torch.tensor(history["points"]).T
     thousands = (seen / 1000).tolist()
-    figure = Figure(figsize=(8.4, 3.4), layout="constrained")
-    heading = f"Training losses per image: means over {history['window']} batches, and smoothed"
-    figure.suptitle(f"{heading}\n{title}", fontsize=10, color=INK)
-    left, right = figure.subplots(1, 2)
-    for axes, values, name, colour in ((left, reconstruction, "reconstruction", ACCENT), (right, kl, "KL", WARM)):
+    figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
+    heading = f"Training losses per image: means over {history['window']} batches (pale), smoothed"
+    figure.suptitle(f"{heading}\n{title}", fontsize=9.5, color=INK)
+    units = ("nats", "nats") if nats else ("squared pixel errors", "mean over units, without constants")
+    terms = ((reconstruction, "reconstruction", ACCENT), (kl, "KL", WARM))
+    panels = figure.subplots(2, 1, sharex=True)
+    for axes, (values, name, colour), unit in zip(panels, terms, units, strict=True):
         smooth = _smooth(values, len(values) // 20)
         axes.plot(thousands, values.tolist(), color=colour, linewidth=0.9, alpha=0.3)
         axes.plot(thousands, smooth.tolist(), color=colour, linewidth=1.8)
-        axes.set_title(name, fontsize=10, color=INK, loc="left")
-        axes.set_xlabel("images seen (thousands)", color=INK)
+        axes.set_title(f"{name}, {unit}", fontsize=9.5, color=INK, loc="left")
         axes.set_xlim(left=0)
-        # The first few points would squeeze all the rest into a corner of the picture.
-        settled = values[len(values) // 20 :]
-        margin = 0.1 * (settled.max() - settled.min()).item() or 1.0
-        axes.set_ylim(settled.min().item() - margin, settled.max().item() + margin)
+        if values.min() > 0:
+            # The first points are far above all others, and would squeeze them together on a linear scale.
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_locator(NullLocator())
         plain(axes, grid="y")
+    panels[-1].set_xlabel("images seen (thousands)", color=INK)
     return figure
 
 

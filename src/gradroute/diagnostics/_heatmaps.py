@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import missing_package
+from ..errors import UsageError, missing_package
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,17 +18,24 @@ MAX_LABELS = 100
 MAX_UNITS = 200
 
 
-def subplots(n: int) -> tuple[Figure, list[Axes]]:
+def subplots(n: int, *, columns: int = 3) -> tuple[Figure, list[Axes]]:
     """A figure with axes side by side, which no window shows.
 
+    Args:
+        n: How many axes.
+        columns: At most so many stand in a row.
+
     Raises:
+        UsageError: There is no room for one in a row.
         ImportError: matplotlib is missing.
     """
+    if columns < 1:
+        raise UsageError(f"columns is how many pictures stand side by side: at least 1; got {columns}.")
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415  # optional, and slow to import
     except ImportError as error:
         raise ImportError(missing_package("plots", "matplotlib", "plot")) from error
-    columns = min(max(n, 1), 3)
+    columns = min(max(n, 1), columns)
     rows = -(-max(n, 1) // columns)
     figure = Figure(figsize=(5.5 * columns, 4.0 * rows), layout="constrained")
     axes = [figure.add_subplot(rows, columns, position + 1) for position in range(n)]

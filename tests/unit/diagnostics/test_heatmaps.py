@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+import gradroute as gr
+
 pytest.importorskip("matplotlib")
 
 from gradroute.diagnostics._heatmaps import MAX_LABELS, MAX_UNITS, heatmap, subplots
@@ -20,6 +22,15 @@ def drawn(rows, columns, **options):
 def test_there_are_as_many_axes_as_were_asked_for(n):
     figure, axes = subplots(n)
     assert len(axes) == len(figure.axes) == n
+
+
+@pytest.mark.parametrize("columns", [1, 2, 5])
+def test_no_more_stand_side_by_side_than_was_said(columns):
+    figure, _ = subplots(4, columns=columns)
+    lefts = {round(axis.get_subplotspec().get_position(figure).x0, 3) for axis in figure.axes}
+    assert len(lefts) == min(columns, 4)
+    with pytest.raises(gr.RoutingError, match="how many pictures stand side by side: at least 1; got 0"):
+        subplots(4, columns=0)
 
 
 @pytest.mark.parametrize("rows", [3, MAX_LABELS, MAX_LABELS + 1, 3 * MAX_LABELS])

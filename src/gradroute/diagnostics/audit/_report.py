@@ -188,13 +188,17 @@ class AuditReport(tables.Report):
         """All of the report in what JSON can carry; labels that are no string or number become strings."""
         return {**tables.jsonable(self), "clean": self.clean}
 
-    def plot(self) -> Figure:
-        """A heatmap for each site: labels by units, as routed.
+    def plot(self, *, columns: int = 3) -> Figure:
+        """A heatmap for each site: labels by units, as routed; then those of parameters and of bypasses.
+
+        Args:
+            columns: How many stand side by side; 1 puts them below each other, for a narrow page.
 
         Raises:
+            UsageError: Fewer than one.
             ImportError: matplotlib is missing: ``pip install matplotlib``.
         """
-        return plot_audit(self)
+        return plot_audit(self, columns=columns)
 
     def _notes(self) -> tuple[str, ...]:
         return self.notes
@@ -287,7 +291,7 @@ def _on_and_off(site: SiteGradients, number: int) -> tuple[float, float]:
 _MAX_SITES = 6
 
 
-def plot_audit(report: AuditReport) -> Figure:
+def plot_audit(report: AuditReport, *, columns: int = 3) -> Figure:
     """Heatmaps of an audit: of each site, labels by units; of parameters and of bypasses, by labels.
 
     At a site: the gradient of each unit as a part of the label's at that site, with a cross where one reaches a unit
@@ -295,12 +299,13 @@ def plot_audit(report: AuditReport) -> Figure:
     units, neighbours are averaged; beyond 6 sites, the ones with the most gradient off their routes are shown.
 
     Raises:
+        UsageError: ``columns`` is below 1.
         ImportError: matplotlib is missing.
     """
     sites = sorted(report.sites, key=_off_route, reverse=True)[:_MAX_SITES]
     shown = [site for site in report.sites if site in sites]
     labels = [label_name(label) for label in report.labels]
-    figure, axes = subplots(len(shown) + bool(report.parameters) + bool(report.bypasses))
+    figure, axes = subplots(len(shown) + bool(report.parameters) + bool(report.bypasses), columns=columns)
     rest = iter(axes)
     for site, axis in zip(shown, rest, strict=False):
         values = np.nan_to_num(np.array(site.routed, dtype=float))

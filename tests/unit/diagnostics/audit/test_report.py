@@ -72,6 +72,18 @@ def test_a_report_of_many_labels_stays_short():
     assert len(str(report).splitlines()) < 60
 
 
+def test_the_heatmaps_stand_below_each_other_where_asked():
+    pytest.importorskip("matplotlib")
+    report = report_of_the_vae()
+    side_by_side, stacked = (report.plot(**options) for options in ({}, {"columns": 1}))
+    titles = [[axis.get_title() for axis in figure.axes if axis.get_title()] for figure in (side_by_side, stacked)]
+    assert titles[0] == titles[1]
+    assert len(titles[0]) > 1
+    wide, narrow = (figure.get_size_inches() for figure in (side_by_side, stacked))
+    assert narrow[0] < wide[0]
+    assert narrow[1] > wide[1]
+
+
 @pytest.mark.parametrize(("n", "present"), [(4, 4), (40, 40), (150, 120)])
 def test_plots_name_up_to_a_hundred_labels_and_summarise_beyond(n, present):
     pytest.importorskip("matplotlib")

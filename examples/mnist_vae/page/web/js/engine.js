@@ -143,9 +143,9 @@ export class Engine {
 
   /** A code within the limits of the sliders. @param {ArrayLike<number>} code */
   clipped(code) {
-    const { per_slider: per, lowest, highest, style } = this.description;
+    const { per_slider: per, highest, style } = this.description;
     const within = Float32Array.from(code, (value, i) => (i % per === 0 ? value : Math.max(-style, Math.min(style, value))));
-    return this.withStrengths(within, this.strengths(within).map((value) => Math.max(lowest, Math.min(highest, value))));
+    return this.withStrengths(within, this.strengths(within).map((value) => Math.max(0, Math.min(highest, value))));
   }
 
   /**

@@ -15,12 +15,12 @@ export class Sliders {
    */
   constructor(engine, onInput) {
     const { description } = engine;
-    const { sliders, per_slider: per, lowest, highest, style, routed } = description;
+    const { sliders, per_slider: per, highest, style, routed } = description;
     Object.assign(this, { engine, per });
     this.code = new Float32Array(description.units);
     this.rows = Array.from({ length: sliders }, (_, number) => {
       const name = routed ? `Number ${number}, draws a ${number}` : `Number ${number}`;
-      return makeRow({ id: `z${number}`, name, text: String(number), range: { lowest, highest }, pictures: 1 });
+      return makeRow({ id: `z${number}`, name, text: String(number), range: { lowest: 0, highest }, pictures: 1 });
     });
     this.styles = Array.from({ length: per - 1 }, (_, i) => {
       const name = `Style ${i + 1} of the loudest digit`;
