@@ -11,6 +11,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from composition.averaging import share_of
 from gradroute.optim import Hold
 
 # Five rows, so that the processes hold three and two of them.
@@ -35,6 +36,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 def train(strategy: str) -> list[dict[str, torch.Tensor]]:
     """A free step, so that there is momentum, and three with a hold, all of them clipped."""
+    share = share_of(strategy)
     torch.manual_seed(0)
     model = net = Net()
     if strategy == "ddp":
@@ -53,7 +55,7 @@ def train(strategy: str) -> list[dict[str, torch.Tensor]]:
         x = torch.randn(8, 3, generator=torch.Generator().manual_seed(number))
         if strategy != "one process":
             x = x.chunk(2)[dist.get_rank()]
-        model(x).square().sum(1).mean().backward()
+        (model(x).square().sum(1).mean() * share).backward()
         norm = nn.utils.clip_grad_norm_(net.parameters(), 0.5)
         optimizer.step()
         step = {"norm": whole(norm)}
