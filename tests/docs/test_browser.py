@@ -39,3 +39,38 @@ def test_a_page_asks_no_other_machine_complains_of_nothing_and_fits(
     assert requests
     assert not [url for url in requests if not url.startswith((home, "data:", "blob:"))]
     assert not complaints
+
+
+#: What people call it, and the page that answers.
+WORDS = {
+    "remove a capability": "how_to/ablate/",
+    "check for leaks": "how_to/audit/",
+    "freeze rows": "how_to/freeze/",
+    "new tokens": "how_to/new_tokens/",
+    "mixture of experts": "how_to/experts/",
+    "unlearning": "mnist_unlearning/",
+    "lora": "how_to/lora/",
+    "cite": "",
+}
+
+
+def test_the_words_that_people_bring_find_the_page_that_answers(site: Path, browser: Browser) -> None:
+    page = browser.new_context(**DESKTOP).new_page()
+    with served(site) as home:
+        page.goto(home)
+        for words, expected in WORDS.items():
+            page.locator(".md-search__input").click()
+            page.locator(".md-search__input").fill("")
+            page.locator(".md-search__input").press_sequentially(words)
+            first = page.locator(f'.md-search-result__item >> nth=0 >> a[href="{home}{expected}"]')
+            first.first.wait_for(state="attached")
+        page.context.close()
+
+
+def test_the_parts_of_the_documentation_are_seen_without_scrolling(site: Path, browser: Browser) -> None:
+    page = browser.new_context(**DESKTOP).new_page()
+    with served(site) as home:
+        page.goto(home + "first_route/")
+        for part in ("Start", "Use it", "Freeze, remove, check", "Understand it", "Reference"):
+            assert page.locator(".md-tabs").get_by_text(part, exact=True).is_visible()
+        page.context.close()

@@ -99,3 +99,27 @@ def test_every_page_is_in_the_navigation_and_none_is_a_stub(site: Path) -> None:
         assert (built / "index.html").resolve() in linked, source
         prose = re.sub(r"<[^>]+>", " ", (built / "index.html").read_text(encoding="utf-8").split("<article")[1])
         assert len(prose.split()) > 100, source
+
+
+@pytest.mark.parametrize(
+    ("page", "shown"),
+    [("first_route", "the largest unit names the class of"), ("how_to/audit", "Audit: bypasses:")],
+)
+def test_a_page_shows_what_its_code_prints(site: Path, page: str, shown: str) -> None:
+    assert shown not in re.sub("print.*", "", (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"))
+    assert shown in (site / page / "index.html").read_text(encoding="utf-8")
+
+
+def test_tutorials_show_what_their_code_draws(site: Path) -> None:
+    for page in ("first_route", "mnist_unlearning"):
+        drawn = [
+            name for name in Html((site / page / "index.html").read_text("utf-8")).fetched if "assets/drawn" in name
+        ]
+        assert drawn, page
+        assert all((site / page / name).read_text("utf-8").startswith("<?xml") for name in drawn)
+
+
+def test_what_a_function_returns_is_one_thing_however_many_lines_say_it(site: Path) -> None:
+    """Of a view with silent units, in two lines of the docstring."""
+    page = (site / "reference" / "functional" / "index.html").read_text(encoding="utf-8")
+    assert "With silent\nunits a tensor of its own." in page
