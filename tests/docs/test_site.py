@@ -22,6 +22,18 @@ from gradroute import errors
 #: Where a style sheet or a script could fetch from: url(...), @import, and a font's or map's full address.
 ADDRESS_IN_CSS = re.compile(r"""(?:url\(|@import)\s*["']?(https?:)?//[^)"'\s]+""")
 
+#: What people call it, and the page that answers.
+WORDS = {
+    "remove a capability": "how_to/ablate/",
+    "check for leaks": "how_to/audit/",
+    "freeze rows": "how_to/freeze/",
+    "new tokens": "how_to/new_tokens/",
+    "mixture of experts": "how_to/experts/",
+    "unlearning": "mnist_unlearning/",
+    "lora": "how_to/lora/",
+    "cite": "",
+}
+
 #: What the search reads, of a site without words.
 NOTHING_TO_FIND = {"config": {"lang": ["en"], "separator": "[\\s\\-]+", "pipeline": [], "fields": {}}, "docs": []}
 
@@ -116,6 +128,30 @@ def test_every_page_is_in_the_navigation_and_none_is_a_stub(site: Path) -> None:
         assert len(prose.split()) > 100, source
 
 
+@pytest.mark.parametrize(
+    ("page", "shown"),
+    [("first_route", "the largest unit names the class of"), ("how_to/audit", "Audit: bypasses:")],
+)
+def test_a_page_shows_what_its_code_prints(site: Path, page: str, shown: str) -> None:
+    assert shown not in re.sub("print.*", "", (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"))
+    assert shown in (site / page / "index.html").read_text(encoding="utf-8")
+
+
+def test_tutorials_show_what_their_code_draws(site: Path) -> None:
+    for page in ("first_route", "mnist_unlearning"):
+        drawn = [
+            name for name in Html((site / page / "index.html").read_text("utf-8")).fetched if "assets/drawn" in name
+        ]
+        assert drawn, page
+        assert all((site / page / name).read_text("utf-8").startswith("<?xml") for name in drawn)
+
+
+def test_what_a_function_returns_is_one_thing_however_many_lines_say_it(site: Path) -> None:
+    """Of a view with silent units, in two lines of the docstring."""
+    page = (site / "reference" / "functional" / "index.html").read_text(encoding="utf-8")
+    assert "A tensor of\nits own" in page
+
+
 def test_the_page_of_errors_has_the_messages_that_are_raised(site: Path) -> None:
     """Of each class one message as it is raised, without what is filled in."""
     page = re.sub("⟨[^⟩]*⟩", "⟨⟩", html.unescape((site / "reference" / "errors" / "index.html").read_text("utf-8")))
@@ -169,3 +205,25 @@ def test_a_page_asks_no_other_machine_complains_of_nothing_and_fits(
     assert requests
     assert not [url for url in requests if not url.startswith((home, "data:", "blob:"))]
     assert not complaints
+
+
+def test_the_words_that_people_bring_find_the_page_that_answers(site: Path, browser: Browser) -> None:
+    page = browser.new_context(**DESKTOP).new_page()
+    with served(site) as home:
+        page.goto(home)
+        for words, expected in WORDS.items():
+            page.locator(".md-search__input").click()
+            page.locator(".md-search__input").fill("")
+            page.locator(".md-search__input").press_sequentially(words)
+            first = page.locator(f'.md-search-result__item >> nth=0 >> a[href="{home}{expected}"]')
+            first.first.wait_for(state="attached")
+        page.context.close()
+
+
+def test_the_parts_of_the_documentation_are_seen_without_scrolling(site: Path, browser: Browser) -> None:
+    page = browser.new_context(**DESKTOP).new_page()
+    with served(site) as home:
+        page.goto(home + "first_route/")
+        for part in ("Start", "Use it", "Freeze, remove, check", "Understand it", "Reference"):
+            assert page.locator(".md-tabs").get_by_text(part, exact=True).is_visible()
+        page.context.close()
