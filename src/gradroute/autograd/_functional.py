@@ -113,9 +113,9 @@ def _route_small(x: Tensor, labels: Tensor, table: MaskTable, dim: int) -> Tenso
     gathered now, so that no label that is written later can change it. Not where saved tensors are packed away:
     checkpointing would make the mask anew, of the labels that there are by then.
     """
-    if not private.is_eager() or type(x) is not Tensor or x.dtype not in _ZEROS or not x.is_cpu or x.is_nested:
+    if not private.nothing_but_autograd() or type(x) is not Tensor or x.dtype not in _ZEROS or not x.is_cpu:
         return None
-    if x.numel() > SMALL or not (x.requires_grad and torch.is_grad_enabled() and private.keeps_what_is_saved()):
+    if x.is_nested or x.numel() > SMALL or not (x.requires_grad and torch.is_grad_enabled()):
         return None
     shape = x.shape
     last = len(shape) - 1
