@@ -56,11 +56,6 @@ def outside_of_transforms() -> contextlib.AbstractContextManager[object]:
     return torch._C._DisableFuncTorch()
 
 
-def unseen_by_function_modes() -> contextlib.AbstractContextManager[object]:
-    """For looks at tensors from inside of a `TorchFunctionMode`: of each, all the modes outside would be asked."""
-    return torch._C.DisableTorchFunction()
-
-
 def forward_mode() -> bool:
     """Whether forward-mode differentiation is on, outside of `torch.func`."""
     return torch.autograd.forward_ad._current_level >= 0

@@ -121,24 +121,6 @@ def test_outside_of_transforms():
     assert kept == 1
 
 
-def test_unseen_by_function_modes():
-    seen = []
-
-    class Sees(torch.overrides.TorchFunctionMode):
-        def __torch_function__(self, function, types, args=(), kwargs=None):
-            seen.append(function)
-            return function(*args, **(kwargs or {}))
-
-    x = torch.ones(2)
-    with Sees():
-        with private.unseen_by_function_modes():
-            assert x.storage_offset() == 0
-            assert x.is_floating_point()
-        assert not seen
-        x.storage_offset()
-    assert seen == [torch.Tensor.storage_offset]
-
-
 def test_forward_mode():
     assert not private.forward_mode()
     with forward_ad.dual_level():

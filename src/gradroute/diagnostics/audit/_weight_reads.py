@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from ... import _torch_private as private
-
 
 @dataclass(frozen=True)
 class Reading:
@@ -179,14 +177,13 @@ class Reads(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         rule, name = _RULES.get(function), _name(function)
-        with private.unseen_by_function_modes():
-            if rule is not None:
-                uses = list(rule(args, kwargs))
-            else:
-                uses = list(_entry_by_entry(function, args, kwargs)) if name in _ENTRY_BY_ENTRY else []
-            noted = [self._note(use) for use in uses]
-            if not any(noted) and name not in _READ_NOTHING:
-                self._note_unknown([*args, *kwargs.values()])
+        if rule is not None:
+            uses = list(rule(args, kwargs))
+        else:
+            uses = list(_entry_by_entry(function, args, kwargs)) if name in _ENTRY_BY_ENTRY else []
+        noted = [self._note(use) for use in uses]
+        if not any(noted) and name not in _READ_NOTHING:
+            self._note_unknown([*args, *kwargs.values()])
         result = function(*args, **kwargs)
         if name in _LOOKUPS:
             self._note_rows([*args, *kwargs.values()], result)
