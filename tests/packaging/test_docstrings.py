@@ -38,10 +38,12 @@ WITH_MEMBERS = DEFINED | {
 
 def runs(value):
     """The functions that run when it is called."""
-    if not inspect.isclass(value):
-        return [inspect.unwrap(value)]
-    names = ("forward",) if issubclass(value, Function) else ("__init__", "__post_init__")
-    own = [getattr(vars(value).get(name), "__func__", vars(value).get(name)) for name in names]
+    if inspect.isclass(value):
+        names = ("forward",) if issubclass(value, Function) else ("__init__", "__post_init__")
+        own = [getattr(vars(value).get(name), "__func__", vars(value).get(name)) for name in names]
+    else:
+        own = [inspect.unwrap(value)]
+    # What dataclasses or hypothesis make has no source.
     return [function for function in own if function is not None and function.__code__.co_filename != "<string>"]
 
 
