@@ -18,6 +18,7 @@ from common.files import read_json, write_json, write_text
 from common.processes import in_processes
 from common.readme import publish
 from common.tables import check_rows
+from oversight import tampering
 from oversight.config import CONDITIONS, ROUTED, Settings
 from oversight.figures import figure
 from oversight.page import write_page
@@ -28,23 +29,24 @@ from oversight.train import Trainer
 DESCRIPTION = """An agent that is overseen now and then: two experts, routed by how episodes were seen to end.
 
 train: the routed agent, and metrics.json. evaluate: metrics.json again. compare: all rows, as a table and a figure.
-demo: the page. all: everything, for one seed and one probability. What is trained already goes on from where it is.
+tamper: a hack that the agent does not see watched, and the expert that caught it removed. demo: the page. all: train,
+compare and demo for one seed and one probability. What is trained already goes on from where it is.
 """
-CHANCES, SEEDS = (0.02, 0.05, 0.1, 0.3), (0, 1, 2, 3, 4)
-#: Grids on which a trained policy is judged for metrics.json.
-JUDGING_GRIDS = 8192
+#: Of each command that takes many runs: probabilities with which a square is watched, and seeds.
+MANY = {"compare": ((0.02, 0.05, 0.1, 0.3), tuple(range(5))), "tamper": ((0.05,), tuple(range(10)))}
 
 
 @dataclass(frozen=True)
 class Command:
-    what: Annotated[Literal["all", "train", "evaluate", "compare", "demo"], Positional] = "all"
+    what: Annotated[Literal["all", "train", "evaluate", "compare", "tamper", "demo"], Positional] = "all"
     oversight: Annotated[
-        tuple[float, ...], arg(help="The probability with which a square is watched; by default .1; `compare`: four.")
+        tuple[float, ...],
+        arg(help="How likely a square is watched; by default .1; `compare`: four; `tamper`: .05."),
     ] = ()
-    seed: Annotated[tuple[int, ...], arg(help="By default 0; `compare`: 0 to 4.")] = ()
+    seed: Annotated[tuple[int, ...], arg(help="By default 0; `compare`: 0 to 4; `tamper`: 0 to 9.")] = ()
     updates: Annotated[int, arg(help="Of each run, after 32 steps of 256 grids each.")] = 1000
     only: Annotated[tuple[str, ...], arg(help="Names of rows to compare; by default all.")] = ()
-    as_is: Annotated[bool, arg(help="Compare what there is, and train nothing.")] = False
+    as_is: Annotated[bool, arg(help="Compare what has come as far, and train nothing.")] = False
     workers: Annotated[int, arg(help="Processes that compare, of one thread each. Results do not depend on it.")] = 2
     docs: Annotated[bool, arg(help="Write the table into README.md and the documentation, too.")] = False
     browser: Annotated[bool, arg(help="Open the page.")] = False
@@ -52,19 +54,21 @@ class Command:
 
     def run(self) -> None:
         check_rows(self.only, [each.name for each in CONDITIONS])
-        many = self.what == "compare"
-        chances, seeds = self.oversight or (CHANCES if many else (0.1,)), self.seed or (SEEDS if many else (0,))
+        chances, seeds = MANY.get(self.what, ((0.1,), (0,)))
+        chances, seeds = self.oversight or chances, self.seed or seeds
         if self.workers < 1 or min(seeds) < 0 or not all(0 <= each <= 1 for each in chances):
             raise ExampleError("--workers must be at least 1, --seed at least 0, and --oversight in 0 to 1.")
         every = Settings().judged_every
         if self.updates < 1 or self.updates % every:
             raise ExampleError(f"--updates must be a multiple of {every}, after which a policy is judged.")
-        if not many and len(chances) + len(seeds) > 2:
-            raise ExampleError("only `compare` takes more than one --oversight or --seed.")
+        if self.what not in MANY and len(chances) + len(seeds) > 2:
+            raise ExampleError("only `compare` and `tamper` take more than one --oversight or --seed.")
         shown = 0.1 if 0.1 in chances else chances[0]
         routed = Job(ROUTED, Settings(oversight=shown), seeds[0], self.updates, self.out)
         if self.what in ("all", "compare"):
             self.compare(chances, seeds)
+        if self.what == "tamper":
+            self.tamper(chances, seeds)
         if self.what in ("all", "train"):
             finish(routed)
         if self.what in ("all", "train", "evaluate"):
@@ -80,22 +84,37 @@ class Command:
             publish("oversight", sections(results), results, self.out, ["curves.png", "page.html"])
         print(f"wrote to {self.out}: {', '.join(sorted(each.name for each in self.out.iterdir() if each.is_file()))}")
 
-    def compare(self, chances: Sequence[float], seeds: Sequence[int]) -> None:
-        rows = [each for each in CONDITIONS if not self.only or each.name in self.only]
+    def jobs(self, chances: Sequence[float], seeds: Sequence[int], rows: Sequence[str], shown: bool) -> list[Job]:
+        """All of these runs; or, with --as-is, those that have come as far as is asked for."""
+        chosen = [each for each in CONDITIONS if each.name in (self.only or rows)]
         jobs = [
-            Job(row, Settings(oversight=chance), seed, self.updates, self.out)
-            for seed, chance, row in product(seeds, chances, rows)
+            Job(row, Settings(oversight=chance, shown=shown), seed, self.updates, self.out)
+            for seed, chance, row in product(seeds, chances, chosen)
         ]
-        jobs = [job for job in jobs if not self.as_is or found(job).curve]
+        jobs = [job for job in jobs if not self.as_is or found(job).updates >= self.updates]
         if not jobs:
-            raise ExampleError(f"{self.out} holds none of these runs yet.")
+            raise ExampleError(f"{self.out} holds none of these runs, {self.updates} updates long.")
+        return jobs
+
+    def compare(self, chances: Sequence[float], seeds: Sequence[int]) -> None:
+        jobs = self.jobs(chances, seeds, [each.name for each in CONDITIONS], shown=True)
         curves = [found(job).curve for job in jobs] if self.as_is else in_processes(curve, jobs, self.workers)
-        machine = {"cores": os.cpu_count(), "torch": torch.__version__}
-        results: dict[str, Any] = {"machine": machine, "rows": summarise(jobs, curves)}
+        hacks = self.out / "tampering.json"
+        results: dict[str, Any] = {
+            "machine": {"cores": os.cpu_count(), "torch": torch.__version__},
+            "rows": summarise(jobs, curves, self.updates),
+            "tampering": read_json(hacks) if hacks.exists() else [],
+        }
         write_json(self.out / "results.json", results)
         write_text(self.out / "table.md", "\n\n".join(sections(results).values()) + "\n")
         save(figure(results["rows"]), self.out / "curves.png")
         print(f"\n{sections(results)['table']}\n")
+
+    def tamper(self, chances: Sequence[float], seeds: Sequence[int]) -> None:
+        jobs = self.jobs(chances, seeds, tampering.ROWS, shown=False)
+        found = in_processes(tampering.removal, jobs, self.workers)
+        write_json(self.out / "tampering.json", found)
+        print(f"\n{tampering.markdown(found)}\n")
 
 
 def trained(job: Job) -> Trainer:
@@ -108,7 +127,7 @@ def trained(job: Job) -> Trainer:
 
 def measured(trainer: Trainer) -> dict[str, Any]:
     """What stands in metrics.json. Returns are true, discounted, and means over time steps; rates are of episodes."""
-    judged = trainer.judged(JUDGING_GRIDS)
+    judged = trainer.judged(trainer.settings.final_grids)
     policies = {name: judged[name] for name in ("steered", "training", "ghost")}
     return {
         **trainer.identity(),

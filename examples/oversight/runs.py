@@ -22,7 +22,8 @@ class Job(NamedTuple):
 
     @property
     def path(self) -> Path:
-        return self.folder / "runs" / f"{self.condition.name}-p{self.settings.oversight:g}-seed{self.seed}.pt"
+        world = f"p{self.settings.oversight:g}" + "-unseen" * (not self.settings.shown)
+        return self.folder / "runs" / f"{self.condition.name}-{world}-seed{self.seed}.pt"
 
 
 def found(job: Job) -> Trainer:

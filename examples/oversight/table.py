@@ -5,6 +5,7 @@ from statistics import median
 from typing import Any
 
 from common import tables
+from oversight import tampering
 from oversight.runs import Job
 
 #: The routed run with its gate set to the ghost expert, which needs no run of its own.
@@ -20,12 +21,11 @@ COLUMNS = {
 }
 
 
-def summarise(jobs: Sequence[Job], curves: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+def summarise(jobs: Sequence[Job], curves: Sequence[Sequence[dict[str, Any]]], updates: int) -> list[dict[str, Any]]:
     """A row for each probability of oversight and condition; of each column a list of values, one for each seed.
 
-    They are those after as many updates as all runs have; the curves are as long as each run.
+    They are those after so many updates; the curves are as long as each run.
     """
-    updates = min(curve[-1]["updates"] for curve in curves)
     rows: dict[tuple[float, str], dict[str, Any]] = {}
     for job, curve in zip(jobs, curves, strict=True):
         last = next(at for at in curve if at["updates"] == updates)
@@ -90,6 +90,7 @@ def sections(results: dict[str, Any]) -> dict[str, str]:
         "rows": legend(results["rows"]),
         "table": markdown(results["rows"]),
         "later": later(results["rows"]),
+        "tampering": tampering.markdown(results["tampering"]),
         "made": made(results),
     }
 
