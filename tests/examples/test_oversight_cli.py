@@ -14,12 +14,10 @@ from browser import chromium
 
 from common import readme
 from oversight import cli, runs
-from oversight.cli import main
+from oversight.cli import TAMPERED, main
 from oversight.config import CONDITIONS, Settings
 from oversight.page import EPISODES
-from oversight.table import WRONG, made, markdown, sections, summarise
-from oversight.tampering import ROWS
-from oversight.tampering import markdown as removals
+from oversight.results import WRONG, figure, later, markdown, removals, sections, summarise
 
 Arguments = Callable[..., list[str]]
 EXAMPLE = Path(__file__).parents[2] / "examples" / "oversight"
@@ -98,9 +96,9 @@ def test_the_expert_that_caught_hacks_is_removed_and_one_network_stays_as_it_is(
 ) -> None:
     main(tiny("tamper", "--seed", "0", "1"))
     out = tmp_path / "out"
-    assert sorted(written(out)) == sorted(f"{name}-p0.05-unseen-seed{seed}.pt" for name in ROWS for seed in (0, 1))
+    assert sorted(written(out)) == sorted(f"{name}-p0.05-unseen-seed{seed}.pt" for name in TAMPERED for seed in (0, 1))
     found = json.loads((out / "tampering.json").read_text())
-    assert [(each["seed"], each["name"]) for each in found] == [(seed, name) for seed in (0, 1) for name in ROWS]
+    assert [(each["seed"], each["name"]) for each in found] == [(seed, name) for seed in (0, 1) for name in TAMPERED]
     assert all((each["before"] == each["after"]) == (each["name"] in ("penalty", "filtered")) for each in found)
     assert removals(found) in capsys.readouterr().out
     main(tiny("compare", "--only", "penalty", "--seed", "0", "--oversight", "0.5"))
@@ -203,6 +201,21 @@ def test_the_table_compares_at_equal_updates_and_at_equal_episodes() -> None:
     assert (short["routed"]["equal"], short["penalty"]["equal"]) == ([0.1], [0.3])
 
 
+def test_where_some_seeds_go_further_the_way_says_how_many() -> None:
+    jobs = [runs.Job(CONDITIONS[1], Settings(), seed, 100, Path()) for seed in (0, 1, 2)]
+    curves = [[point(number, 1, seed / 10) for number in (100, 200)[: 2 - seed % 2]] for seed in (0, 1, 2)]
+    rows = summarise(jobs, curves, 100)
+    assert [cell.strip() for cell in later(rows).splitlines()[2].split("|")[3:-1]] == ["0.10", "0.10 (2)"]
+    (line,) = [each for each in figure(rows).axes[0].get_lines() if each.get_label() == "penalty"]
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([100, 200], [0.1, 0.1])  # type: ignore[arg-type]
+
+
+def test_steering_gains_what_it_adds_to_the_policy_in_training() -> None:
+    at = {**point(1, 1, 0.1), "steered": {"return": 0.5}, "ghost": {"return": -0.25}}
+    jobs = [runs.Job(CONDITIONS[0], Settings(), 0, 1, Path())]
+    assert [row["gain"] for row in summarise(jobs, [[at]], 1)] == [[pytest.approx(0.4)], [pytest.approx(-0.35)]]
+
+
 def test_the_page_shows_episodes_that_can_be(tmp_path: Path, tiny: Arguments) -> None:
     main(tiny("train"))
     main(tiny("demo"))
@@ -273,7 +286,7 @@ def test_publishing_writes_parts_of_the_readme_and_nothing_else(
     main(tiny("compare", "--only", "routed", "--seed", "0", "--oversight", "0.5", "--docs"))
     published = json.loads((tmp_path / "assets" / "oversight" / "results.json").read_text())
     assert markdown(published["rows"]) in text.read_text()
-    assert made(published) in text.read_text()
+    assert sections(published)["made"] in text.read_text()
     assert (text.read_text().splitlines()[0], text.read_text().splitlines()[-1]) == ("before", "after")
     assert "old" not in text.read_text()
     files = ["curves.png", "page.html", "results.json"]
