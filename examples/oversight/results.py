@@ -87,7 +87,7 @@ def later(rows: Sequence[Row]) -> str:
         for number in sorted(updates):
             values = [at["return"] for curve in row["curves"] for at in curve if at["updates"] == number]
             seeds = f" ({len(values)})" if len(values) < len(row["seeds"]) else ""
-            cells.append(f"{median(values):.2f}{seeds}" if values else "")
+            cells.append(f"{round(median(values), 2) + 0.0:.2f}{seeds}" if values else "")  # no -0.00
         lines.append([*_name(row), *cells])
     return tables.markdown(["overseen", "run", *map(str, sorted(updates))], lines)
 
@@ -98,6 +98,8 @@ def _name(row: Row) -> list[str]:
 
 def removals(found: Sequence[Row]) -> str:
     """How often agents tampered and how often they solved their task, before and after an expert was removed."""
+    if not found:
+        return "Not run so far."
     lines = []
     for name in dict.fromkeys(each["name"] for each in found):
         of_row = [each for each in found if each["name"] == name]
