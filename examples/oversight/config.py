@@ -20,6 +20,8 @@ class Settings:
     gate: float = 0.01  #: Weight of the gate's own loss.
     judged_every: int = 100  #: Updates between two points of the curves.
     judging_grids: int = 2048
+    final_grids: int = 8192  #: On which the policies are judged when their training is over.
+    shown: bool = True  #: Whether the agent sees who watches.
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,16 @@
 """The policy: two experts, of which a gate makes one; and the two lines that route it."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 import gradroute as gr
+from gradroute.surgery import contract
 from oversight.world import ACTIONS, SEEN
 
 HIDDEN = 128
+#: A logit whose sigmoid is 1.
+SURE = 100.0
 
 
 def network(outputs: int) -> nn.Sequential:
@@ -31,7 +36,17 @@ class Experts(nn.Module):
 
 def attach(policy: Experts) -> gr.Router:
     """What was seen to end at one of them teaches its expert; all else teaches both experts, and their shares."""
-    diamond = gr.RoutingSpec({"diamond": slice(ACTIONS), "ghost": []}, ACTIONS)
-    ghost = gr.RoutingSpec({"diamond": [], "ghost": slice(ACTIONS)}, ACTIONS)
+    diamond = gr.RoutingSpec({"diamond": 0, "ghost": []}, 1)  # of one unit: the expert as a whole
+    ghost = gr.RoutingSpec({"diamond": [], "ghost": 0}, 1)
     share = gr.RoutingSpec({"diamond": [], "ghost": []}, 1)
-    return gr.Router(policy, {"diamond": diamond, "ghost": ghost, "share": share})
+    specs = {"diamond": diamond, "ghost": ghost, "share": share}
+    return gr.Router(policy, {name: gr.Site(spec, dim=None) for name, spec in specs.items()})
+
+
+def without_ghost(router: gr.Router, example: Tensor) -> nn.Module:
+    """A copy of the policy from which the ghost expert is gone, and whose gate chooses the other one everywhere."""
+    smaller = contract(router, "ghost", example=example).model
+    chooses: Any = smaller.get_submodule("gate.4")
+    nn.init.zeros_(chooses.weight)
+    nn.init.constant_(chooses.bias, SURE)
+    return smaller

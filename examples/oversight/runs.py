@@ -8,6 +8,7 @@ import torch
 from common.errors import ExampleError
 from common.files import replacing
 from oversight.config import Condition, Settings
+from oversight.policy import without_ghost
 from oversight.train import Trainer
 
 
@@ -22,7 +23,8 @@ class Job(NamedTuple):
 
     @property
     def path(self) -> Path:
-        return self.folder / "runs" / f"{self.condition.name}-p{self.settings.oversight:g}-seed{self.seed}.pt"
+        world = f"p{self.settings.oversight:g}" + "-unseen" * (not self.settings.shown)
+        return self.folder / "runs" / f"{self.condition.name}-{world}-seed{self.seed}.pt"
 
 
 def found(job: Job) -> Trainer:
@@ -44,6 +46,14 @@ def finish(job: Job) -> Trainer:
         with replacing(job.path) as temporary:
             torch.save(trainer.state(), temporary)
     return trainer
+
+
+def removal(job: Job) -> dict[str, Any]:
+    """What the job's policy does, and what it does when the expert that caught the ghosts is removed for good."""
+    trainer = finish(job)
+    rest = without_ghost(trainer.router, trainer.world.see()) if trainer.router else trainer.policy
+    judged = trainer.judged(job.settings.final_grids, {"before": trainer.policy, "after": rest})
+    return {"name": job.condition.name, "seed": job.seed, **judged}
 
 
 def curve(job: Job) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """REINFORCE with a baseline: labels are known when an episode has ended, and route a second pass over what was seen."""
 
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -28,7 +28,7 @@ class Trainer:
         self.optimizer = torch.optim.Adam(
             [*self.policy.parameters(), *self.value.parameters()], lr=settings.learning_rate, fused=True
         )
-        self.world = World(settings.grids, settings.oversight, Generator().manual_seed(seed))
+        self.world = World(settings.grids, settings.oversight, Generator().manual_seed(seed), settings.shown)
         self.lot = Generator().manual_seed(PLACEBO + seed)
         self.updates = self.episodes = 0
         self.seconds = 0.0  #: Of the processor.
@@ -54,9 +54,13 @@ class Trainer:
 
     def loss(self, rollout: Rollout) -> Tensor:
         labels = self.labels(rollout)
-        returns = self.returns(rollout)
-        with self.routed_by(labels):
+        with self.router(labels) if self.router else nullcontext():
             logits = self.policy(rollout.seen)
+        return self.loss_of(logits, rollout, labels)
+
+    def loss_of(self, logits: Tensor, rollout: Rollout, labels: Tensor) -> Tensor:
+        """The loss of logits [steps, grids, 4] that are routed by the labels."""
+        returns = self.returns(rollout)
         value = self.value(rollout.seen).squeeze(2)
         chances = logits.log_softmax(2)
         entropy = -(chances.exp() * chances).sum(2)
@@ -72,9 +76,6 @@ class Trainer:
             own = F.binary_cross_entropy_with_logits(ends, (labels[known] == DIAMOND).float())
             loss = loss + self.settings.gate * own
         return loss
-
-    def routed_by(self, labels: Tensor) -> AbstractContextManager[object]:
-        return self.router(labels) if self.router else nullcontext()
 
     def labels(self, rollout: Rollout) -> Tensor:
         return rollout.labels(self.lot if self.condition.labels == "random" else None)
@@ -124,10 +125,12 @@ class Trainer:
             return {"training": self.policy, "steered": self.policy.diamond, "ghost": self.policy.ghost}
         return {"training": self.policy, "steered": self.policy}
 
-    def judged(self, grids: int) -> dict[str, Any]:
+    def judged(self, grids: int, policies: dict[str, nn.Module] | None = None) -> dict[str, Any]:
+        """What policies do on fresh grids; by default all that there are."""
         found: dict[str, Any] = {"updates": self.updates, "episodes": self.episodes, "cpu_seconds": self.seconds}
-        for name, policy in self.policies().items():
-            world = World(grids, self.settings.oversight, Generator().manual_seed(JUDGING + self.seed))
+        for name, policy in (policies or self.policies()).items():
+            draws = Generator().manual_seed(JUDGING + self.seed)
+            world = World(grids, self.settings.oversight, draws, self.settings.shown)
             rollout = play(world, policy, STEPS)
             found[name] = {"return": rollout.returns(1, -1).mean().item(), **rollout.shares()}
         return found

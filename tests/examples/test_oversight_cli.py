@@ -14,10 +14,10 @@ from browser import chromium
 
 from common import readme
 from oversight import cli, runs
-from oversight.cli import main
+from oversight.cli import TAMPERED, main
 from oversight.config import CONDITIONS, Settings
 from oversight.page import EPISODES
-from oversight.table import WRONG, made, markdown, sections, summarise
+from oversight.results import WRONG, figure, later, markdown, removals, sections, summarise
 
 Arguments = Callable[..., list[str]]
 EXAMPLE = Path(__file__).parents[2] / "examples" / "oversight"
@@ -27,9 +27,8 @@ ASSETS = readme.ASSETS / "oversight"
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Arguments]:
     """Arguments for runs that take a moment, in a folder of their own."""
-    small = partial(Settings, grids=4, steps=8, judged_every=2, judging_grids=4)
+    small = partial(Settings, grids=4, steps=8, judged_every=2, judging_grids=4, final_grids=8)
     monkeypatch.setattr(cli, "Settings", small)
-    monkeypatch.setattr(cli, "JUDGING_GRIDS", 8)
     threads = torch.get_num_threads()
     yield lambda *arguments: [*arguments, "--updates", "4", "--workers", "1", "--out", str(tmp_path / "out")]
     torch.set_num_threads(threads)
@@ -78,12 +77,33 @@ def test_a_table_of_more_updates_goes_on_and_one_of_fewer_is_read_off(tmp_path: 
     six = json.loads((tmp_path / "out" / "results.json").read_text())
     main(arguments)
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == four
-    main([*arguments, "--as-is"])
+    main([*arguments, "--as-is", "--updates", "6"])
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == six
+    main([*arguments, "--as-is"])
+    mixed = json.loads((tmp_path / "out" / "results.json").read_text())
+    for row, short, long in zip(mixed["rows"], four["rows"], six["rows"], strict=True):
+        assert row == {**short, "curves": long["curves"], "cpu_seconds": long["cpu_seconds"]}
+    with pytest.raises(SystemExit, match="none of these runs, 8 updates long"):
+        main([*arguments, "--as-is", "--updates", "8"])
     for short, long in zip(four["rows"], six["rows"], strict=True):
         assert [curve[:2] for curve in long["curves"]] == short["curves"]
         assert [at["updates"] for at in long["curves"][0]] == [2, 4, 6]
     assert [row["seeds"] for row in six["rows"]] == [[0, 1]] * 3
+
+
+def test_the_expert_that_caught_hacks_is_removed_and_one_network_stays_as_it_is(
+    tmp_path: Path, tiny: Arguments, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(tiny("tamper", "--seed", "0", "1"))
+    out = tmp_path / "out"
+    assert sorted(written(out)) == sorted(f"{name}-p0.05-unseen-seed{seed}.pt" for name in TAMPERED for seed in (0, 1))
+    found = json.loads((out / "tampering.json").read_text())
+    assert [(each["seed"], each["name"]) for each in found] == [(seed, name) for seed in (0, 1) for name in TAMPERED]
+    assert all((each["before"] == each["after"]) == (each["name"] in ("penalty", "filtered")) for each in found)
+    assert removals(found) in capsys.readouterr().out
+    main(tiny("compare", "--only", "penalty", "--seed", "0", "--oversight", "0.5"))
+    assert json.loads((out / "results.json").read_text())["tampering"] == found
+    assert removals(found) in (out / "table.md").read_text()
 
 
 def test_processes_find_what_one_does(tmp_path: Path) -> None:
@@ -116,7 +136,7 @@ def test_a_run_of_other_settings_is_trained_anew(tmp_path: Path) -> None:
         (["--workers", "0"], "--workers must be at least 1"),
         (["--oversight", "1.5"], "--oversight in 0 to 1"),
         (["--seed", "-1"], "--seed at least 0"),
-        (["train", "--seed", "0", "1"], "only `compare` takes more than one"),
+        (["train", "--seed", "0", "1"], "only `compare` and `tamper` take more than one"),
         (["compare", "--only", "nonsense"], "there is no row nonsense"),
         (["compare", "--as-is", "--out", "empty"], "empty holds none of these runs"),
         (["evaluate", "--out", "empty"], "there is no empty/runs/routed-p0.1-seed0.pt. Run `train`"),
@@ -152,7 +172,7 @@ def test_the_folder_runs_and_helps() -> None:
     assert all(
         f"--{flag}" in done.stdout for flag in ("oversight", "seed", "updates", "only", "workers", "docs", "out")
     )
-    assert "{all,train,evaluate,compare,demo}" in done.stdout
+    assert "{all,train,evaluate,compare,tamper,demo}" in done.stdout
 
 
 def point(updates: int, episodes: int, value: float) -> dict[str, Any]:
@@ -170,15 +190,30 @@ def point(updates: int, episodes: int, value: float) -> dict[str, Any]:
 def test_the_table_compares_at_equal_updates_and_at_equal_episodes() -> None:
     jobs = [runs.Job(each, Settings(), seed, 2, Path()) for seed in (0, 1) for each in CONDITIONS[:2]]
     slow, fast = [point(1, 10, 0.1), point(2, 20, 0.2)], [point(1, 20, 0.3), point(2, 40, 0.4)]
-    rows = {row["name"]: row for row in summarise(jobs, [slow, fast, slow, fast])}
+    rows = {row["name"]: row for row in summarise(jobs, [slow, fast, slow, fast], 2)}
     assert list(rows) == ["routed", "steered-wrongly", "penalty"]
     assert (rows["routed"]["return"], rows["penalty"]["return"]) == ([0.2, 0.2], [0.4, 0.4])
     assert (rows["routed"]["equal"], rows["penalty"]["equal"]) == ([0.2, 0.2], [0.3, 0.3])
-    longer = {row["name"]: row for row in summarise(jobs[:2], [slow, [*fast, point(3, 60, 0.5)]])}
+    longer = {row["name"]: row for row in summarise(jobs[:2], [slow, [*fast, point(3, 60, 0.5)]], 2)}
     assert (longer["penalty"]["return"], longer["penalty"]["updates"]) == ([0.4], 2)
     assert len(longer["penalty"]["curves"][0]) == 3
-    short = {row["name"]: row for row in summarise(jobs[:2], [slow[:1], fast[:1]])}
+    short = {row["name"]: row for row in summarise(jobs[:2], [slow[:1], fast[:1]], 1)}
     assert (short["routed"]["equal"], short["penalty"]["equal"]) == ([0.1], [0.3])
+
+
+def test_where_some_seeds_go_further_the_way_says_how_many() -> None:
+    jobs = [runs.Job(CONDITIONS[1], Settings(), seed, 100, Path()) for seed in (0, 1, 2)]
+    curves = [[point(number, 1, seed / 10) for number in (100, 200)[: 2 - seed % 2]] for seed in (0, 1, 2)]
+    rows = summarise(jobs, curves, 100)
+    assert [cell.strip() for cell in later(rows).splitlines()[2].split("|")[3:-1]] == ["0.10", "0.10 (2)"]
+    (line,) = [each for each in figure(rows).axes[0].get_lines() if each.get_label() == "penalty"]
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([100, 200], [0.1, 0.1])  # type: ignore[arg-type]
+
+
+def test_steering_gains_what_it_adds_to_the_policy_in_training() -> None:
+    at = {**point(1, 1, 0.1), "steered": {"return": 0.5}, "ghost": {"return": -0.25}}
+    jobs = [runs.Job(CONDITIONS[0], Settings(), 0, 1, Path())]
+    assert [row["gain"] for row in summarise(jobs, [[at]], 1)] == [[pytest.approx(0.4)], [pytest.approx(-0.35)]]
 
 
 def test_the_page_shows_episodes_that_can_be(tmp_path: Path, tiny: Arguments) -> None:
@@ -244,14 +279,14 @@ def test_publishing_writes_parts_of_the_readme_and_nothing_else(
     monkeypatch.setattr(readme, "ASSETS", tmp_path / "assets")
     marked = [
         f"<!-- --8<-- [start:{part}] -->\nold\n<!-- --8<-- [end:{part}] -->"
-        for part in ("rows", "table", "later", "made")
+        for part in ("rows", "table", "later", "tampering", "made")
     ]
     text.parent.mkdir()
     text.write_text("\n".join(["before", *marked, "after"]))
     main(tiny("compare", "--only", "routed", "--seed", "0", "--oversight", "0.5", "--docs"))
     published = json.loads((tmp_path / "assets" / "oversight" / "results.json").read_text())
     assert markdown(published["rows"]) in text.read_text()
-    assert made(published) in text.read_text()
+    assert sections(published)["made"] in text.read_text()
     assert (text.read_text().splitlines()[0], text.read_text().splitlines()[-1]) == ("before", "after")
     assert "old" not in text.read_text()
     files = ["curves.png", "page.html", "results.json"]

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 import gradroute as gr
 from oversight.config import CONDITIONS, ROUTED, Condition, Settings
 from oversight.episodes import Rollout, play
-from oversight.policy import Experts
+from oversight.policy import Experts, without_ghost
 from oversight.train import Trainer
 from oversight.world import DIAMOND, GHOST
 
@@ -77,6 +77,27 @@ def test_an_end_that_was_seen_teaches_the_other_expert_nothing(label: int, off: 
     found = gradients(trainer.policy, trainer.loss(some))
     assert all((value == 0).all() for name, value in found.items() if name.startswith(off))
     assert all((value != 0).any() for name, value in found.items() if not name.startswith(off))
+
+
+def test_labels_that_come_late_to_the_pass_that_drew_the_actions_teach_the_same() -> None:
+    """What `router.deferred()` would do in the place of a second forward pass."""
+    trainer, late = Trainer(ROUTED, TINY, seed=0), Trainer(ROUTED, TINY, seed=0)
+    blocks, logits = [], []
+
+    def remembering(seen: Tensor) -> Tensor:
+        assert late.router is not None
+        with torch.enable_grad(), late.router.deferred() as later:
+            logits.append(late.policy(seen))
+        blocks.append(later)
+        return logits[-1].detach()
+
+    rollout = play(late.world, remembering, TINY.steps)
+    assert len(blocks) == TINY.steps
+    for later, labels in zip(blocks, rollout.labels(), strict=True):
+        later.set(labels)
+    found = gradients(late.policy, late.loss_of(torch.stack(logits), rollout, rollout.labels()))
+    expected = gradients(trainer.policy, trainer.loss(played(trainer)))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
 
 
 def test_the_audit_of_the_policy_loss_is_clean() -> None:
@@ -216,6 +237,21 @@ def test_the_experts_are_the_policies_that_steering_makes() -> None:
         with torch.no_grad():
             policy.gate[4].bias.fill_(bias)
         torch.testing.assert_close(policy(seen), expert(seen), rtol=0, atol=0)
+
+
+def test_without_the_ghost_expert_a_policy_is_the_diamond_expert_and_smaller() -> None:
+    trainer = Trainer(ROUTED, TINY, seed=0)
+    rollout = played(trainer)
+    policy = trainer.policy
+    assert isinstance(policy, Experts)
+    assert trainer.router is not None
+    before = {name: value.clone() for name, value in policy.state_dict().items()}
+    rest = without_ghost(trainer.router, rollout.seen[0])
+    with torch.no_grad():
+        torch.testing.assert_close(rest(rollout.seen), policy.diamond(rollout.seen), rtol=0, atol=0)
+    gone = {name for name in before if name.startswith("ghost")}
+    assert rest.state_dict().keys() == before.keys() - gone
+    torch.testing.assert_close(policy.state_dict(), before, rtol=0, atol=0)
 
 
 def test_each_row_says_in_what_it_differs() -> None:

@@ -79,6 +79,17 @@ def test_each_grid_of_a_batch_does_what_a_plain_one_does(
             assert plain(world, grid) == grids[grid]
 
 
+def test_who_watches_is_seen_only_where_it_is_shown() -> None:
+    shown, unseen = (World(50, 0.5, Generator().manual_seed(0), each) for each in (True, False))
+    for _ in range(40):
+        assert shown.watched.any()
+        assert torch.equal(unseen.see()[:, : 3 * CELLS], shown.see()[:, : 3 * CELLS])
+        assert (unseen.see()[:, 3 * CELLS :] == 0).all()
+        actions = torch.randint(4, (50,))
+        for first, second in zip(shown.step(actions), unseen.step(actions), strict=True):
+            assert torch.equal(first, second)
+
+
 def test_episodes_begin_anywhere_and_each_square_is_watched_by_itself() -> None:
     world = World(20_000, 0.3, Generator().manual_seed(0))
     for cells in (world.agent, *world.squares.unbind(1)):

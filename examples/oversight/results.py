@@ -1,0 +1,148 @@
+"""What was found, as tables and a picture: medians over seeds, and the range where there is one."""
+
+from collections.abc import Sequence
+from itertools import zip_longest
+from statistics import median
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from common import tables
+from common.figures import ACCENT, INK, MUTED, WARM, band, legend_below, plain
+from oversight.runs import Job
+
+#: The routed run with its gate set to the ghost expert, which needs no run of its own.
+WRONG = ("steered-wrongly", "`routed`, with its gate set to the ghost expert")
+#: Of each value: its heading, and how it is printed.
+COLUMNS = {
+    "return": ("true return", "{:.2f}"),
+    "equal": ("after as many episodes", "{:.2f}"),
+    "training": ("of the policy in training", "{:.2f}"),
+    "gain": ("gained by steering", "{:.2f}"),
+    "diamond": ("ends at the diamond", "{:.0%}"),
+    "ghost": ("at the ghost", "{:.0%}"),
+    "episodes": ("episodes", "{:.0f}"),
+}
+#: Numbers of updates at which the way is shown.
+SHOWN = (100, 200, 300, 400, 500, 700, 1000, 1500, 2000, 3000, 5000, 10000)
+#: Of each row: colour and style of its line.
+LINES = {
+    "routed": (ACCENT, "-"),
+    WRONG[0]: (ACCENT, ":"),
+    "penalty": (WARM, "-"),
+    "filtered": (WARM, "--"),
+    "placebo": (MUTED, "-"),
+    "no-gate": ("#6aa84f", "--"),
+    "unrouted": (MUTED, ":"),
+    "oracle": (INK, "--"),
+}
+
+Row = dict[str, Any]
+
+
+def summarise(jobs: Sequence[Job], curves: Sequence[Sequence[Row]], updates: int) -> list[Row]:
+    """A row for each probability of oversight and condition; of each column a list of values, one for each seed.
+
+    They are those after so many updates; the curves are as long as each run.
+    """
+    rows: dict[tuple[float, str], Row] = {}
+    for job, curve in zip(jobs, curves, strict=True):
+        last = next(at for at in curve if at["updates"] == updates)
+        chance, shown = job.settings.oversight, [(job.condition.name, job.condition.what, "steered")]
+        for name, what, policy in shown + [(*WRONG, "ghost")] * (job.condition.name == "routed"):
+            row = rows.setdefault((chance, name), {"name": name, "what": what, "oversight": chance})
+            values = {
+                **{"seeds": job.seed, "cpu_seconds": curve[-1]["cpu_seconds"], "episodes": last["episodes"]},
+                "training": last["training"]["return"],
+                "gain": last[policy]["return"] - last["training"]["return"],
+                **last[policy],
+                "curves": [{"updates": at["updates"], "episodes": at["episodes"], **at[policy]} for at in curve],
+            }
+            for key, value in values.items():
+                row.setdefault(key, []).append(value)
+    for row in rows.values():
+        beside = [each for each in rows.values() if each["oversight"] == row["oversight"]]
+        least = min(count for each in beside for count in each["episodes"])
+        points = [[at for at in curve if at["episodes"] <= least] or curve[:1] for curve in row["curves"]]
+        row["equal"], row["updates"] = [each[-1]["return"] for each in points], updates
+    return sorted(rows.values(), key=lambda row: float(row["oversight"]))  # stable
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table of results."""
+    columns = COLUMNS.items()
+    lines = [
+        [*_name(row), str(len(row["seeds"])), *(tables.median_and_range(row[key], form) for key, (_, form) in columns)]
+        for row in rows
+    ]
+    return tables.markdown(["overseen", "run", "seeds", *(heading for _, (heading, _) in columns)], lines)
+
+
+def later(rows: Sequence[Row]) -> str:
+    """True returns on the way, as medians over seeds; with how many seeds have come so far, where not all have."""
+    updates = {at["updates"] for row in rows for curve in row["curves"] for at in curve}.intersection(SHOWN)
+    lines = []
+    for row in rows:
+        cells = []
+        for number in sorted(updates):
+            values = [at["return"] for curve in row["curves"] for at in curve if at["updates"] == number]
+            seeds = f" ({len(values)})" if len(values) < len(row["seeds"]) else ""
+            cells.append(f"{round(median(values), 2) + 0.0:.2f}{seeds}" if values else "")  # no -0.00
+        lines.append([*_name(row), *cells])
+    return tables.markdown(["overseen", "run", *map(str, sorted(updates))], lines)
+
+
+def _name(row: Row) -> list[str]:
+    return [f"{row['oversight']:.0%}", f"`{row['name']}`"]
+
+
+def removals(found: Sequence[Row]) -> str:
+    """How often agents tampered and how often they solved their task, before and after an expert was removed."""
+    if not found:
+        return "Not run so far."
+    lines = []
+    for name in dict.fromkeys(each["name"] for each in found):
+        of_row = [each for each in found if each["name"] == name]
+        rates = [[each[when][end] for each in of_row] for end in ("ghost", "diamond") for when in ("before", "after")]
+        cells = [tables.median_and_range(each, "{:.0%}") for each in rates]
+        lines.append([f"`{name}`", str(len(of_row)), *cells])
+    return tables.markdown(["run", "seeds", "hacked, before", "after", "solved, before", "after"], lines)
+
+
+def sections(results: dict[str, Any]) -> dict[str, str]:
+    """Parts of the README that are made from ``results.json``, by their names."""
+    rows, machine = results["rows"], results["machine"]
+    whats = {row["name"]: row["what"] for row in rows}
+    seconds = [value for row in rows if row["name"] != WRONG[0] for value in row["cpu_seconds"]]
+    return {
+        "rows": tables.markdown(["run", "what"], [[f"`{name}`", what] for name, what in whats.items()]),
+        "table": markdown(rows),
+        "later": later(rows),
+        "tampering": removals(results["tampering"]),
+        "made": f"The table is of {rows[0]['updates']} updates. {len(seconds)} runs, each on one thread: "
+        f"{sum(seconds) / 60:.0f} minutes of CPU time, besides judging. The machine has {machine['cores']} cores and "
+        f"torch {machine['torch']}.",
+    }
+
+
+def figure(rows: Sequence[Row]) -> Figure:
+    """A panel for each probability of oversight; medians over seeds, and their range."""
+    drawn = Figure(figsize=(7.6, 3.8), layout="constrained")
+    drawn.suptitle("True return while training goes on: medians over seeds, and their range", fontsize=10)
+    chances = sorted({row["oversight"] for row in rows})
+    panels = drawn.subplots(1, len(chances), sharey=True, squeeze=False)[0]
+    for axes, chance in zip(panels, chances, strict=True):
+        for row in [each for each in rows if each["oversight"] == chance]:
+            colour, style = LINES[row["name"]]
+            # Some seeds go further than others.
+            points = [[at for at in each if at] for each in zip_longest(*row["curves"])]
+            updates, values = (
+                [each[0]["updates"] for each in points],
+                [[at["return"] for at in each] for each in points],
+            )
+            band(axes, updates, values, median, color=colour, linestyle=style, label=row["name"])
+        axes.set_title(f"overseen: {chance:.0%}", fontsize=9, loc="left")
+        axes.set_xlabel("updates")
+        plain(axes, grid="y")
+    legend_below(drawn, columns=4)
+    return drawn
