@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.datasets import Split
-from common.figures import ACCENT, INK, MUTED, WARM, WIDTH, plain
+from common.figures import ACCENT, INK, MUTED, SMALL, WARM, WIDTH, plain
 from gradroute.diagnostics import AuditReport
 from mnist_vae.model import DIGITS, SIDE, VAE
 
@@ -42,20 +42,21 @@ def sweeps(model: VAE, title: str, steps: int = 9, highest: float = 4.0) -> Figu
 @torch.no_grad()
 def routed_or_not(routed: VAE, unrouted: VAE, heights: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0)) -> Figure:
     """One column a dimension, swept downwards with all others at zero: a routed model above its unrouted twin."""
-    figure = Figure(figsize=(8.0, 7.6), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4.7), layout="constrained")
     names = [str(dimension) for dimension in range(DIGITS.width)]
     for axes, model, title in zip(
         figure.subplots(2, 1),
         (routed, unrouted),
         (
-            "Routed: labels chose, in the backward pass, which number an image may teach",
+            "Routed: labels chose which number an image may teach",
             "Not routed: the same model, whose numbers draw what they like",
         ),
         strict=True,
     ):
         sheet = model.decode(model.pure(torch.tensor(heights)).transpose(0, 1).flatten(0, 1))
         _sheet(axes, sheet.view(len(heights), DIGITS.width, SIDE, SIDE), [f"{height:g}" for height in heights], names)
-        axes.set_title(title, fontsize=11, color=INK, loc="left", pad=8)
+        axes.set_title(title, fontsize=9, color=INK, loc="left", pad=6)
+        axes.tick_params(labelsize=SMALL)
     return figure
 
 
