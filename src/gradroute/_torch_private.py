@@ -71,8 +71,9 @@ def is_eager() -> bool:
 
 
 def nothing_but_autograd() -> bool:
-    """Whether autograd alone looks at what runs with plain tensors: no Dynamo, no transforms, no forward mode, and no
-    hooks on what is saved for backward, as of checkpointing, which makes it anew.
+    """Whether autograd alone looks at what runs with plain tensors.
+
+    No Dynamo, no transforms, no forward mode, and no hooks on what is saved, as of checkpointing, which makes it anew.
     """
     return not (
         torch.compiler.is_dynamo_compiling()

@@ -411,6 +411,16 @@ def test_exporting_in_a_block_is_refused_since_its_labels_would_be_for_ever(leve
         export(model.module.eval(), (x,))
 
 
+@pytest.mark.parametrize("level", ["activations", "parameters"])
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_so_is_tracing_where_gradients_are_recorded(level: str) -> None:
+    x, labels = batch()
+    model = made("router", level)
+    with pytest.raises(Exception, match="does not know this block"), model.router(labels):
+        torch.jit.trace(model.module, (x,), check_trace=False)
+
+
 @ways
 @supports("meta device")
 def test_shapes_go_through_on_meta(form: str, level: str) -> None:
