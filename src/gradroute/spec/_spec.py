@@ -86,12 +86,15 @@ class RoutingSpec:
         if not routes:
             raise SpecError("routes is empty: a spec needs at least one label, such as RoutingSpec({0: 0}, 10).")
         resolved: dict[Hashable, Route] = {}
+        known: dict[int, tuple[Any, Route]] = {}  # many labels, such as tokens, may be given one and the same route
         for label, value in routes.items():
             key = canonical_label(label)
             try:
-                resolved[key] = (value if isinstance(value, Route) else Route(value)).resolved(width)
+                if id(value) not in known:
+                    known[id(value)] = value, (value if isinstance(value, Route) else Route(value)).resolved(width)
             except SpecError as error:
                 raise SpecError(f"route of label {label!r}: {error}") from None
+            resolved[key] = known[id(value)][1]
         try:
             shared_units = units_of(canonical_index(shared), width)
         except SpecError as error:

@@ -1,6 +1,7 @@
 """Construction, checks and errors of `RoutingSpec`."""
 
 import copy
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -86,3 +87,22 @@ def test_order_of_labels_is_part_of_a_spec():
 def test_repr_of_many_labels_is_short():
     assert repr(gr.RoutingSpec.one_per_label(1000)) == "RoutingSpec.one_per_label(1000)"
     assert repr(gr.RoutingSpec.one_per_label(2, unlabeled="none")) == "RoutingSpec.one_per_label(2, unlabeled='none')"
+
+
+def test_a_mapping_that_makes_its_values_anew_is_read_as_one_that_holds_them():
+    """Routes that are one and the same object are resolved once: two that only stood in one place are not."""
+
+    class Fresh(Mapping):
+        def __getitem__(self, label):
+            return [label, label + 1]
+
+        def __iter__(self):
+            return iter(range(50))
+
+        def __len__(self):
+            return 50
+
+    spec = gr.RoutingSpec(Fresh(), 51)
+    assert [spec.indices(label) for label in range(50)] == [(label, label + 1) for label in range(50)]
+    one = [0, 2]
+    assert gr.RoutingSpec({"a": one, "b": one}, 3) == gr.RoutingSpec({"a": [0, 2], "b": [0, 2]}, 3)
