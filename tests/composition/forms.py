@@ -14,6 +14,7 @@ from gradroute.testing._oracle import along, closed_entries, oracle_row, oracle_
 
 #: Of what Dynamo of these versions cannot do, or says otherwise, the tests of this folder ask less.
 BEFORE_2_12 = torch.__version__ < "2.12"
+BEFORE_2_10 = torch.__version__ < "2.10"
 
 FORMS = ("functional", "router", "routed_module")
 INPUTS, WIDTH, OUTPUTS = 5, 6, 3

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import gradroute as gr
-from composition.forms import BEFORE_2_12, Routed, assert_same, batch, expected_gradients
+from composition.forms import BEFORE_2_10, BEFORE_2_12, Routed, assert_same, batch, expected_gradients
 
 
 def operators(program: torch.export.ExportedProgram, *, fed_by: str | None = None) -> list[str]:
@@ -20,14 +20,14 @@ def operators(program: torch.export.ExportedProgram, *, fed_by: str | None = Non
 
 
 @pytest.fixture
-def _strict_before_2_12(request: pytest.FixtureRequest, form: str, strict: bool) -> None:
-    if BEFORE_2_12 and strict and form == "router":
+def _strict_before_2_10(request: pytest.FixtureRequest, form: str, strict: bool) -> None:
+    if BEFORE_2_10 and strict and form == "router":
         reason = "torch's: Dynamo says 'whole graph export entails exactly one guard export'"
         request.applymarker(pytest.mark.xfail(reason=reason, raises=AssertionError, strict=True))
 
 
 @pytest.mark.supports("`torch.export` in evaluation: no trace of routing")
-@pytest.mark.usefixtures("_strict_before_2_12")
+@pytest.mark.usefixtures("_strict_before_2_10")
 @pytest.mark.parametrize("strict", [False, True])
 def test_an_exported_model_has_the_graph_of_the_plain_one(routed: Routed, strict: bool) -> None:
     x, _ = batch()
@@ -45,7 +45,7 @@ def with_labels(routed: Routed, x: torch.Tensor, labels: torch.Tensor) -> tuple[
 
 
 @pytest.mark.supports("`torch.export` with labels under `torch.no_grad()`: no trace of routing")
-@pytest.mark.usefixtures("_strict_before_2_12")
+@pytest.mark.usefixtures("_strict_before_2_10")
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects:UserWarning")  # of the block itself
 def test_labels_leave_no_trace_without_gradients(routed: Routed, strict: bool) -> None:

@@ -6,7 +6,7 @@ from torch.utils._pytree import tree_leaves
 
 import gradroute as gr
 from composition.forms import (
-    BEFORE_2_12,
+    BEFORE_2_10,
     SOFT,
     SPEC,
     WARNINGS_OF_TORCH,
@@ -87,7 +87,7 @@ def test_a_spec_first_used_inside_a_transform_serves_outside_and_in_other_transf
 def test_an_unknown_label_inside_a_transform_raises(routed: Routed) -> None:
     x, labels = batch()
     labels[2] = 5
-    # Before 2.12 nobody can look at labels there, and it is the look-up that fails.
-    error, words = (RuntimeError, None) if BEFORE_2_12 else (gr.RoutingError, "unknown label 5")
+    # Before 2.10 nobody can look at labels there, and it is the look-up that fails.
+    error, words = (RuntimeError, None) if BEFORE_2_10 else (gr.RoutingError, "unknown label 5")
     with pytest.raises(error, match=words):
         TRANSFORMS["vmap(grad)"](*functional_loss(routed), x, labels)

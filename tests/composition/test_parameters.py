@@ -13,7 +13,17 @@ from torch.utils.checkpoint import checkpoint
 
 import gradroute as gr
 from composition.backends import EachBackend
-from composition.forms import BEFORE_2_12, SOFT, SPEC, WARNINGS_OF_TORCH, Routed, batch, functional_loss, label_kinds
+from composition.forms import (
+    BEFORE_2_10,
+    BEFORE_2_12,
+    SOFT,
+    SPEC,
+    WARNINGS_OF_TORCH,
+    Routed,
+    batch,
+    functional_loss,
+    label_kinds,
+)
 from composition.parameter_forms import expected, oracle, routed, sites
 from composition.transforms import TRANSFORMS
 from gradroute.testing import oracle_mask
@@ -67,8 +77,8 @@ def test_compiled_without_recompiling(form: str) -> None:
             model.zero_grad()
             model(x, labels, via=compiled).square().sum().backward()
             check(model.gradients(), expected(x, labels))
-    # Before 2.12 the block that a `RoutedModule` begins is guarded on anew once.
-    assert backends.traces == 1 + (BEFORE_2_12 and form == "routed_module")
+    # Before 2.10 the block that a `RoutedModule` begins is guarded on anew once.
+    assert backends.traces == 1 + (BEFORE_2_10 and form == "routed_module")
 
 
 @supports("`torch.compile`: routing off and on again")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from composition import parallel_block, parameter_forms
-from composition.forms import FORMS, assert_same, batch, expected_gradients
+from composition.forms import BEFORE_2_12, FORMS, assert_same, batch, expected_gradients
 from composition.parallel_forms import LOCAL_PLANS, PLANS
 from composition.two_processes import run_in_two_processes
 
@@ -92,9 +92,14 @@ def test_sites_all_over_a_divided_block_route_as_in_one_process(found, name: str
     assert any(not torch.allclose(expected[key], gradient, **CLOSE) for key, gradient in unrouted.items())
 
 
-@pytest.mark.supports("tensor parallelism of a block: compiled", forms=["router"])
+@(pytest.mark.refuses if BEFORE_2_12 else pytest.mark.supports)(
+    "tensor parallelism of a block: compiled", forms=["router"]
+)
 @pytest.mark.parametrize("name", parallel_block.COMPILED)
 def test_compiled_code_routes_alike(found, name: str) -> None:
+    if BEFORE_2_12 and isinstance(found["compiled"][name], str):  # Dynamo of then cannot run DTensors beside masks
+        assert "DTensor" in found["compiled"][name]
+        return
     assert_routed_alike(found["compiled"][name], parallel_block.gradients(parallel_block.CASES[name]))
 
 

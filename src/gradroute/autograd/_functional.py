@@ -85,7 +85,9 @@ def route(x: Tensor, labels: Tensor, spec: RoutingSpec, *, dim: int = -1) -> Ten
     Returns:
         A view of x with the same values. An in-place operation on it raises, since it would change x too. A tensor of
         its own, to which that cannot happen, where the spec has silent units, and where copying is the fastest way: for
-        up to 16,384 elements on the CPU, with integer labels and weights of 0 and 1.
+        up to 16,384 elements on the CPU that are no `torch.nn.Parameter`, with integer labels and weights of 0 and 1.
+        Such a one takes no sparse gradient, as of ``F.embedding(..., sparse=True)``: PyTorch raises. Use
+        ``RouteMask.apply(x, spec.mask(labels))`` there.
 
     Raises:
         LabelError: The labels do not fit the spec or x, or a label is unknown.
@@ -111,7 +113,8 @@ def _route_small(x: Tensor, labels: Tensor, table: MaskTable, dim: int) -> Tenso
 
     There, what Python does is all that routing costs, and this leaves it nothing to do in backward. The mask is
     gathered now, so that no label that is written later can change it. Not where saved tensors are packed away:
-    checkpointing would make the mask anew, of the labels that there are by then.
+    checkpointing would make the mask anew, of the labels that there are by then. Nor for parameters, whose gradient may
+    be sparse, of which the backward pass of `where` knows nothing.
     """
     if not private.nothing_but_autograd() or type(x) is not Tensor or x.dtype not in _ZEROS or not x.is_cpu:
         return None

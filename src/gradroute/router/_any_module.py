@@ -12,7 +12,6 @@ its own, is refused.
 
 from __future__ import annotations
 
-import inspect
 from functools import partial
 from typing import Any, Protocol
 
@@ -35,13 +34,11 @@ class Forward(Protocol):
 
     module: nn.Module
     draws: bool
+    arguments: list[str]
     reads_past_itself: dict[tuple[str, ...], bool]
 
     def plain(self, *args: Any, **kwargs: Any) -> Any:
         """The module's output."""
-
-    @property
-    def __signature__(self) -> inspect.Signature: ...
 
 
 _RUNS_TWICE = (
@@ -250,12 +247,11 @@ def _run_twice(
             whole = twin.on(fixed | start.buffers(), args, kwargs)
     if transformed:
         start.refuse_random_numbers()
-    names = list(forward.__signature__.parameters) if readers else []
     if readers:  # upstream learns by the other run, and by it alone: from the arguments that are not routed, too
         args, kwargs = map_tensors((args, kwargs), Tensor.detach)
     for mask in readers:
         # The parameters learn as if from a pass that sees the routed units only.
-        args, kwargs = edit_arguments(args, kwargs, mask.path, names, partial(_seen, mask), site=mask.site)
+        args, kwargs = edit_arguments(args, kwargs, mask.path, forward.arguments, partial(_seen, mask), site=mask.site)
     with start.once_more():
         own = twin.on(rest | start.buffers(), args, kwargs)
     if not writers and not isinstance(whole, Tensor):

@@ -53,7 +53,9 @@ class OwnForward:
         self.writers: list[MaskSource] = []  # of sites on the output
         self.readers: list[MaskSource] = []
         self.reads_past_itself: dict[tuple[str, ...], bool] = {}  # by what learns by route; not known before a run
-        self.draws = draws_random_numbers(module)  # says its code; Dynamo, which asks, cannot read that
+        # What its code says, which Dynamo, that asks for both, cannot read.
+        self.draws = draws_random_numbers(module)
+        self.arguments = list(self.__signature__.parameters)
 
     @classmethod
     def of(cls, module: nn.Module) -> OwnForward:
@@ -92,8 +94,7 @@ class OwnForward:
         writers, readers = _masks_of(self.writers), _masks_of(self.readers)
         for mask in readers:
             if mask.mask.silences:  # here and not in a hook: a forward method that is called directly meets no hook
-                names = list(self.__signature__.parameters)
-                args, kwargs = edit_arguments(args, kwargs, mask.path, names, mask.silenced, site=mask.site)
+                args, kwargs = edit_arguments(args, kwargs, mask.path, self.arguments, mask.silenced, site=mask.site)
         output = self._routed(args, kwargs, writers, readers)
         for mask in writers:
             if mask.mask.silences:
