@@ -70,19 +70,6 @@ def is_eager() -> bool:
     )
 
 
-def nothing_but_autograd() -> bool:
-    """Whether autograd alone looks at what runs with plain tensors.
-
-    No Dynamo, no transforms, no forward mode, and no hooks on what is saved, as of checkpointing, which makes it anew.
-    """
-    return not (
-        torch.compiler.is_dynamo_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-        or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
-    )
-
-
 def keeps_what_is_saved() -> bool:
     """Whether what is saved for backward is kept as it is: no hooks are on, as of checkpointing, that make it anew."""
     return torch._C._autograd._top_saved_tensors_default_hooks(False) is None

@@ -117,28 +117,12 @@ def test_an_empty_batch_gives_zero_gradients(routed: Routed, kind: torch.dtype) 
 def test_a_sparse_gradient_is_masked(spec) -> None:
     """The rows of an embedding's weight, each routed by its own label; the embedding hands back a sparse gradient."""
     _, labels = batch()
-    weight = nn.Parameter(torch.randn(8, WIDTH))
+    weight = torch.randn(8, WIDTH, requires_grad=True)
     found = []
     for route in (gr.route, oracle_route):
         z = nn.functional.embedding(torch.tensor([0, 1, 1, 5]), route(weight, labels, spec), sparse=route is gr.route)
         found.append(torch.autograd.grad(z.square().sum(), weight)[0].to_dense())
     torch.testing.assert_close(*found)
-
-
-@pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled:UserWarning")
-def test_a_sparse_gradient_of_a_small_table_that_is_no_parameter_is_masked_by_route_mask_or_raises() -> None:
-    """Such a tensor is routed by `torch.where`, to which PyTorch gives no sparse gradient: nothing is lost without a word."""
-    _, labels = batch()
-    weight = torch.randn(8, WIDTH, requires_grad=True)
-
-    def looked_up(table: torch.Tensor, *, sparse: bool) -> torch.Tensor:
-        return nn.functional.embedding(torch.tensor([0, 1, 1, 5]), table, sparse=sparse).square().sum()
-
-    (expected,) = torch.autograd.grad(looked_up(oracle_route(weight, labels, SPEC), sparse=False), weight)
-    with pytest.raises(NotImplementedError, match="Sparse"):
-        looked_up(gr.route(weight, labels, SPEC), sparse=True).backward()
-    routed = gr.RouteMask.apply(weight, SPEC.mask(labels))
-    torch.testing.assert_close(torch.autograd.grad(looked_up(routed, sparse=True), weight)[0].to_dense(), expected)
 
 
 class SparseNet(nn.Module):

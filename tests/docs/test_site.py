@@ -149,7 +149,7 @@ def test_tutorials_show_what_their_code_draws(site: Path) -> None:
 def test_what_a_function_returns_is_one_thing_however_many_lines_say_it(site: Path) -> None:
     """Of a view with silent units, in two lines of the docstring."""
     page = (site / "reference" / "functional" / "index.html").read_text(encoding="utf-8")
-    assert "A tensor of\nits own" in page
+    assert "With silent\nunits a tensor of its own." in page
 
 
 def test_the_page_of_errors_has_the_messages_that_are_raised(site: Path) -> None:

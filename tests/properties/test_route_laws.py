@@ -1,13 +1,10 @@
 """The laws of `gradroute.route`, over shapes, dtypes, dims, kinds of labels and kinds of specs."""
 
-from unittest import mock
-
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import gradroute as gr
-from gradroute.autograd import _functional
 from gradroute.testing import label_tensors, oracle, oracle_mask, specs
 from gradroute.testing._oracle import along
 
@@ -41,11 +38,6 @@ def same_bits(a, b):
     )
 
 
-def without_copies():
-    """No tensor is so small then that it is copied."""
-    return mock.patch.object(_functional, "SMALL", -1)
-
-
 @st.composite
 def cases(draw, *, hard=False, kind=None, dtypes=DTYPES, min_batch=0, silent=False):
     """A spec, labels, the shape of a tensor that they fit, its routed dim (from either end), and a dtype."""
@@ -68,33 +60,8 @@ def test_forward_is_the_identity_bit_for_bit_and_copies_nothing(case, seed):
     x = tensor(shape, dtype, seed, special=True).requires_grad_()
     y = gr.route(x, batch_labels, spec, dim=dim)
     assert same_bits(y, x)
-    with without_copies():
-        y = gr.route(x, batch_labels, spec, dim=dim)
-    assert same_bits(y, x)
     assert y.data_ptr() == x.data_ptr()
     assert y.stride() == x.stride()
-
-
-@given(specs(hard=True, silent=False), st.data(), seeds)
-def test_small_tensors_are_routed_bit_for_bit_as_large_ones(spec, data, seed):
-    others = data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=3))
-    labeled = others[: data.draw(st.integers(0, len(others)))]
-    batch_labels = data.draw(label_tensors(spec, tuple(labeled), "integer")).long()
-    shape, dtype = (*others, spec.width), data.draw(st.sampled_from(DTYPES))
-    x, upstream = tensor(shape, dtype, seed, special=True), tensor(shape, dtype, seed + 1, special=True)
-
-    def of(x):
-        y = gr.route(x, batch_labels, spec)
-        ways.append(type(y.grad_fn).__name__)
-        assert same_bits(y, x)
-        return y
-
-    ways: list[str] = []
-    small = gradient(x, upstream, of)
-    with without_copies():
-        large = gradient(x, upstream, of)
-    assert same_bits(small, large)
-    assert ways == ["WhereBackward0", "_RouteBatchBackward"]
 
 
 @given(cases(silent=True), seeds)

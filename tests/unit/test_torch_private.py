@@ -139,28 +139,6 @@ def test_is_eager():
     assert private.is_eager()
 
 
-def test_nothing_but_autograd():
-    found = []
-
-    def looks(x):
-        found.append(private.nothing_but_autograd())
-        return x * 2
-
-    x = torch.ones(2, requires_grad=True)
-    torch.func.vmap(looks)(torch.ones(2))
-    checkpoint(looks, x, use_reentrant=False)
-    with torch.autograd.graph.save_on_cpu():
-        looks(x)
-    with forward_ad.dual_level():
-        looks(x)
-    compiled = torch.compile(
-        lambda x: x * (2 if private.nothing_but_autograd() else 3), backend="eager", fullgraph=True
-    )
-    assert compiled(torch.ones(1)) == 3
-    assert found == [False] * 4
-    assert private.nothing_but_autograd()
-
-
 def test_keeps_what_is_saved():
     found = []
     x = torch.ones(2, requires_grad=True)

@@ -11,7 +11,7 @@ from torch.autograd import Function
 from .. import _torch_private as private
 from ..errors import RoutingError
 from ..spec._deferred_mask import BatchMask
-from ..spec._masks import INTEGER_OF_SIZE, Mask, MaskTable, align
+from ..spec._masks import INTEGER_OF_SIZE, Mask, align
 from ..spec._spec import RoutingSpec
 from ._distributed import HeldPart
 from ._functions import masked, route_by
@@ -61,9 +61,9 @@ class _RouteBatch(Function):
 def route(x: Tensor, labels: Tensor, spec: RoutingSpec, *, dim: int = -1) -> Tensor:
     """Let each example of x teach, through x, only the units that its label may teach.
 
-    Forward: identity; nothing is copied but small tensors. Backward: the gradient is multiplied by
-    ``spec.mask(labels)`` along `dim`, and is exactly 0 where that is 0. Only if the spec has silent units are there
-    other values: those of ``spec.silent_mask(labels)`` are exactly 0, whatever x holds there.
+    Forward: identity; nothing is copied. Backward: the gradient is multiplied by ``spec.mask(labels)`` along `dim`,
+    and is exactly 0 where that is 0. Only if the spec has silent units is there a new tensor, in which those of
+    ``spec.silent_mask(labels)`` are exactly 0, whatever x holds there.
 
     Args:
         x: Tensor of any floating dtype, with ``spec.width`` units along `dim`.
@@ -83,11 +83,8 @@ def route(x: Tensor, labels: Tensor, spec: RoutingSpec, *, dim: int = -1) -> Ten
         dim: The dimension of x that holds the units.
 
     Returns:
-        A view of x with the same values. An in-place operation on it raises, since it would change x too. A tensor of
-        its own, to which that cannot happen, where the spec has silent units, and where copying is the fastest way: for
-        up to 16,384 elements on the CPU that are no `torch.nn.Parameter`, with integer labels and weights of 0 and 1.
-        Such a one takes no sparse gradient, as of ``F.embedding(..., sparse=True)``: PyTorch raises. Use
-        ``RouteMask.apply(x, spec.mask(labels))`` there.
+        A view of x with the same values. An in-place operation on it raises, since it would change x too. With silent
+        units a tensor of its own.
 
     Raises:
         LabelError: The labels do not fit the spec or x, or a label is unknown.
@@ -104,28 +101,7 @@ def route(x: Tensor, labels: Tensor, spec: RoutingSpec, *, dim: int = -1) -> Ten
     References:
         Cloud et al., 2024 (arXiv:2410.04332), Algorithm 1.
     """
-    routed = _route_small(x, labels, spec.masks, dim)
-    return route_mask(x, spec.masks.resolve(labels), dim, replacing=False) if routed is None else routed
-
-
-def _route_small(x: Tensor, labels: Tensor, table: MaskTable, dim: int) -> Tensor | None:
-    """`route` by one operation that autograd knows, where all is plain and small; None where it is not.
-
-    There, what Python does is all that routing costs, and this leaves it nothing to do in backward. The mask is
-    gathered now, so that no label that is written later can change it. Not where saved tensors are packed away:
-    checkpointing would make the mask anew, of the labels that there are by then. Nor for parameters, whose gradient may
-    be sparse, of which the backward pass of `where` knows nothing.
-    """
-    if not private.nothing_but_autograd() or type(x) is not Tensor or x.dtype not in _ZEROS or not x.is_cpu:
-        return None
-    if x.is_nested or x.numel() > SMALL or not (x.requires_grad and torch.is_grad_enabled()):
-        return None
-    shape = x.shape
-    last = len(shape) - 1
-    if dim not in (-1, last) or last < 0 or shape[last] != table.width:
-        return None
-    keep = table.keeps_of(labels, shape[:last])
-    return None if keep is None else torch.where(keep, x, x.detach())
+    return route_mask(x, spec.masks.resolve(labels), dim, replacing=False)
 
 
 def route_mask(x: Tensor, mask: BatchMask, dim: int, *, replacing: bool, broadcast: bool = False) -> Tensor:

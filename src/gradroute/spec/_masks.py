@@ -58,9 +58,6 @@ class MaskTable:
         # Whether a label tensor without -1 already holds the row numbers, as with one unit per label.
         self._keys_are_rows = self.row_of_key[:-1].tolist() == list(range(len(self.row_of_key) - 1))
         self._has_gaps = bool((self.row_of_key == len(rows)).any())
-        # Without the row of unlabeled data, which no label may find by its number.
-        self._keeps_of_keys = self.keeps[: len(self.row_of_key) - 1]
-        self._met_unlabeled = False
         self._moved: dict[object, Tensor] = {}
         self._parts: dict[tuple[int, int], MaskTable] = {}
         self._warned_of_sets = False
@@ -120,39 +117,6 @@ class MaskTable:
         entry = torch.where(labels == UNLABELED, last, entry)
         looked_up = lookup.index_select(0, entry.reshape(-1)).view(labels.shape)
         return Mask(self, looked_up, "rows", given=looked_up, copy=False)
-
-    def keeps_of(self, labels: Tensor, others: torch.Size) -> Tensor | None:
-        """Which units keep their gradient, bool, to be broadcast; None where that is not said by one look-up.
-
-        It is for int64 labels on the CPU, of a shape that fits, and for weights of 0 and 1 without silent units.
-
-        Args:
-            labels: Labels as they were given.
-            others: The shape of the routed tensor without its last dimension, which holds the units.
-
-        Raises:
-            LabelError: A label is unknown.
-        """
-        if type(labels) is not Tensor or labels.dtype is not torch.int64 or not labels.is_cpu:
-            return None
-        shape = labels.shape
-        if not self.is_hard or self.off is not None or (shape != others and shape != others[: len(shape)]):
-            return None
-        keys = labels if len(shape) == 1 else labels.reshape(-1)
-        flat = None
-        if self._keys_are_rows and not self._met_unlabeled:
-            try:  # it refuses what is no row: that checks the labels, for nothing
-                flat = self._keeps_of_keys.index_select(0, keys)
-            except IndexError:
-                self._met_unlabeled = True  # or an unknown label
-        if flat is None:
-            self._check_keys(keys)
-            flat = self.keeps.index_select(0, self.row_of_key[keys])
-        return (
-            flat
-            if len(shape) == len(others) == 1
-            else align(flat.view(*shape, self.width), len(others) + 1, len(others))
-        )
 
     def _check_mixture(self, labels: Tensor) -> None:
         """Raise for weights that are not finite; warn, once for a spec, of sets of labels that were given as floats."""

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.checkpoint import checkpoint
 
 import gradroute as gr
 from gradroute.errors import LabelError, RoutingError
@@ -59,88 +58,17 @@ def test_all_errors_are_value_errors():
 
 
 def test_in_place_operation_on_the_result_raises_since_it_would_change_x():
-    y = gr.route(torch.zeros(4000, 10, requires_grad=True) * 1, torch.arange(4000) % 10, SPEC)
+    y = gr.route(torch.zeros(4, 10, requires_grad=True) * 1, torch.arange(4), SPEC)
     with pytest.raises(RuntimeError, match="modified inplace"):
         y.relu_()
 
 
 def test_labels_changed_in_place_before_backward_raise():
-    x, labels = torch.zeros(4000, 10, requires_grad=True), torch.arange(4000) % 10
+    x, labels = torch.zeros(4, 10, requires_grad=True), torch.arange(4)
     y = gr.route(x, labels, SPEC)
     labels.add_(1)
     with pytest.raises(LabelError, match="changed in place between forward and backward"):
         y.sum().backward()
-
-
-class TestSmallTensors:
-    """They are copied, and their mask is gathered in the forward pass."""
-
-    def test_work_in_place_changes_the_copy_and_not_x(self):
-        x = torch.randn(4, 10, requires_grad=True)
-        held = x * 1
-        y = gr.route(held, torch.arange(4), SPEC)
-        y.mul_(2.0)
-        assert torch.equal(held, x)
-        y.sum().backward()
-        assert torch.equal(x.grad, 2 * torch.eye(10)[:4])
-
-    @pytest.mark.parametrize(
-        "write", [lambda labels: labels.add_(1), lambda labels: labels.data.add_(1)], ids=["counted", "uncounted"]
-    )
-    def test_labels_that_are_written_to_later_move_no_mask(self, write):
-        x, labels = torch.zeros(4, 10, requires_grad=True), torch.arange(4)
-        y = gr.route(x, labels, SPEC)
-        write(labels)
-        y.sum().backward()
-        assert torch.equal(x.grad, torch.eye(10)[:4])
-
-    def test_no_label_finds_the_row_of_unlabeled_data_by_its_number(self):
-        assert len(SPEC.masks.rows) == 11, "ten labels, and unlabeled data"
-        for _ in range(2):
-            with pytest.raises(LabelError, match="unknown label 10"):
-                gr.route(torch.zeros(2, 10, requires_grad=True), torch.tensor([3, 10]), SPEC)
-
-    def test_unlabeled_data_are_met_and_labels_still_checked(self):
-        spec = gr.RoutingSpec.one_per_label(3, unlabeled="none")
-        for labels, expected in (
-            ([0, 2], [[1, 0, 0], [0, 0, 1]]),
-            ([-1, 2], [[0, 0, 0], [0, 0, 1]]),
-            ([1, -1], [[0, 1, 0], [0, 0, 0]]),
-        ):
-            x = torch.zeros(2, 3, requires_grad=True)
-            gr.route(x, torch.tensor(labels), spec).sum().backward()
-            assert x.grad.tolist() == expected
-        for unknown in (3, -2):
-            with pytest.raises(LabelError, match=f"unknown label {unknown}"):
-                gr.route(torch.zeros(1, 3, requires_grad=True), torch.tensor([unknown]), spec)
-
-    @pytest.mark.parametrize("labels", [torch.arange(4), torch.arange(12).view(4, 3) % 10, torch.tensor(7)])
-    def test_backward_is_autograd_s_own(self, labels):
-        y = gr.route(torch.zeros(4, 3, 10, requires_grad=True), labels, SPEC)
-        assert type(y.grad_fn).__name__ == "WhereBackward0"
-
-    @pytest.mark.parametrize(
-        "route",
-        [
-            lambda x: gr.route(x, torch.arange(4) % 2, gr.RoutingSpec({0: gr.Route(0, weight=0.5), 1: 1}, 10)),
-            lambda x: gr.route(x, torch.arange(4), gr.RoutingSpec.one_per_label(10, silent="others")),
-            lambda x: gr.route(x, torch.eye(10).bool()[:4], SPEC),
-            lambda x: gr.route(x, torch.eye(10)[:4], SPEC),
-            lambda x: gr.route(x.T, torch.arange(4), SPEC, dim=0),
-        ],
-        ids=["weights", "silent", "sets", "mixtures", "another dim"],
-    )
-    def test_what_is_not_plain_is_not_done_so(self, route):
-        assert type(route(torch.zeros(4, 10, requires_grad=True)).grad_fn).__name__ == "_RouteBatchBackward"
-
-    def test_the_mask_of_a_pass_that_is_computed_again_is_that_of_its_first_labels(self):
-        """What is saved is made anew then, so nothing that holds a mask may be."""
-        labels = [torch.zeros(4, dtype=torch.long)]
-        x = torch.zeros(4, 10, requires_grad=True)
-        y = checkpoint(lambda x: gr.route(x.sin(), labels[0], SPEC).exp(), x, use_reentrant=False)
-        labels[0] = torch.ones(4, dtype=torch.long)
-        y.sum().backward()
-        assert torch.equal(x.grad, torch.eye(10)[0].expand(4, 10))
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
