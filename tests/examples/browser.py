@@ -46,8 +46,9 @@ STATE = """() => {
         [innerWidth, innerHeight, scrollX, scrollY, document.activeElement.tagName],
     ]);
 }"""
-#: The lower part of the page as it was at first.
+#: The lower part of the page as it was at first, once nothing moves it.
 MORPH_AT_FIRST = """([from, to]) => {
+    document.getElementById("clear").click();
     const set = (id, value, event) => {
         const element = document.getElementById(id);
         if (element.value !== value) {
@@ -59,7 +60,7 @@ MORPH_AT_FIRST = """([from, to]) => {
     set("to", to, "change");
     set("blend", "0", "input");
 }"""
-#: The upper part: clearing ends all motion and forgets what was drawn, and then chance is made to choose the first image.
+#: The upper part: clearing forgets what was drawn (and ends all motion), and then chance is made to choose the first image.
 SAMPLE_AT_FIRST = """async () => {
     const { test_index: listed } = await (await fetch("samples/digits.json")).json();
     document.getElementById("clear").click();

@@ -1,5 +1,7 @@
 """`RoutedTrainerMixin`: nothing is trained unrouted, nothing reaches the model, and evaluation can be ablated."""
 
+from functools import partial
+
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -199,7 +201,7 @@ def test_a_model_that_is_replaced_is_refused(tmp_path):
 
 
 def test_each_model_of_model_init_gets_a_router(tmp_path):
-    given = {"model": None, "model_init": lambda: tiny_gpt2(), "isolation": True}
+    given = {"model": None, "model_init": partial(tiny_gpt2, 2), "isolation": True}
     trainer = trainer_of(tmp_path, examples(), trainer=given)
     first = trainer.router
     trainer.train()
