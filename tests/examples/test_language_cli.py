@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from fake_text import modules
+from saved_runs import saved_runs
 from test_language_train import TINY
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -33,10 +34,6 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Arguments]
     torch.set_num_threads(threads)
 
 
-def written(path: Path) -> dict[str, int]:
-    return {each.name: each.stat().st_mtime_ns for each in (path / "runs").iterdir()}
-
-
 def test_end_to_end_and_nothing_is_trained_twice(
     tmp_path: Path, tiny: Arguments, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -58,11 +55,11 @@ def test_end_to_end_and_nothing_is_trained_twice(
     assert tokenizer.decode(tokenizer("the king and río").input_ids) == "the king and río"
     assert left.config.n_inner == TINY.neurons - TINY.block_neurons
 
-    before = written(out)
+    before = saved_runs(out)
     shown = (out / "page.html").read_text()
     for command in ("all", "train", "evaluate", "demo"):
         main(tiny(command))
-    assert written(out) == before
+    assert saved_runs(out) == before
     assert json.loads((out / "metrics.json").read_text()) == metrics
     assert (out / "page.html").read_text() == shown
     assert not re.search(r"https?://|<script", shown)
@@ -73,10 +70,10 @@ def test_the_table_has_every_row_and_goes_on_where_it_was(
 ) -> None:
     out = tmp_path / "out"
     main(tiny("compare", "--only", "twin", "--labeled", "1", "0.5"))
-    first = written(out)
+    first = saved_runs(out)
     assert sorted(first) == ["twin-seed0.json", "twin-seed0.pt"]
     main(tiny("compare", "--labeled", "1", "0.5", "--seed", "0", "1"))
-    assert {name: time for name, time in written(out).items() if name in first} == first
+    assert {name: time for name, time in saved_runs(out).items() if name in first} == first
     results = json.loads((out / "results.json").read_text())
     labeled = {each.name for each in CONDITIONS if each.uses_labels}
     assert len(results["rows"]) == len(CONDITIONS) + len(labeled)

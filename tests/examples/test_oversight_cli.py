@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from browser import chromium
+from saved_runs import saved_runs
 
 from common import readme
 from oversight import cli, runs
@@ -34,10 +35,6 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Arguments]
     torch.set_num_threads(threads)
 
 
-def written(path: Path) -> dict[str, int]:
-    return {each.name: each.stat().st_mtime_ns for each in (path / "runs").iterdir()}
-
-
 def test_end_to_end_and_nothing_is_trained_twice(
     tmp_path: Path, tiny: Arguments, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -45,7 +42,7 @@ def test_end_to_end_and_nothing_is_trained_twice(
     main(tiny())
     files = ["curves.png", "metrics.json", "page.html", "results.json", "runs", "table.md"]
     assert sorted(path.name for path in out.iterdir()) == files
-    assert sorted(written(out)) == sorted(f"{each.name}-p0.1-seed0.pt" for each in CONDITIONS)
+    assert sorted(saved_runs(out)) == sorted(f"{each.name}-p0.1-seed0.pt" for each in CONDITIONS)
     results = json.loads((out / "results.json").read_text())
     names = [row["name"] for row in results["rows"]]
     assert names == [CONDITIONS[0].name, WRONG[0], *(each.name for each in CONDITIONS[1:])]
@@ -59,12 +56,12 @@ def test_end_to_end_and_nothing_is_trained_twice(
     assert metrics["updates"] == 4
     assert metrics["episodes"] == metrics["curve"][-1]["episodes"] > 0
 
-    before = written(out)
+    before = saved_runs(out)
     main(tiny())
     main(tiny("train"))
     main(tiny("evaluate"))
     main(tiny("demo"))
-    assert written(out) == before
+    assert saved_runs(out) == before
     assert json.loads((out / "results.json").read_text()) == results
     assert json.loads((out / "metrics.json").read_text()) == metrics
 
@@ -96,7 +93,9 @@ def test_the_expert_that_caught_hacks_is_removed_and_one_network_stays_as_it_is(
 ) -> None:
     main(tiny("tamper", "--seed", "0", "1"))
     out = tmp_path / "out"
-    assert sorted(written(out)) == sorted(f"{name}-p0.05-unseen-seed{seed}.pt" for name in TAMPERED for seed in (0, 1))
+    assert sorted(saved_runs(out)) == sorted(
+        f"{name}-p0.05-unseen-seed{seed}.pt" for name in TAMPERED for seed in (0, 1)
+    )
     found = json.loads((out / "tampering.json").read_text())
     assert [(each["seed"], each["name"]) for each in found] == [(seed, name) for seed in (0, 1) for name in TAMPERED]
     assert all((each["before"] == each["after"]) == (each["name"] in ("penalty", "filtered")) for each in found)
