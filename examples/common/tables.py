@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from statistics import mean, median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from common.errors import ExampleError
 
@@ -15,6 +15,29 @@ def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         f"| {' | '.join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))} |" for cells in table
     )
+
+
+def gather(runs: Iterable[tuple[dict[str, Any], dict[str, Any]]]) -> list[dict[str, Any]]:
+    """A row for all runs that are alike but for their seed.
+
+    Args:
+        runs: Of each, what it shares with its row, and its own values.
+
+    Returns:
+        What they share, and of each value a list, in the runs' order.
+    """
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for shared, values in runs:
+        row = rows.setdefault(tuple(shared.values()), dict(shared))
+        for key, value in values.items():
+            row.setdefault(key, []).append(value)
+    return list(rows.values())
+
+
+def legend(rows: Iterable[dict[str, Any]]) -> str:
+    """What each row is, once for all rows of its name."""
+    whats = {row["name"]: row["what"] for row in rows}
+    return markdown(["run", "what"], [[f"`{name}`", what] for name, what in whats.items()])
 
 
 def check_rows(names: Iterable[str], rows: Sequence[str], also: Iterable[str] = ()) -> None:

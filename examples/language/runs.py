@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from common.errors import ExampleError
-from common.files import read_json, replacing, write_json
+from common.files import read_json, write_json
+from common.resumable import as_saved, save
 from language.config import Condition, Settings
 from language.measure import measured
 from language.tokens import Corpus
@@ -28,13 +27,8 @@ class Job(NamedTuple):
 
 def found(job: Job, corpus: Corpus) -> Trainer:
     """The job's run as far as it is done; a new one where its file is absent, or is that of other settings."""
-    trainer = Trainer(job.condition, job.settings, corpus.train, corpus.tokenizer.get_vocab_size(), job.seed)
-    if job.path.is_file():
-        try:
-            trainer.restore(torch.load(job.path, weights_only=True))
-        except Exception as error:  # of many kinds
-            raise ExampleError(f"{job.path} cannot be read ({error}). Delete it.") from error
-    return trainer
+    vocabulary = corpus.tokenizer.get_vocab_size()
+    return as_saved(Trainer(job.condition, job.settings, corpus.train, vocabulary, job.seed), job.path)
 
 
 def finish(job: Job, corpus: Corpus) -> Trainer:
@@ -44,8 +38,7 @@ def finish(job: Job, corpus: Corpus) -> Trainer:
     with tqdm(total=steps, initial=trainer.steps, desc=job.condition.name, unit="step", disable=None) as bar:
         while trainer.steps < steps:
             trainer.train(min(steps, trainer.steps + job.settings.saved_every))
-            with replacing(job.path) as temporary:
-                torch.save(trainer.state(), temporary)
+            save(trainer, job.path)
             bar.update(trainer.steps - bar.n)
     return trainer
 

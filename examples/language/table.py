@@ -31,10 +31,9 @@ def summarise(jobs: Sequence[Job], found: Sequence[dict[str, Any]]) -> list[dict
     that was not run.
     """
     by_seed = {(job.condition.name, job.seed): each for job, each in zip(jobs, found, strict=True)}
-    rows: dict[tuple[str, float | None], dict[str, Any]] = {}
+    runs = []
     for job, each in zip(jobs, found, strict=True):
-        name, labeled = job.condition.name, job.settings.labeled if job.condition.uses_labels else None
-        row = rows.setdefault((name, labeled), {"name": name, "what": job.condition.what, "labeled": labeled})
+        labeled = job.settings.labeled if job.condition.uses_labels else None
         perfect, twin = (by_seed.get((other, job.seed)) for other in (PERFECT, TWIN.name))
         values = {
             **each,
@@ -43,9 +42,8 @@ def summarise(jobs: Sequence[Job], found: Sequence[dict[str, Any]]) -> list[dict
             "cost": twin and each["en_loss_after"] / twin["en_loss_after"] - 1,
             "relearned": each["relearning"][-1],
         }
-        for key, value in values.items():
-            row.setdefault(key, []).append(value)
-    return list(rows.values())
+        runs.append(({"name": job.condition.name, "what": job.condition.what, "labeled": labeled}, values))
+    return tables.gather(runs)
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
@@ -67,15 +65,9 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     return tables.markdown(["labeled", "run", "seeds", *(heading for heading, _, _ in COLUMNS.values())], lines)
 
 
-def legend(rows: Sequence[dict[str, Any]]) -> str:
-    """What each row is, once for all labeled shares."""
-    texts = {row["name"]: row["what"] for row in rows}
-    return tables.markdown(["run", "what"], [[f"`{name}`", text] for name, text in texts.items()])
-
-
 def sections(results: dict[str, Any]) -> dict[str, str]:
     """Parts of the README that are made from ``results.json``, by their names."""
-    return {"rows": legend(results["rows"]), "table": markdown(results["rows"]), "made": made(results)}
+    return {"rows": tables.legend(results["rows"]), "table": markdown(results["rows"]), "made": made(results)}
 
 
 def made(results: dict[str, Any]) -> str:

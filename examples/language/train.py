@@ -3,7 +3,6 @@
 import math
 import time
 from contextlib import ExitStack
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -11,12 +10,13 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 import gradroute as gr
+from common.resumable import Resumable
 from language.config import FORGET, RETAIN, Condition, Settings
 from language.model import build, logits, sites
 from language.tokens import Sequences, known_labels
 
 
-class Trainer:
+class Trainer(Resumable[Condition, Settings]):
     """Trains a model under a condition.
 
     All conditions of a seed start from the same weights, and draw the same batches; what is filtered is left out of the
@@ -29,6 +29,8 @@ class Trainer:
         vocabulary: Number of tokens that there are.
         seed: Of weights, batches and labels.
     """
+
+    counts = ("steps", "cpu_seconds")
 
     def __init__(self, condition: Condition, settings: Settings, data: Sequences, vocabulary: int, seed: int) -> None:
         self.condition, self.settings, self.data, self.seed = condition, settings, data, seed
@@ -89,20 +91,5 @@ class Trainer:
                 (loss / (self.settings.batch_size * self.settings.context)).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
 
-    # ------------------------------------------------------------------ to a file and back
-
-    def identity(self) -> dict[str, Any]:
-        """What a run's weights depend on, apart from the code, the text and the machine."""
-        condition = {key: value for key, value in asdict(self.condition).items() if key not in ("name", "what")}
-        return {"condition": condition, "settings": asdict(self.settings), "seed": self.seed}
-
-    def state(self) -> dict[str, Any]:
-        parts = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        return {**self.identity(), **parts, "steps": self.steps, "cpu_seconds": self.cpu_seconds}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a state, if it is of the same run."""
-        if all(state[key] == value for key, value in self.identity().items()):
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.steps, self.cpu_seconds = state["steps"], state["cpu_seconds"]
+    def parts(self) -> dict[str, Any]:
+        return {"model": self.model, "optimizer": self.optimizer}

@@ -45,12 +45,11 @@ def summarise(jobs: Sequence[Job], curves: Sequence[Sequence[Row]], updates: int
 
     They are those after so many updates; the curves are as long as each run.
     """
-    rows: dict[tuple[float, str], Row] = {}
+    runs = []
     for job, curve in zip(jobs, curves, strict=True):
         last = next(at for at in curve if at["updates"] == updates)
         chance, shown = job.settings.oversight, [(job.condition.name, job.condition.what, "steered")]
         for name, what, policy in shown + [(*WRONG, "ghost")] * (job.condition.name == "routed"):
-            row = rows.setdefault((chance, name), {"name": name, "what": what, "oversight": chance})
             values = {
                 **{"seeds": job.seed, "cpu_seconds": curve[-1]["cpu_seconds"], "episodes": last["episodes"]},
                 "training": last["training"]["return"],
@@ -58,14 +57,14 @@ def summarise(jobs: Sequence[Job], curves: Sequence[Sequence[Row]], updates: int
                 **last[policy],
                 "curves": [{"updates": at["updates"], "episodes": at["episodes"], **at[policy]} for at in curve],
             }
-            for key, value in values.items():
-                row.setdefault(key, []).append(value)
-    for row in rows.values():
-        beside = [each for each in rows.values() if each["oversight"] == row["oversight"]]
+            runs.append(({"name": name, "what": what, "oversight": chance}, values))
+    rows = tables.gather(runs)
+    for row in rows:
+        beside = [each for each in rows if each["oversight"] == row["oversight"]]
         least = min(count for each in beside for count in each["episodes"])
         points = [[at for at in curve if at["episodes"] <= least] or curve[:1] for curve in row["curves"]]
         row["equal"], row["updates"] = [each[-1]["return"] for each in points], updates
-    return sorted(rows.values(), key=lambda row: float(row["oversight"]))  # stable
+    return sorted(rows, key=lambda row: float(row["oversight"]))  # stable
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -112,10 +111,9 @@ def removals(found: Sequence[Row]) -> str:
 def sections(results: dict[str, Any]) -> dict[str, str]:
     """Parts of the README that are made from ``results.json``, by their names."""
     rows, machine = results["rows"], results["machine"]
-    whats = {row["name"]: row["what"] for row in rows}
     seconds = [value for row in rows if row["name"] != WRONG[0] for value in row["cpu_seconds"]]
     return {
-        "rows": tables.markdown(["run", "what"], [[f"`{name}`", what] for name, what in whats.items()]),
+        "rows": tables.legend(rows),
         "table": markdown(rows),
         "later": later(rows),
         "tampering": removals(results["tampering"]),
@@ -136,10 +134,8 @@ def figure(rows: Sequence[Row]) -> Figure:
             colour, style = LINES[row["name"]]
             # Some seeds go further than others.
             points = [[at for at in each if at] for each in zip_longest(*row["curves"])]
-            updates, values = (
-                [each[0]["updates"] for each in points],
-                [[at["return"] for at in each] for each in points],
-            )
+            updates = [each[0]["updates"] for each in points]
+            values = [[at["return"] for at in each] for each in points]
             band(axes, updates, values, median, color=colour, linestyle=style, label=row["name"])
         axes.set_title(f"overseen: {chance:.0%}", fontsize=9, loc="left")
         axes.set_xlabel("updates")

@@ -3,10 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
-from common.errors import ExampleError
-from common.files import replacing
+from common.resumable import as_saved, save
 from oversight.config import Condition, Settings
 from oversight.policy import without_ghost
 from oversight.train import Trainer
@@ -29,13 +26,7 @@ class Job(NamedTuple):
 
 def found(job: Job) -> Trainer:
     """The job's run as far as it is done; a new one where its file is absent, or is that of other settings."""
-    trainer = Trainer(job.condition, job.settings, job.seed)
-    if job.path.is_file():
-        try:
-            trainer.restore(torch.load(job.path, weights_only=True))
-        except Exception as error:  # of many kinds
-            raise ExampleError(f"{job.path} cannot be read ({error}). Delete it.") from error
-    return trainer
+    return as_saved(Trainer(job.condition, job.settings, job.seed), job.path)
 
 
 def finish(job: Job) -> Trainer:
@@ -43,8 +34,7 @@ def finish(job: Job) -> Trainer:
     trainer = found(job)
     while trainer.updates < job.updates:
         trainer.train(min(job.updates, trainer.updates + job.settings.judged_every))
-        with replacing(job.path) as temporary:
-            torch.save(trainer.state(), temporary)
+        save(trainer, job.path)
     return trainer
 
 

@@ -2,13 +2,13 @@
 
 import time
 from contextlib import nullcontext
-from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from common.resumable import Resumable
 from gradroute import UNLABELED
 from oversight.config import JUDGING, PLACEBO, Condition, Settings
 from oversight.episodes import Rollout, play
@@ -16,8 +16,10 @@ from oversight.policy import Experts, attach, network
 from oversight.world import ACTIONS, DIAMOND, STEPS, World
 
 
-class Trainer:
+class Trainer(Resumable[Condition, Settings]):
     """A policy under a condition, the world that it acts in, and what was measured on the way."""
+
+    counts = ("updates", "episodes", "seconds", "curve")
 
     def __init__(self, condition: Condition, settings: Settings, seed: int) -> None:
         torch.manual_seed(seed)
@@ -88,37 +90,9 @@ class Trainer:
             return rollout.returns(1, 1 - 2.0 * watched)
         return rollout.returns(1 + 0.03 * watched, 1)
 
-    def state(self) -> dict[str, Any]:
-        """All that a run goes on from, bit for bit."""
-        world = {name: value for name, value in vars(self.world).items() if isinstance(value, Tensor)}
-        return {
-            "run": self.identity(),
-            "parts": {name: part.state_dict() for name, part in self._parts().items()},
-            "world": world,
-            "draws": [self.world.generator.get_state(), self.lot.get_state()],
-            "counts": [self.updates, self.episodes, self.seconds],
-            "curve": self.curve,
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from there, if it is of the same run."""
-        if state["run"] != self.identity():
-            return
-        for name, part in self._parts().items():
-            part.load_state_dict(state["parts"][name])
-        vars(self.world).update(state["world"])
-        for generator, draws in zip((self.world.generator, self.lot), state["draws"], strict=True):
-            generator.set_state(draws)
-        self.updates, self.episodes, self.seconds = state["counts"]
-        self.curve = state["curve"]
-
-    def identity(self) -> dict[str, Any]:
-        """What the results depend on, apart from the code and the machine."""
-        condition = {key: value for key, value in asdict(self.condition).items() if key != "what"}
-        return {"condition": condition, "settings": asdict(self.settings), "seed": self.seed}
-
-    def _parts(self) -> dict[str, Any]:
-        return {"policy": self.policy, "value": self.value, "optimizer": self.optimizer}
+    def parts(self) -> dict[str, Any]:
+        draws = {"draws": self.world.generator, "lot": self.lot}
+        return {"policy": self.policy, "value": self.value, "optimizer": self.optimizer, "world": self.world, **draws}
 
     def policies(self) -> dict[str, nn.Module]:
         if isinstance(self.policy, Experts):

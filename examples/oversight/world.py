@@ -44,6 +44,12 @@ class World:
         self.watched[which] = torch.rand(len(which), 2, generator=self.generator) < self.oversight
         self.steps[which] = 0
 
+    def state_dict(self) -> dict[str, Tensor]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        vars(self).update(state)
+
     def see(self) -> Tensor:
         """What the agent sees: four planes, of itself, the diamond, the ghost and the watched squares; [grids, 100]."""
         seen = torch.zeros(len(self.agent), SEEN)

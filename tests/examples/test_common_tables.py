@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import ExampleError
-from common.tables import check_rows, markdown, mean_and_range, median_and_range, read, spread
+from common.tables import check_rows, gather, legend, markdown, mean_and_range, median_and_range, read, spread
 
 
 def test_cells_show_the_range_and_what_was_never_reached() -> None:
@@ -55,3 +55,10 @@ def test_a_cell_says_the_numbers_that_it_was_made_of(values: list[float], form: 
 def test_a_cell_of_something_else_is_refused(cell: str) -> None:
     with pytest.raises(ValueError, match="neither one number nor one and its range"):
         spread(cell)
+
+
+def test_runs_alike_but_for_their_seed_make_a_row() -> None:
+    one, other = {"name": "a", "what": "first"}, {"name": "b", "what": "second"}
+    rows = gather([(one, {"seed": 0, "x": 1}), (other, {"seed": 0, "x": 2}), (one, {"seed": 1, "x": 3})])
+    assert rows == [{**one, "seed": [0, 1], "x": [1, 3]}, {**other, "seed": [0], "x": [2]}]
+    assert [row["what"] for row in read(legend([*rows, *rows]))] == ["first", "second"]
