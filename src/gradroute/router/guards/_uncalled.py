@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import is_
 from typing import Any
 from weakref import ReferenceType, ref
 
@@ -13,6 +14,7 @@ from ... import _torch_private as private
 from ...errors import preview
 from ...spec._deferred_mask import BatchMask
 from .._attachment import Attachment
+from .._site import routed_parameters
 from ._unfit_sites import refuse_spec_of_a_part
 
 
@@ -22,19 +24,28 @@ class Uncalled:
     def __init__(self, attachment: Attachment) -> None:
         self._attachment = attachment
         self._names = [site.name for site in attachment.sites]
-        # Weak, since sharding, for one, puts others in their place.
-        self._parameters = [
-            [ref(p) for p in site.own_parameters().values() if p.requires_grad] for site in attachment.sites
-        ]
-        self._all_parameters = list(dict.fromkeys(p for own in self._parameters for p in own))
-        self._number = len(self._all_parameters)
+        self._note_parameters()
         self._there: list[nn.Parameter] = []
         self._outer: list[tuple[set[int], dict[int, bool], bool, bool]] = []
         self._handles: list[RemovableHandle] = []  # on the parameters of sites that were silent in the last block
-        self._earlier: list[
-            ReferenceType[BatchMask]
-        ] = []  # the masks of blocks whose backward pass may be still to come
+        # The masks of blocks whose backward pass may be still to come:
+        self._earlier: list[ReferenceType[BatchMask]] = []
         self._expected: set[int] = set()  # sites whose compiled code, which holds no mask, may have one still to come
+
+    def _note_parameters(self) -> None:
+        """Note the parameters of each site and where they stand, to notice when others stand there."""
+        self._parameters: list[list[ReferenceType[nn.Parameter]]] = []
+        places: dict[tuple[nn.Module, str], ReferenceType[nn.Parameter]] = {}
+        for site in self._attachment.sites:
+            own = routed_parameters(site.module, site.site.parameters)
+            # Weak: sharding, `load_state_dict(assign=True)` and `to_empty` put others in their place.
+            self._parameters.append([ref(p) for p in own.values()])
+            for name, parameter in own.items():
+                owner, _, key = name.rpartition(".")
+                places[site.module.get_submodule(owner), key] = ref(parameter)
+        self._tables = [private.parameters_of(module) for module, _ in places]
+        self._keys = [key for _, key in places]
+        self._noted = list(places.values())
 
     def close(self) -> None:
         """Look at no parameters any more."""
@@ -43,15 +54,19 @@ class Uncalled:
         self._handles.clear()
 
     def check(self) -> None:
-        """Before a block begins: look for the parameters. If they are gone, others were put in their place.
+        """Before a block begins: look for the parameters. Others may have been put in their place.
 
         Raises:
             SiteError: The others are divided, and a spec is for the part of them that is here.
         """
-        self._there = [p for one in self._all_parameters if (p := one()) is not None]
-        if len(self._there) != self._number:
+        known = [one() for one in self._noted]
+        now = list(map(dict.get, self._tables, self._keys))
+        # What `torch.func.functional_call` puts there, for one call, is no parameter.
+        if not all(map(is_, known, now)) and all(p is None or isinstance(p, nn.Parameter) for p in now):
             refuse_spec_of_a_part(self._attachment.sites)
-            self._number = len(self._there)
+            self._note_parameters()
+            known = [one() for one in self._noted]
+        self._there = [p for p in known if p is not None]
 
     def begin(self) -> None:
         """A block begins."""
@@ -113,7 +128,8 @@ class Uncalled:
         def learns(_: Tensor) -> None:
             what_then([position])
 
-        self._handles += [p.register_hook(learns) for p in self._own(position)]  # type: ignore[no-untyped-call]
+        own = [p for p in self._own(position) if p.requires_grad]
+        self._handles += [p.register_hook(learns) for p in own]  # type: ignore[no-untyped-call]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Uncalled, (self._attachment,)  # a copy's router is in no block

@@ -118,6 +118,85 @@ def test_a_reentrant_checkpoint_is_no_pass_without_gradients():
         model(x).sum()  # backward may come later, or not at all
 
 
+def assigned(model):
+    model.load_state_dict({name: tensor.clone() for name, tensor in model.state_dict().items()}, assign=True)
+
+
+def assigned_while_somebody_holds_the_old_ones(model):
+    model.held = [*model.parameters()]
+    assigned(model)
+
+
+def made_of_meta_tensors(model):
+    """As large models are, whose parameters come when the router is there already."""
+    model.to("meta").to_empty(device="cpu")
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+
+
+def unfrozen(model):
+    for parameter in model.parameters():
+        parameter.requires_grad_(not parameter.requires_grad)
+
+
+@pytest.mark.parametrize(
+    "change", [assigned, assigned_while_somebody_holds_the_old_ones, made_of_meta_tensors, unfrozen]
+)
+@pytest.mark.parametrize("backward", ["in the block", "after it"])
+def test_a_bypass_is_seen_by_the_parameters_that_there_are_now(change, backward):
+    model = mlp()
+    if change is unfrozen:
+        model.requires_grad_(False)
+    router = gr.Router(model, {"0": SPEC})
+    with router(LABELS), torch.no_grad():
+        model(torch.ones(2, 2))
+    change(model)
+
+    def around():
+        with router(LABELS):
+            loss = model[1](nn.functional.linear(torch.ones(2, 2), model[0].weight)).sum()
+            if backward == "in the block":
+                loss.backward()
+        if backward == "after it":
+            loss.backward()
+
+    with pytest.warns(gr.UnroutedWarning, match="the sites '0' got gradients"):
+        around()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_frozen_site_may_be_left_out_of_a_block():
+    model = mlp()
+    router = gr.Router(model, {"[01]": SPEC})
+    with router(LABELS):
+        model(torch.ones(2, 2)).sum().backward()
+    model[0].requires_grad_(False)
+    for _ in range(2):
+        with router(LABELS):
+            model[1](torch.ones(2, 3)).sum().backward()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_block_inside_of_a_functional_call_goes_by_the_parameters_of_the_module():
+    model = mlp()
+    router = gr.Router(model, {"0": SPEC})
+
+    def loss(parameters, bias):
+        def run(x):
+            with router(LABELS):
+                return model(x).sum()
+
+        around = nn.Module()
+        around.inner, around.forward = model, run
+        return torch.func.functional_call(around, {**parameters, "inner.0.bias": bias * 1}, torch.ones(2, 2))
+
+    parameters = {f"inner.{name}": p.detach() for name, p in model.named_parameters()}
+    gradient = torch.func.grad(loss, argnums=1)(parameters, parameters["inner.0.bias"])
+    assert gradient.ne(0).tolist() == [True, False, True]
+    with pytest.warns(gr.UnroutedWarning, match="the sites '0' got gradients"), router(LABELS):
+        nn.functional.linear(torch.ones(2, 2), model[0].weight).sum().backward()
+
+
 @pytest.mark.usefixtures("one_of_two_processes")
 class TestOneOfSeveralProcesses:
     def test_training_what_was_exported_says_that_nothing_was_routed(self):
