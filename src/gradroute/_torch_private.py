@@ -186,6 +186,11 @@ def children_of(module: nn.Module) -> dict[str, nn.Module | None]:
     return module._modules
 
 
+def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """The very dict in which a module keeps its own parameters."""
+    return module._parameters
+
+
 def is_sharded_by_fsdp(module: nn.Module) -> bool:
     """Whether FSDP2 has given a module a class of its own."""
     return type(module).__bases__[0].__name__ == "FSDPModule"

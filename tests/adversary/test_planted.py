@@ -9,18 +9,22 @@ from adversary.models import NAMES, Dense
 from adversary.passes import Lost
 from adversary.test_machine import live
 from gradroute.autograd import _functional as functional
-from gradroute.router import _guards as guards
 from gradroute.router._site_mask import SiteMask
+from gradroute.router.guards import _passes as passes
+from gradroute.router.guards import _recomputations as recomputations
+from gradroute.router.guards import _stray_copies as stray_copies
+from gradroute.router.guards._placed import Placed
+from gradroute.router.guards._uncalled import Uncalled
 
 FAULTS = {
     "masks of activations": (functional, "masked_by", lambda grad, mask, dim: grad),
     "silent units": (functional, "silenced", lambda x, mask, dim, **_: x),
     "masks of parameters": (SiteMask, "on", lambda self, x: x),
-    "labels of recomputations": (guards, "refuse_other_labels_in_recomputation", lambda *_, **__: None),
-    "missing labels": (guards, "warn_of_missing_labels", lambda hook: None),
-    "stray copies": (guards, "refuse_stray_copy", lambda hook, module, tensors: None),
-    "bypassed modules": (guards.Silence, "_warn_bypassed", lambda self, positions: None),
-    "replaced modules": (guards.Placed, "check", lambda self: None),
+    "labels of recomputations": (recomputations, "refuse_other_labels", lambda *_, **__: None),
+    "missing labels": (passes, "warn_of_missing_labels", lambda hook: None),
+    "stray copies": (stray_copies, "refuse_stray_copy", lambda hook, module, tensors: None),
+    "bypassed modules": (Uncalled, "_warn_bypassed", lambda self, positions: None),
+    "replaced modules": (Placed, "check", lambda self: None),
 }
 
 

@@ -109,7 +109,7 @@ def private_reads(path):
 OUTSIDE_OF_THE_ROUTER = [path for path in FILES if room(key(path)) not in ("router", "spec", "autograd")]
 ROUTER = {
     name
-    for path in (PACKAGE / "router").glob("*.py")
+    for path in (PACKAGE / "router").rglob("*.py")
     for node in ast.walk(ast.parse(path.read_text()))
     if isinstance(node, ast.Attribute | ast.FunctionDef) and (name := getattr(node, "attr", getattr(node, "name", "")))
     if name.startswith("_") and not name.startswith("__")

@@ -222,11 +222,22 @@ def router_without_silence(model, spec, ends, level, dim):
     But where unlabeled data may teach units that are off for them, they do not: the weight of a norm would learn of
     what is 0 before it, and not after.
     """
-    unlabeled = spec.unlabeled
-    if unlabeled != "none":
-        unlabeled = Route(oracle_mask(spec, torch.tensor(gr.UNLABELED)).bool())
-    mute = RoutingSpec(spec.routes, spec.width, shared=spec.shared, unlabeled=unlabeled)
+    mute = without_silence(spec)
     return gr.Router(model, {"1": [gr.Site(mute, on=end, level=level, dim=dim) for end in ends]})
+
+
+def without_silence(spec):
+    unlabeled = spec.unlabeled
+    if unlabeled != "none":  # which no route says: any teaches the shared units, too
+        unlabeled = Route(oracle_mask(spec, torch.tensor(gr.UNLABELED)).bool())
+    return RoutingSpec(spec.routes, spec.width, shared=spec.shared, unlabeled=unlabeled)
+
+
+@given(of_width)
+def test_the_reference_teaches_what_the_spec_does_and_switches_nothing_off(spec):
+    labels, mute = spec.encode([*spec.labels, gr.UNLABELED]), without_silence(spec)
+    assert torch.equal(mute.mask(labels), oracle_mask(spec, labels))
+    assert not mute.silent_mask(labels).any()
 
 
 @pytest.mark.parametrize("level", ["activations", "parameters"])

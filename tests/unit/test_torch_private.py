@@ -493,6 +493,16 @@ def test_has_learned():
     assert private.has_learned(parameter)
 
 
+def test_parameters_of():
+    layer = nn.Linear(2, 3)
+    parameters = private.parameters_of(layer)
+    assert dict.get(parameters, "weight") is layer.weight
+    layer.weight = nn.Parameter(torch.ones(3, 2))
+    assert dict.get(parameters, "weight") is layer.weight
+    layer.register_parameter("bias", None)
+    assert dict.get(parameters, "bias") is None
+
+
 def test_children_of():
     model = nn.Sequential(nn.Linear(2, 2))
     children = private.children_of(model)

@@ -17,8 +17,8 @@ from torch.optim import Optimizer
 from .. import _torch_private as private
 from ..errors import UsageError
 from ..router._attachment import attachment_of
-from ..router._guards import refuse_cuda_graph
 from ..router._router import Router
+from ..router.guards._programs import refuse_cuda_graph
 from ._clipping import clip_grad_norm_per_route_
 from ._open_views import OpenPart, open_part, step_open
 from ._own_steps import OwnSteps

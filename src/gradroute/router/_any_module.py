@@ -13,33 +13,20 @@ its own, is refused.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import Function
 
 from .. import _torch_private as private
 from ..autograd._functional import TRANSFORMED
-from ..autograd._functions import sum_of
-from ..errors import SiteError, UsageError, preview
-from ._nested import edit_arguments, edit_output, map_tensors
-from ._second_run import Beginning, Call, chance_of_dropping, random_numbers, refuse_memory
-from ._site import computed_weights, routed_parameters
-from ._site_mask import SiteMask, product, scaled, times
-
-
-class Forward(Protocol):
-    """A module's forward as it is without routing."""
-
-    module: nn.Module
-    draws: bool
-    arguments: list[str]
-    reads_past_itself: dict[tuple[str, ...], bool]
-
-    def plain(self, *args: Any, **kwargs: Any) -> Any:
-        """The module's output."""
-
+from ..errors import UsageError
+from ._nested import edit_output, map_tensors, tensors_of
+from ._run_twice import run_twice
+from ._second_run import Beginning, Call, chance_of_dropping, random_numbers
+from ._site_mask import SiteMask
+from ._twin import Forward, Twin, learning_tensors, routed_by
 
 _RUNS_TWICE = (
     "level='parameters' on the input of a module of an unknown kind runs it a second time, on what its labels let it "
@@ -55,12 +42,9 @@ def routed_run(forward: Forward, call: Call, writers: list[SiteMask], readers: l
             mask.demand_labels(_RUNS_TWICE if readers else TRANSFORMED)
         if transformed and (forward.draws or chance_of_dropping(forward.module)):
             raise random_numbers(forward.module)
-        return _run_twice(forward, call, writers, readers, transformed=transformed)
+        return run_twice(forward, call, writers, readers, transformed=transformed)
     # Dynamo also compiles what eager code calls, in pieces: not this, whose Functions it cannot trace.
     return private.untraced(_run_once)(forward, call, writers)
-
-
-# ---------------------------------------------------------------------- once
 
 
 def _run_once(forward: Forward, call: Call, writers: list[SiteMask]) -> Any:
@@ -99,26 +83,26 @@ class _Run:
     """
 
     def __init__(self, forward: Forward, call: Call, writers: list[SiteMask]) -> None:
-        self.given = _tensors(call)
-        learning = _learning(forward.module)
+        self.given = tensors_of(call)
+        learning = learning_tensors(forward.module)
         self._routed = [(mask, routed_by(mask, forward.module, learning)) for mask in writers]
         by_route = set[str]().union(*(names for _, names in self._routed))
         self.own = {name: tensor for name, tensor in learning.items() if name in by_route}
         whole = [tensor for name, tensor in learning.items() if name not in by_route]
         self.inputs = [*self.given, *self.own.values(), *whole]
         self.stand_ins = [_Dropped.apply(tensor) for tensor in self.own.values()]
-        self._again = partial(_run_twice, forward, call, writers, [], beginning=Beginning(forward.module))
-        self.output = _Twin(forward).on(dict(zip(self.own, self.stand_ins, strict=True)), *call)
+        self._again = partial(run_twice, forward, call, writers, [], beginning=Beginning(forward.module))
+        self.output = Twin(forward).on(dict(zip(self.own, self.stand_ins, strict=True)), *call)
         known = forward.reads_past_itself  # found out once
         if tuple(self.own) not in known:
-            known[tuple(self.own)] = _reaches(_tensors(self.output), self.own, self.given)
+            known[tuple(self.own)] = _reaches(tensors_of(self.output), self.own, self.given)
         if known[tuple(self.own)]:
             raise UsageError(
                 f"{type(forward.module).__name__} reads a parameter of its own by another reference than the one it "
                 "is registered under, such as a list of parameters, so that level='parameters' cannot stand in for it. "
                 "Read it as an attribute, self.weight, or put sites on the layers inside of it."
             )
-        self._places = {id(y): place for place, y in reversed(list(enumerate(_tensors(self.output))))}
+        self._places = {id(y): place for place, y in reversed(list(enumerate(tensors_of(self.output))))}
 
     def groups(self, masks: list[SiteMask]) -> list[tuple[list[SiteMask], list[int]]]:
         """The places in `own`, together where the same of these masks are for them, and those masks."""
@@ -130,7 +114,7 @@ class _Run:
 
     def again(self, y: Tensor) -> Tensor:
         """One of the outputs of a second run, put together from operations that can be derived twice."""
-        return _tensors(self._again())[self._places[id(y)]]
+        return tensors_of(self._again())[self._places[id(y)]]
 
 
 def _reaches(outputs: list[Tensor], own: dict[str, Tensor], given: list[Tensor]) -> bool:
@@ -147,17 +131,6 @@ def _reaches(outputs: list[Tensor], own: dict[str, Tensor], given: list[Tensor])
             return True
         to_visit += [inner for inner, _ in node.next_functions if inner is not None]
     return False
-
-
-def _tensors(nest: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-
-    def keep(x: Tensor) -> Tensor:
-        found.append(x)
-        return x
-
-    map_tensors(nest, keep)
-    return found
 
 
 class _Dropped(Function):
@@ -216,199 +189,3 @@ def _differentiable(run: _Run, y: Tensor, grad: Tensor) -> list[Tensor | None]:
     for i, gradient in zip(wanted, found, strict=True):
         gradients[i] = gradient
     return gradients
-
-
-# ---------------------------------------------------------------------- twice
-
-
-def _run_twice(
-    forward: Forward,
-    call: Call,
-    writers: list[SiteMask],
-    readers: list[SiteMask],
-    *,
-    transformed: bool = False,
-    beginning: Beginning | None = None,
-) -> Any:
-    module = forward.module
-    refuse_memory(module, call)
-    args, kwargs = call
-    twin, start = _Twin(forward), beginning or Beginning(module)
-    learns = _learning(module)
-    by_route = _routed_together([*writers, *readers], module, learns)
-    # Not detached: which kernel computes an output, and so its last bits, may hang on what requires a gradient.
-    fixed = {name: _without_gradient(tensor) for name, tensor in learns.items() if name in by_route}
-    # What learns whole does so in both runs, a part of the gradient each; but not in one that does not see all.
-    rest = {name: _without_gradient(tensor) for name, tensor in learns.items() if name not in by_route and readers}
-    if beginning is None:
-        whole = twin.on(fixed, args, kwargs)
-    else:
-        with start.once_more():
-            whole = twin.on(fixed | start.buffers(), args, kwargs)
-    if transformed:
-        start.refuse_random_numbers()
-    if readers:  # upstream learns by the other run, and by it alone: from the arguments that are not routed, too
-        args, kwargs = map_tensors((args, kwargs), Tensor.detach)
-    for mask in readers:
-        # The parameters learn as if from a pass that sees the routed units only.
-        args, kwargs = edit_arguments(args, kwargs, mask.path, forward.arguments, partial(_seen, mask), site=mask.site)
-    with start.once_more():
-        own = twin.on(rest | start.buffers(), args, kwargs)
-    if not writers and not isinstance(whole, Tensor):
-        raise SiteError(
-            f"site {readers[0].site!r}: level='parameters', on='input' needs a module that returns a tensor; "
-            f"{type(module).__name__} returns a {type(whole).__name__}. Put sites on the layers inside of it."
-        )
-    if not writers:
-        return sum_of(whole.detach(), whole, own)
-    paths = list(dict.fromkeys(mask.path for mask in writers))
-    for path in paths:
-        masks = [mask for mask in writers if mask.path == path]
-        learning = _at(own, path, masks[0].site)
-        whole = edit_output(whole, path, partial(_joined, learning, masks, len(readers) > 0), site=masks[0].site)
-    return _with_the_others(whole, own, [_at(whole, path, "") for path in paths], cut=len(readers) > 0)
-
-
-def _at(output: Any, path: tuple[Any, ...], site: str) -> Tensor:
-    found: list[Tensor] = []
-
-    def keep(y: Tensor) -> Tensor:
-        found.append(y)
-        return y
-
-    edit_output(output, path, keep, site=site)
-    return found[0]
-
-
-def _with_the_others(whole: Any, own: Any, routed: list[Tensor], *, cut: bool) -> Any:
-    """Outputs beside the site's teach the parameters whole."""
-    rest = iter(_tensors(own))
-
-    def join(y: Tensor) -> Tensor:
-        other = next(rest)
-        if any(y is one for one in routed) or not y.is_floating_point():
-            return y
-        return sum_of(y.detach(), y, other) if cut else other
-
-    return map_tensors(whole, join)
-
-
-def _seen(mask: SiteMask, x: Tensor) -> Tensor:
-    return times(x.detach(), mask.weights(x))
-
-
-def _joined(own: Tensor, masks: list[SiteMask], cut: bool, whole: Tensor) -> Tensor:
-    """The whole output, whose gradient goes by route to the run that learns, and the rest of it to the other run.
-
-    With ``cut=True`` nothing goes on to the input from the run that learns, so all of it goes to the other.
-    """
-    m = product([mask.weights(whole) for mask in masks])
-    assert m is not None
-    rest = whole if cut else scaled(whole, 1 - m)
-    return sum_of(whole.detach(), scaled(own, m), rest)
-
-
-def _without_gradient(tensor: Tensor) -> Tensor:
-    return scaled(tensor, torch.zeros((), dtype=torch.bool, device=tensor.device))
-
-
-# ---------------------------------------------------------------------- a module, run on other tensors
-
-
-class _Twin(nn.Module):
-    """Runs a module past its hooks and its stand-in, on other parameters or buffers."""
-
-    def __init__(self, forward: Forward) -> None:
-        super().__init__()
-        self.module = forward.module
-        self.run = forward.plain
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.run(*args, **kwargs)
-
-    def on(self, tensors: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The output, with some of the module's tensors replaced."""
-        named = {f"module.{name}": tensor for name, tensor in tensors.items() if not name.startswith("=")}
-        computed = [
-            (owner, key, tensors[f"={name}"])
-            for name, owner, key, _ in computed_weights(self.module)
-            if f"={name}" in tensors
-        ]
-        before = [getattr(owner, key) for owner, key, _ in computed]
-        try:
-            for owner, key, value in computed:
-                owner.__dict__[key] = value
-            return torch.func.functional_call(self, named, args, kwargs)
-        finally:
-            for (owner, key, _), value in zip(computed, before, strict=True):
-                owner.__dict__[key] = value
-
-
-def routed_by(mask: SiteMask, module: nn.Module, learning: dict[str, Tensor]) -> set[str]:
-    """Which of what a module learns by a site's mask is for: all, or what the site names.
-
-    Raises:
-        UsageError: A parameter that it names is gone, or a weight is computed of it together with others.
-    """
-    if mask.parameters is None:
-        return set(learning)
-    chosen = set(routed_parameters(module, mask.parameters))
-    every = {name for name, _ in module.named_parameters(remove_duplicate=False)}
-    computed = {name.removeprefix("=").removeprefix("."): name for name in learning if name.startswith("=")}
-    found = {name for name in learning if name in chosen} | {computed[n] for n in mask.parameters if n in computed}
-    named = {id(parameter) for name, parameter in module.named_parameters() if name in chosen}
-    own = {id(parameter) for parameter in module.parameters() if parameter.requires_grad}
-    for name in set(computed.values()) - found:
-        sources = _leaves(learning[name]) & own
-        if sources & named and not sources <= named:
-            raise UsageError(
-                f"site {mask.site!r}: {name[1:].lstrip('.')!r} of this {type(module).__name__} is computed of a "
-                "parameter that the site names and of others that it does not: name all of them, or none."
-            )
-        if sources & named:
-            found.add(name)
-    gone = [name for name in mask.parameters if name not in every and name not in computed]
-    if gone:
-        raise UsageError(
-            f"site {mask.site!r}: {gone[0]!r} is no parameter of this {type(module).__name__} any more. Remove the "
-            "router, and make a new one with the names that there are now."
-        )
-    return found
-
-
-def _routed_together(masks: list[SiteMask], module: nn.Module, learning: dict[str, Tensor]) -> set[str]:
-    """What learns by route in a module that runs twice: the same for all sites, or there would be more than two runs.
-
-    Raises:
-        UsageError: The sites name different parameters.
-    """
-    chosen = [routed_by(mask, module, learning) for mask in masks]
-    if len([names for names in chosen if names != chosen[0]]) > 0:
-        raise UsageError(
-            f"sites {preview([mask.site for mask in masks], 2)} route different parameters of one "
-            f"{type(module).__name__}, which would have to run more than twice here (a site on its input, second "
-            "derivatives, torch.compile or torch.func). Let them name the same parameters, or put sites on the layers "
-            "inside of it."
-        )
-    return chosen[0] if chosen else set()
-
-
-def _leaves(tensor: Tensor) -> set[int]:
-    """The leaves of the graph that a tensor was computed by."""
-    found: set[int] = set()
-    seen: set[Any] = set()
-    to_visit = [tensor.grad_fn]
-    while to_visit:
-        node = to_visit.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        found.add(id(getattr(node, "variable", None)))
-        to_visit += [inner for inner, _ in node.next_functions]
-    return found
-
-
-def _learning(module: nn.Module) -> dict[str, Tensor]:
-    """What a module learns by: its parameters, and by names that begin with "=" weights computed of others."""
-    found: dict[str, Tensor] = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    return found | {f"={name}": value for name, _, _, value in computed_weights(module)}

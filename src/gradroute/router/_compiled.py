@@ -8,25 +8,16 @@ leaves out or moves past another, since it says that it writes to a tensor.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from .. import _torch_private as private
-from ._attachment import STATES, State
+from ._attachment import AnySite
+from ._in_flight import STATES, State
 
 TOKEN = torch.zeros((), device="cpu")
 """What the operation says it writes to."""
-
-
-class AnySite(Protocol):
-    """A site, as guards know it."""
-
-    state: State
-    position: int
-    name: str
-    group: int
 
 
 class CompiledSite:
@@ -51,7 +42,7 @@ class CompiledSite:
 
 
 CHECKS: dict[str, Callable[[CompiledSite], None]] = {}
-"""What to ask, by the place in the code: `_guards` fills it."""
+"""What to ask, by the place in the code: the guards fill it."""
 
 _LIBRARY = torch.library.Library("gradroute", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define(  # type: ignore[no-untyped-call]

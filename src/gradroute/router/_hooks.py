@@ -1,4 +1,4 @@
-"""The hooks that a router puts on a model. They edit tensors; what could lose a mask on the way is in `_guards`."""
+"""The hooks that a router puts on a model. They edit tensors; what could lose a mask on the way is in `guards`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ from ..autograd._functions import masked
 from ..errors import RoutingError, UsageError
 from ..spec._deferred_mask import BatchMask, DeferredMask
 from ..unit_dims import spread
-from . import _guards as guards
-from ._attachment import AttachedSite, State
+from ._attachment import AttachedSite
+from ._in_flight import State
 from ._nested import edit_arguments, edit_output
 from ._parameter_level import OwnForward
 from ._site_mask import SiteMask
+from .guards._in_place import held_by_the_caller, refuse_work_in_place
+from .guards._passes import check_pass, masks_for_parameters
+from .guards._programs import refuse_cuda_graph
+from .guards._replaced_forward import refuse_replaced_forward
 
 
 class SiteHook:
@@ -52,17 +56,17 @@ class SiteHook:
 
     def on_output(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """The forward hook."""
-        masks = guards.check_pass(self, module, output)
+        masks = check_pass(self, module, output)
         if self.edits_whole_output and len(masks) > 0 and not self.state.kept and isinstance(output, Tensor):
             return self._routed(output, masks[self.group], (args, kwargs))  # the common case, in few steps
-        guards.refuse_replaced_forward(self, module)
+        refuse_replaced_forward(self, module)
         edit = self._edit(masks, given=(args, kwargs))
         return None if edit is None else edit_output(output, self.site.path, edit, site=self.name)
 
     def on_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The forward pre-hook."""
-        masks = guards.check_pass(self, module, (args, kwargs))
-        guards.refuse_work_in_place(self, module, masks)
+        masks = check_pass(self, module, (args, kwargs))
+        refuse_work_in_place(self, module, masks)
         edit = self._edit(masks, given=(args, kwargs))
         if edit is None:
             return None
@@ -70,11 +74,11 @@ class SiteHook:
 
     def after_input(self, module: nn.Module, args: Any, output: Any) -> None:
         """The forward hook of a site that routes the parameters which read its input."""
-        guards.refuse_replaced_forward(self, module)
+        refuse_replaced_forward(self, module)
 
     def parameter_mask(self) -> SiteMask | None:
         """The mask of the batch in flight, for the parameters of the site's module; None outside of a block."""
-        masks = guards.masks_for_parameters(self)
+        masks = masks_for_parameters(self)
         return self._site_mask(masks[self.group]) if len(masks) > 0 else None
 
     def _site_mask(self, mask: BatchMask) -> SiteMask:
@@ -105,7 +109,7 @@ class SiteHook:
             self._site_mask(mask).check_order(x.shape)
         if isinstance(mask, DeferredMask):
             self._site_mask(mask).check_when_known(x, broadcast=self.is_whole)
-        held = guards.held_by_the_caller(x, given)
+        held = held_by_the_caller(x, given)
         try:
             x = route_mask(x, mask, self.dim, replacing=not held, broadcast=self.is_whole)
         except RoutingError as error:
@@ -145,7 +149,7 @@ class MarkRun:
         """The forward pre-hook of the model."""
         if not torch.compiler.is_compiling():
             if self.state.masks:
-                guards.refuse_cuda_graph("a pass in a `with router(labels)` block")
+                refuse_cuda_graph("a pass in a `with router(labels)` block")
             self.state.model_ran = True
             self.state.model_records = torch.is_grad_enabled()
 

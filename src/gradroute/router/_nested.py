@@ -122,6 +122,18 @@ def map_tensors(nest: Any, function: Edit) -> Any:
     return nest
 
 
+def tensors_of(nest: Any) -> list[Tensor]:
+    """The tensors in nested containers, in the order of `map_tensors`."""
+    found: list[Tensor] = []
+
+    def keep(x: Tensor) -> Tensor:
+        found.append(x)
+        return x
+
+    map_tensors(nest, keep)
+    return found
+
+
 def _with(nest: Any, step: Key, before: Any, after: Any) -> Any:
     """A copy of what holds tensors, with another thing at one place: also where that is an attribute as well."""
     if isinstance(nest, tuple):

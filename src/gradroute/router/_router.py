@@ -1,12 +1,10 @@
-"""`Router`: sites attached to a model by hooks, and the labels of the batch in flight."""
+"""`Router`: sites attached to a model by hooks."""
 
 from __future__ import annotations
 
 import copy
-import threading
-from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -14,155 +12,22 @@ from torch import nn
 
 from .. import _torch_private as private
 from ..errors import SiteError, UsageError, preview
-from ..spec._deferred_mask import BatchMask
 from ..spec._spec import RoutingSpec
-from . import _guards as guards
-from ._attachment import AttachedSite, Attachment, Group, Labels, State
+from ._attachment import AttachedSite, Attachment, Group, Labels
+from ._blocks import Ablated, Deferred, Labeled
 from ._deferred import Later, refuse_deferred
 from ._hooks import MarkRun, SiteHook, drop_orphans, hooks_before, remove_own_forward
+from ._in_flight import State
 from ._nested import argument_names
 from ._site import Site, check_level, hook_points_of, leads_with_time, match
+from .guards._in_front import InFront
+from .guards._placed import Placed
+from .guards._recomputations import refuse_recomputation_without_the_router
+from .guards._uncalled import Uncalled
+from .guards._unfit_sites import refuse_module_that_is_never_called, refuse_spec_of_a_part, refuse_two_names
 
 Sites: TypeAlias = Mapping[str, "RoutingSpec | Site | Sequence[Site]"]
 """Where to route: from patterns of module names to a spec, a site, or several sites."""
-
-
-class _Block:
-    """A ``with`` block of a router: puts labels or an ablation in flight, and what was there before back."""
-
-    def __init__(self, router: Router) -> None:
-        self._router = router
-        self._masks: tuple[BatchMask, ...] = ()
-        self._outer: list[tuple[Any, ...]] = []
-
-    def _begin(self) -> None:
-        state = self._router._enter()
-        self._outer.append((self._put(state), state.thread, state.reached))
-        if not torch.compiler.is_compiling():
-            state.thread, state.reached = threading.get_ident(), Counter()
-            self._router._silence.begin()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        state, compiling = self._router._attachment.state, torch.compiler.is_compiling()
-        outer, thread, reached = self._outer.pop()
-        innermost = compiling or self._is_on(state, outer)
-        self._put_back(state, outer if innermost else None)
-        state.thread = thread if innermost else None
-        if not compiling:
-            state.reached = reached
-            self._router._silence.end(self._masks, failed=kind is not None or not innermost)
-        if not innermost:
-            raise guards.overlapping()
-        if kind is None and not compiling and self._router._attachment.sites:
-            self._router._placed.check()  # modules may have been replaced in the block
-
-    def _put(self, state: State) -> Any:
-        """Put it in flight; return what was there before."""
-        raise NotImplementedError
-
-    def _is_on(self, state: State, outer: Any) -> bool:
-        """Whether it is still what is in flight."""
-        raise NotImplementedError
-
-    def _put_back(self, state: State, outer: Any) -> None:
-        """Put back what was there before; with None, nothing."""
-        raise NotImplementedError
-
-
-class _Labeled(_Block):
-    """``with router(labels)``."""
-
-    def __init__(self, router: Router, labels: Labels) -> None:
-        super().__init__(router)
-        self._labels = labels
-        self._masks = router._attachment.masks(labels)
-        self._entered = False
-
-    def __repr__(self) -> str:
-        return "<with router(labels)>"
-
-    def __enter__(self) -> Router:
-        self._begin()
-        return self._router
-
-    def _put(self, state: State) -> Any:
-        if self._entered:  # again: what the labels hold may have changed since
-            self._masks = self._router._attachment.masks(self._labels)
-        self._entered = True
-        for record in state.records:  # before anything is set: it may refuse the labels
-            record.begin(self._masks)
-        outer = state.labels, state.masks
-        state.labels, state.masks = self._labels, self._masks
-        if torch.compiler.is_compiling():
-            state.compiled_blocks += 1
-        return outer
-
-    def _is_on(self, state: State, outer: Any) -> bool:
-        return state.labels is self._labels
-
-    def _put_back(self, state: State, outer: Any) -> None:
-        state.labels, state.masks = (None, ()) if outer is None else outer
-        if torch.compiler.is_compiling():
-            state.compiled_blocks -= 1
-
-
-class _Deferred(_Block):
-    """``with router.deferred()``: a new `Later` each time that it is entered."""
-
-    def __init__(self, router: Router) -> None:
-        super().__init__(router)
-        self._entered: list[tuple[Later, tuple[BatchMask, ...]]] = []
-
-    def __repr__(self) -> str:
-        return "<with router.deferred()>"
-
-    def __enter__(self) -> Later:
-        self._begin()
-        return self._entered[-1][0]
-
-    def _put(self, state: State) -> Any:
-        later = Later(self._router._attachment)
-        self._entered.append((later, later.masks()))
-        outer = state.labels, state.masks
-        state.labels, state.masks = self._entered[-1]
-        return outer
-
-    def _is_on(self, state: State, outer: Any) -> bool:
-        return state.labels is self._entered[-1][0]
-
-    def _put_back(self, state: State, outer: Any) -> None:
-        state.labels, state.masks = (None, ()) if outer is None else outer
-        _, self._masks = self._entered.pop()
-
-
-class _Ablated(_Block):
-    """``with router.ablated(...)``: on top of what is ablated already."""
-
-    def __init__(self, router: Router, labels: tuple[Hashable, ...]) -> None:
-        super().__init__(router)
-        self._labels = frozenset(labels)
-
-    def __repr__(self) -> str:
-        return f"<with router.ablated({preview(sorted(self._labels, key=str))})>"
-
-    def __enter__(self) -> Router:
-        self._begin()
-        return self._router
-
-    def _put(self, state: State) -> Any:
-        outer = state.ablated, state.kept
-        ablated = state.ablated | self._labels
-        state.ablated, state.kept = ablated, self._router._attachment.kept_without(ablated)
-        state.ever_ablated = True
-        return outer
-
-    def _is_on(self, state: State, outer: Any) -> bool:
-        return bool(state.ablated == outer[0] | self._labels)
-
-    def _put_back(self, state: State, outer: Any) -> None:
-        state.ablated, state.kept = (frozenset(), ()) if outer is None else outer
 
 
 class Router:
@@ -203,9 +68,9 @@ class Router:
         state = State()
         sites_found, groups = _found(model, sites)
         self._attachment = Attachment(model, state, sites_found, groups)
-        self._placed = guards.Placed(self._attachment)
-        self._silence = guards.Silence(self._attachment)
-        guards.refuse_spec_of_a_part(sites_found)
+        self._placed = Placed(self._attachment)
+        self._uncalled = Uncalled(self._attachment)
+        refuse_spec_of_a_part(sites_found)
         # Nothing is registered before everything is checked, so that a refused router leaves no hook behind.
         private.make_compiled_code_look_at_hooks()
         drop_orphans(model)
@@ -215,9 +80,9 @@ class Router:
             hook = SiteHook(position, site, state, time_first=leads_with_time(site.name, model, site.site))
             self._hooks.append(hook)
             self._handles += hook.attach(site.module)
-        self._in_front = guards.InFront(self._attachment, hooks_before)
+        self._in_front = InFront(self._attachment, hooks_before)
 
-    def __call__(self, labels: Labels) -> _Labeled:
+    def __call__(self, labels: Labels) -> Labeled[Router]:
         """A context manager that routes by these labels whatever the model computes inside it.
 
         Args:
@@ -229,9 +94,9 @@ class Router:
             UsageError: The router was removed, or another thread is using it.
         """
         self._attachment.check_usable()
-        return _Labeled(self, labels)
+        return Labeled(self, labels)
 
-    def deferred(self) -> _Deferred:
+    def deferred(self) -> Deferred[Router]:
         """A context manager for labels that are known only after the forward pass, such as a verdict on its outcome.
 
         It gives an object whose ``set(labels)`` takes them, as ``router(labels)`` does: once, any time before backward,
@@ -262,9 +127,9 @@ class Router:
             )
         for group in self._attachment.groups:
             refuse_deferred(group.pattern, group.spec)
-        return _Deferred(self)
+        return Deferred(self)
 
-    def ablated(self, *labels: Hashable) -> _Ablated:
+    def ablated(self, *labels: Hashable) -> Ablated[Router]:
         """A context manager in which the units of these labels are off: exactly 0, in training and evaluation alike.
 
         Units that another label or the shared block may teach stay on: those that its route names, whatever it has
@@ -281,7 +146,7 @@ class Router:
             raise UsageError("ablated() needs the labels whose units are to be off, such as ablated('forget').")
         if all(keep is None for keep in self._attachment.kept_without(frozenset(labels))):
             raise UsageError(f"ablating {preview(labels)} would switch nothing off: others teach all its units.")
-        return _Ablated(self, labels)
+        return Ablated(self, labels)
 
     @property
     def model(self) -> nn.Module:
@@ -312,8 +177,8 @@ class Router:
             remove_own_forward(module, lambda hook: hook in self._hooks)
         self._handles.clear()
         self._hooks.clear()
-        self._silence.close()
-        guards.refuse_recomputation_without_the_router(self._attachment)
+        self._uncalled.close()
+        refuse_recomputation_without_the_router(self._attachment)
         self._attachment.sites = ()
         self._attachment.state.removed = True
 
@@ -331,14 +196,6 @@ class Router:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._attachment.state.orphan = False
-
-    def _enter(self) -> State:
-        self._attachment.check_usable()
-        if not torch.compiler.is_compiling():
-            self._placed.check()
-            self._in_front.check()
-            self._silence.check()
-        return self._attachment.state
 
 
 def _found(model: nn.Module, sites: Sites) -> tuple[list[AttachedSite], list[Group]]:
@@ -362,8 +219,8 @@ def _found(model: nn.Module, sites: Sites) -> tuple[list[AttachedSite], list[Gro
                 groups.append(Group(pattern, site.spec))
             group = groups.index(Group(pattern, site.spec))
             for name, module in match(pattern, names, hook_points).items():
-                guards.refuse_module_that_is_never_called(name, model)
-                guards.refuse_two_names(name, module, found)
+                refuse_module_that_is_never_called(name, model)
+                refuse_two_names(name, module, found)
                 check_level(name, module, site)
                 arguments = argument_names(module) if site.on == "input" else []
                 found.append(AttachedSite(name, site, group, module, tuple(arguments)))

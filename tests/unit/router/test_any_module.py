@@ -1,35 +1,16 @@
 """Level "parameters" on modules of which nothing is known: one run in eager mode, whatever the module remembers or draws."""
 
 import random
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 import gradroute as gr
-from gradroute.testing import assert_routed
-
-WIDTH = 4
-SPEC = gr.RoutingSpec({"retain": [0, 1, 2], "forget": 3}, WIDTH)
-RETAIN = torch.zeros(5, dtype=torch.long)
-MIXED = torch.tensor([0, 1, 1, 0, 1])
-
-
-class Projected(nn.Module):
-    """A module that is no layer of torch's: a projection, and what a subclass makes of it."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.projection = nn.Linear(3, WIDTH)
-
-    def forward(self, x):
-        return self.projection(x).tanh()
+from unit.router.unknown import MIXED, RETAIN, SPEC, WIDTH, Projected
 
 
 class CountsItsCalls(Projected):
@@ -173,39 +154,6 @@ def test_the_final_state_of_a_recurrent_layer_teaches_beside_its_output():
     torch.testing.assert_close(gru.bias_ih_l0.grad, whole)
 
 
-# ---------------------------------------------------------------------- weights that are no parameters
-
-
-@pytest.mark.parametrize("bias", ["frozen", "none", "learns"])
-def test_weights_computed_of_others_learn_by_route(bias):
-    """As in MAML, where a step is taken on weights before they are used."""
-    layer = nn.Linear(3, WIDTH, bias=bias != "none")
-    w = nn.Parameter(layer.weight.detach().clone())
-    del layer.weight
-    layer.weight = w - 0.5 * w.detach()
-    if bias == "frozen":
-        layer.bias.requires_grad_(False)
-    with gr.Router(layer, {"": gr.Site(SPEC, level="parameters")})(RETAIN):
-        layer(torch.randn(5, 3)).sum().backward()
-    assert not w.grad[3].any()
-    assert w.grad[:3].all()
-
-
-def test_computed_weights_deep_inside_learn_by_route():
-    class Hyper(Projected):
-        def forward(self, x):
-            return super().forward(x) + 1
-
-    module = Hyper()
-    w = nn.Parameter(module.projection.weight.detach().clone())
-    del module.projection.weight
-    module.projection.weight = 2 * w
-    with gr.Router(module, {"": gr.Site(SPEC, level="parameters")})(RETAIN):
-        module(torch.randn(5, 3)).sum().backward()
-    assert not w.grad[3].any()
-    assert w.grad[:3].all()
-
-
 def test_hooks_on_parameters_see_the_routed_gradient_once():
     module = Projected()
     seen = []
@@ -262,56 +210,3 @@ def test_an_in_place_operation_on_a_view_of_the_input_raises():
         y = module(x)
     with pytest.raises(RuntimeError, match="is a view and is being modified inplace"):
         y.relu_()
-
-
-class Attends(nn.Module):
-    """Reads two arguments, of which a site may be on either or both."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.query, self.value = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, x, context):
-        return torch.softmax(self.query(x), -1) * self.value(context["states"])
-
-
-class Around(nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(1)
-        self.before, self.inner = nn.Linear(3, 2 * WIDTH), Attends()
-
-    def forward(self, x):
-        x, states = self.before(x).chunk(2, -1)
-        return self.inner(x, context={"states": states})
-
-
-@pytest.mark.parametrize("also_output", [False, True])
-@pytest.mark.parametrize("index", ["x", 1, "both"], ids=str)
-def test_upstream_learns_whole_and_once_by_every_argument_whichever_a_site_is_on(index, also_output):
-    model, x = Around(), torch.randn(5, 3)
-    model(x).square().sum().backward()
-    whole = model.before.weight.grad.clone()
-    model.zero_grad()
-    paths = [path for path in ("x", ("context", "states")) if index in ((path if path == "x" else 1), "both")]
-    sites = [gr.Site(SPEC, on="input", level="parameters", index=path) for path in paths]
-    sites += [gr.Site(SPEC, level="parameters")] * also_output
-    router = gr.Router(model, {"inner": sites})
-    with router(MIXED):
-        model(x).square().sum().backward()
-    torch.testing.assert_close(model.before.weight.grad, whole)
-    router.remove()
-    assert_routed(model, {"inner": sites}, x, MIXED)
-
-
-@pytest.mark.parametrize("kind", [nn.Linear, Projected])
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # torch's own, in forward mode
-def test_forward_mode_differentiation_finds_the_tangent_of_what_is_upstream_whole(kind):
-    module = kind(3, WIDTH) if kind is nn.Linear else kind()
-    x, tangent = torch.randn(5, 3), torch.randn(5, 3)
-    tangents = []
-    for block in (nullcontext, lambda: gr.Router(module, {"": gr.Site(SPEC, level="parameters")})(MIXED)):
-        with block(), forward_ad.dual_level():
-            tangents.append(forward_ad.unpack_dual(module(forward_ad.make_dual(x, tangent))).tangent)
-    torch.testing.assert_close(*tangents)

@@ -5,11 +5,9 @@ import pickle
 
 import pytest
 import torch
-from torch import nn
 
 import gradroute as gr
 from gradroute.errors import UsageError
-from gradroute.router._attachment import IN_FLIGHT, IN_THREAD, attachment_of
 from unit.router.small import LABELS, SPEC, bias_gradient, mlp
 
 
@@ -48,18 +46,3 @@ class TestLife:
         assert model[0]._forward_hooks
         with pytest.raises(UsageError, match="this router was removed"):
             again((twin, twin_router))[1](LABELS)
-
-
-def test_masks_whose_labels_come_late_are_in_flight_also_in_a_thread_that_autograd_began(monkeypatch):
-    """Where compiled code, from which they are kept, reads the same table."""
-    layer = nn.Linear(2, 3)
-    router = gr.Router(layer, {"": gr.RoutingSpec.one_per_label(3)})
-    state = attachment_of(router).state
-    for of_thread in ({}, IN_FLIGHT):
-        monkeypatch.setattr(IN_THREAD, "masks", of_thread)
-        with router.deferred():
-            assert state.is_deferred
-            assert len(state.masks) == 1
-            assert (state.name in of_thread) is (of_thread is IN_FLIGHT)
-        assert state.name not in IN_FLIGHT
-        assert not state.is_deferred

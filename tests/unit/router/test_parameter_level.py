@@ -168,33 +168,6 @@ def test_a_training_pass_without_labels_warns() -> None:
     router.remove()
 
 
-@pytest.mark.parametrize("on", ["output", "input"])
-def test_a_forward_that_is_replaced_later_is_refused_and_one_that_wraps_is_not(on: str) -> None:
-    spec = gr.RoutingSpec.split({"retain": 2, "forget": 1})
-    layer = nn.Linear(3, 3)
-    router = gr.Router(layer, {"": gr.Site(spec, on=on, level="parameters")})
-    standing = layer.forward
-    layer.forward = lambda x: standing(1 * x)
-    with router(torch.zeros(2, dtype=torch.int64)):
-        layer(torch.ones(2, 3)).sum().backward()
-    grad = layer.weight.grad if on == "output" else layer.weight.grad.T
-    assert grad[:2].all()
-    assert not grad[2].any()
-    layer.forward = lambda x: nn.functional.linear(x, layer.weight)
-    with (
-        router(torch.zeros(2, dtype=torch.int64)),
-        pytest.raises(gr.errors.UsageError, match="forward method.*replaced"),
-    ):
-        layer(torch.ones(2, 3))
-
-
-def test_what_reads_a_batch_of_data_warns_without_labels() -> None:
-    layer = nn.Linear(3, 2)
-    gr.Router(layer, {"": gr.Site(gr.RoutingSpec.one_per_label(3), on="input", level="parameters")})
-    with pytest.warns(gr.UnroutedWarning, match="no labels set"):
-        layer(torch.ones(1, 3))
-
-
 class TestNamedParameters:
     """A site on a bias alone costs a sum, and loses nothing where the names or what they stand for change."""
 

@@ -151,11 +151,6 @@ def test_a_hook_point_that_came_later_is_refused():
         router(LABELS).__enter__()
 
 
-def test_a_projection_that_attention_never_calls_is_refused():
-    with pytest.raises(SiteError, match=r"'out_proj' is never called.*Put the site on '' with index=0"):
-        gr.Router(nn.MultiheadAttention(4, 2), {"out_proj": SPEC})
-
-
 @pytest.mark.parametrize(
     ("module", "site"),
     [

@@ -1,0 +1,83 @@
+"""Activation checkpointing runs a forward pass again in backward, when the router may hold other labels, or be gone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...errors import UsageError
+from ...spec._deferred_mask import BatchMask
+from .._attachment import AnySite, Attachment, Hook
+from .._checkpointing import Pass
+
+
+def refuse_other_labels(hook: AnySite, kind: Pass, region: Any, *, compiled: bool = False) -> None:
+    """Activation checkpointing runs a pass again in backward, when the router may hold the labels of another batch.
+
+    Compiled code saves labels as any tensor, so that those of a recomputation are taken for those of the first pass.
+    """
+    state = hook.state
+    if kind is Pass.PLAIN:
+        return
+    now = state.in_flight()
+    if kind is Pass.FIRST:
+        state.first_passes.note(region, hook.position, now)
+        return
+    first = state.first_passes.of(region, hook.position)
+    if kind is Pass.SECOND and not compiled:
+        # Its graph keeps the labels of the first pass; what it computes must be the same.
+        if not any(held.ablated == now.ablated for held in first) and (first or state.ever_ablated):
+            raise _untrusted(hook, "ablated labels")
+    elif not any(held.same_labels(now) and held.ablated == now.ablated for held in first):
+        raise _untrusted(hook, "labels", "" if kind is Pass.SECOND else ", or checkpoint with use_reentrant=False")
+
+
+def masks_of_first_pass(hook: Hook, region: Any) -> tuple[BatchMask, ...]:
+    """The masks of the first pass that is computed again, whatever labels the router holds by now.
+
+    Where the region held blocks of its own, and so several labels, a recomputation goes through these blocks again.
+    What is silent in it must be what was silent then; for the gradients alone any of the masks would do, since they
+    stay with the first pass.
+
+    Raises:
+        UsageError: It is not known which of several passes this is, or none is known.
+    """
+    first = hook.state.first_passes.of(region, hook.position)
+    now = hook.state.in_flight()
+    for held in first:
+        if held.same_labels(now):
+            return held.masks
+    if not first or (hook.site.spec.has_silent and not all(held.same_labels(first[0]) for held in first)):
+        raise _untrusted(hook, "labels")
+    return first[0].masks
+
+
+def _untrusted(hook: AnySite, what: str, or_else: str = "") -> UsageError:
+    return UsageError(
+        f"site {hook.name!r}: activation checkpointing recomputes this forward pass inside backward, and the "
+        f"router does not hold the {what} that it first ran under. Put backward inside the same "
+        f"`with router{'.ablated(...)' if what == 'ablated labels' else '(labels)'}` block as its forward "
+        f"pass{or_else}."
+    )
+
+
+def refuse_recomputation_without_the_router(attachment: Attachment) -> None:
+    """What activation checkpointing runs again later would be unrouted: that raises then, or is warned of now."""
+    for region, passes in attachment.state.first_passes.regions():
+        if not any(held.masks or held.ablated for held in passes):
+            continue
+        if hasattr(region, "register_prehook"):  # reentrant: the second pass makes the graph
+            region.register_prehook(_refuse_recomputation)
+        elif any(held.ablated or any(mask.silences for mask in held.masks) for held in passes):
+            attachment.state.warn(
+                "recomputed later",
+                "this router is removed while activation checkpointing is still to run a forward pass again in "
+                "backward, in which nothing will be silent or ablated then. Call backward first, or drop its graph.",
+                stacklevel=3,
+            )
+
+
+def _refuse_recomputation(_: Any) -> None:
+    raise UsageError(
+        "activation checkpointing recomputes a forward pass inside backward, and the router that it first ran under "
+        "was removed. Call backward first, and then router.remove()."
+    )
