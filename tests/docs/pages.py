@@ -18,12 +18,13 @@ FETCHED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "vid
 
 @dataclass
 class Html(HTMLParser):
-    """What a page links to, what it fetches, and the places in it that may be linked to."""
+    """What a page links to, what it fetches, the places in it that may be linked to, and the names of attributes."""
 
     text: str
     links: list[str] = field(default_factory=list)
     fetched: list[str] = field(default_factory=list)
     places: set[str] = field(default_factory=set)
+    attributes: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -31,6 +32,7 @@ class Html(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = {name: value or "" for name, value in attrs}
+        self.attributes |= given.keys()
         self.places |= {given[name] for name in ("id", "name") if name in given}
         if tag == "a" and "href" in given:
             self.links.append(given["href"])

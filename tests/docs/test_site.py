@@ -29,6 +29,12 @@ WORDS = {
     "freeze rows": "how_to/freeze/",
     "new tokens": "how_to/new_tokens/",
     "mixture of experts": "how_to/experts/",
+    "moe": "how_to/experts/",
+    "ddp": "how_to/pytorch/",
+    "torch.compile": "how_to/pytorch/",
+    "hugging face": "how_to/trainers/",
+    "ablate_": "how_to/ablate/",
+    "gradroute.optim.Isolation": "reference/optim/",
     "unlearning": "mnist_unlearning/",
     "lora": "how_to/lora/",
     "cite": "",
@@ -150,6 +156,32 @@ def test_what_a_function_returns_is_one_thing_however_many_lines_say_it(site: Pa
     """Of a view with silent units, in two lines of the docstring."""
     page = (site / "reference" / "functional" / "index.html").read_text(encoding="utf-8")
     assert "With silent\nunits a tensor of its own." in page
+
+
+def test_classes_that_docstrings_say_are_raised_are_links(site: Path) -> None:
+    """Also where the module that names a class does not import it, as that of ``audit`` does not import LabelError."""
+    raised: dict[str, list[bool]] = {}
+    for page in (site / "reference").rglob("*.html"):
+        for section in re.findall("Raises:</span>.*?</ul>", page.read_text("utf-8"), re.S):
+            for code in re.findall(r'field-body">\s*<code>(.*?)</code>', section, re.S):
+                raised.setdefault(re.sub("<[^>]+>", "", code).strip(), []).append("<a " in code)
+    ours = {name for name in raised if hasattr(errors, name)}
+    assert {"LabelError", "SpecError", "UsageError"} <= ours
+    assert all(all(raised[name]) for name in ours)
+    assert not any(raised["ImportError"])
+
+
+def test_a_long_name_may_be_broken_after_a_dot(site: Path) -> None:
+    page = (site / "reference" / "surgery" / "index.html").read_text(encoding="utf-8")
+    assert ">gradroute.<wbr>surgery.<wbr>remove_units_<" in page
+
+
+def test_attributes_end_where_they_should(site: Path) -> None:
+    """A quotation mark inside of one ends it, and the rest of it becomes names of attributes."""
+    names = {name for page in pages_of(site).values() for name in page.attributes}
+    assert "aria-label" in names
+    assert not [name for name in names if not re.fullmatch(r"[\w:.@-]+", name)]
+    assert 'retain":' in Html('<svg aria-label="of label "retain": none">').attributes
 
 
 def test_the_page_of_errors_has_the_messages_that_are_raised(site: Path) -> None:

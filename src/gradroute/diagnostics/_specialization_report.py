@@ -22,7 +22,7 @@ __all__ = ["Estimate", "Slice", "SpecializationReport"]
 class Slice:
     """What one label's units hold, and what all the others do.
 
-    "Alone" is of the units that the label's route may teach, "without" of all the others.
+    A label's units are those that its route may teach. What ends in `_without` is measured on all the others.
 
     Attributes:
         label: The label.

@@ -9,6 +9,7 @@ from ..errors import LeakError
 from . import _reports as tables
 
 Cause: TypeAlias = Literal["gradient", "momentum", "weight decay", "buffer", "unknown"]
+"""Why something moved that nobody taught."""
 
 ADVICE: dict[Cause, str] = {
     "gradient": "A gradient reached it around its route: gradroute.audit names the path.",

@@ -29,10 +29,10 @@ def assert_routed(
 ) -> None:
     """Assert that a router on a model does what routing means: on copies, so that the model stays as it is.
 
-    Held to be true are two things. The loss with routing is bit for bit the loss without, or the loss with the silent
-    units off where the specs have some. The gradient of every
-    parameter is that of the oracle, which is written in operations that autograd knows: exactly 0 in the entries that
-    the masks close for all examples of the batch, and within the tolerance in all others.
+    Two things must hold. The loss with routing is bit for bit the loss without, or the loss with the silent units off
+    where the specs have some. The gradient of every parameter is that of the oracle, which is written in operations
+    that autograd knows: exactly 0 in the entries that the masks close for all examples of the batch, and within the
+    tolerance in all others.
 
     Args:
         model: The model. It is copied, and so are its hooks.
