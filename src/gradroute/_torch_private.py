@@ -365,6 +365,14 @@ def is_batch_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 
+# ---------------------------------------------------------------------- modes
+
+
+def unseen_by_modes() -> contextlib.AbstractContextManager[object]:
+    """For looks at tensors that no `TorchFunctionMode` is to see, nor a tensor of a class of its own."""
+    return torch._C.DisableTorchFunction()
+
+
 # ---------------------------------------------------------------------- the graph of a loss
 
 

@@ -450,6 +450,23 @@ def test_gradients_under_modes():
     assert x.grad is None
 
 
+def test_unseen_by_modes():
+    seen = []
+
+    class Mode(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            seen.append(function)
+            return function(*args, **(kwargs or {}))
+
+    x = torch.ones(2)
+    with Mode():
+        with private.unseen_by_modes():
+            assert (x + x).shape == (2,)
+        assert not seen
+        assert (x + x).shape == (2,)
+        assert seen
+
+
 def test_shape_of_node():
     x = torch.ones(2, 3, requires_grad=True)
     assert private.shape_of_node((x * 2).sum(0).grad_fn) == (3,)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+
+from ... import _torch_private as private
 
 
 @dataclass(frozen=True)
@@ -176,17 +178,23 @@ class Reads(TorchFunctionMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        rule, name = _RULES.get(function), _name(function)
-        if rule is not None:
-            uses = list(rule(args, kwargs))
-        else:
-            uses = list(_entry_by_entry(function, args, kwargs)) if name in _ENTRY_BY_ENTRY else []
-        noted = [self._note(use) for use in uses]
-        if not any(noted) and name not in _READ_NOTHING:
-            self._note_unknown([*args, *kwargs.values()])
+        if getattr(function, "__name__", "") == "__get__":  # an attribute of one tensor: most of all calls
+            return function(*args, **kwargs)
+        name = _name(function)
+        # What is looked at here is not part of the run: without this each look would go through all other modes.
+        with private.unseen_by_modes():
+            uses: Iterable[_Use] = ()
+            if function in _RULES:
+                uses = _RULES[function](args, kwargs)
+            elif name in _ENTRY_BY_ENTRY:
+                uses = _entry_by_entry(function, args, kwargs)
+            noted = [self._note(use) for use in uses]
+            if not any(noted) and name not in _READ_NOTHING:
+                self._note_unknown([*args, *kwargs.values()])
         result = function(*args, **kwargs)
         if name in _LOOKUPS:
-            self._note_rows([*args, *kwargs.values()], result)
+            with private.unseen_by_modes():
+                self._note_rows([*args, *kwargs.values()], result)
         return result
 
     def _note(self, use: _Use) -> bool:

@@ -29,7 +29,8 @@ class Generators(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         generator = kwargs.get("generator")
-        if isinstance(generator, torch.Generator) and id(generator) not in self.states:
+        # None first, which is most: to be an instance of torch's class is a question that Python code answers.
+        if generator is not None and isinstance(generator, torch.Generator) and id(generator) not in self.states:
             self.states[id(generator)] = generator, generator.get_state()
         return function(*args, **kwargs)
 
