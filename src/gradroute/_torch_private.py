@@ -83,6 +83,15 @@ def in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
+def is_reached_in_backward(parameter: nn.Parameter) -> bool:
+    """Whether the running backward pass finds a gradient for a parameter."""
+    node = torch.autograd.graph.get_gradient_edge(parameter).node
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # says so of a parameter that `torch.autograd.grad` was asked for, and of no other
+        return True
+
+
 def node_in_backward() -> Any:
     """The node of the graph that the running backward pass is at; None outside of one."""
     return torch._C._current_autograd_node() if in_backward() else None

@@ -182,6 +182,17 @@ def test_in_backward():
     assert not private.in_backward()
 
 
+def test_is_reached_in_backward():
+    one, other, unused = (nn.Parameter(torch.ones(2)) for _ in range(3))
+    found = []
+    y = one * other
+    y.register_hook(lambda _: found.append([private.is_reached_in_backward(p) for p in (one, other, unused)]))
+    y.sum().backward(retain_graph=True)
+    torch.autograd.grad(y.sum(), one, retain_graph=True)
+    torch.autograd.grad(y.sum(), y)
+    assert found == [[True, True, False], [True, False, False], [False, False, False]]
+
+
 def test_node_in_backward():
     assert private.node_in_backward() is None
     node = seen_in_backward(private.node_in_backward)

@@ -21,8 +21,8 @@ from torch.autograd import Function
 
 from .. import _torch_private as private
 from ..autograd._functional import TRANSFORMED
-from ..errors import UsageError
 from ._nested import edit_output, map_tensors, tensors_of
+from ._past_itself import past_itself
 from ._run_twice import run_twice
 from ._second_run import Beginning, Call, chance_of_dropping, random_numbers
 from ._site_mask import SiteMask
@@ -42,6 +42,8 @@ def routed_run(forward: Forward, call: Call, writers: list[SiteMask], readers: l
             mask.demand_labels(_RUNS_TWICE if readers else TRANSFORMED)
         if transformed and (forward.draws or chance_of_dropping(forward.module)):
             raise random_numbers(forward.module)
+        if transformed and forward.holds_itself:
+            raise past_itself(forward.module, "may read")
         return run_twice(forward, call, writers, readers, transformed=transformed)
     # Dynamo also compiles what eager code calls, in pieces: not this, whose Functions it cannot trace.
     return private.untraced(_run_once)(forward, call, writers)
@@ -93,16 +95,9 @@ class _Run:
         self.stand_ins = [_Dropped.apply(tensor) for tensor in self.own.values()]
         self._again = partial(run_twice, forward, call, writers, [], beginning=Beginning(forward.module))
         self.output = Twin(forward).on(dict(zip(self.own, self.stand_ins, strict=True)), *call)
-        known = forward.reads_past_itself  # found out once
-        if tuple(self.own) not in known:
-            known[tuple(self.own)] = _reaches(tensors_of(self.output), self.own, self.given)
-        if known[tuple(self.own)]:
-            raise UsageError(
-                f"{type(forward.module).__name__} reads a parameter of its own by another reference than the one it "
-                "is registered under, such as a list of parameters, so that level='parameters' cannot stand in for it. "
-                "Read it as an attribute, self.weight, or put sites on the layers inside of it."
-            )
-        self._places = {id(y): place for place, y in reversed(list(enumerate(tensors_of(self.output))))}
+        outputs = tensors_of(self.output)
+        forward.looks.check(forward.module, self.own, outputs, [*self.given, *self.stand_ins])
+        self._places = {id(y): place for place, y in reversed(list(enumerate(outputs)))}
 
     def groups(self, masks: list[SiteMask]) -> list[tuple[list[SiteMask], list[int]]]:
         """The places in `own`, together where the same of these masks are for them, and those masks."""
@@ -115,22 +110,6 @@ class _Run:
     def again(self, y: Tensor) -> Tensor:
         """One of the outputs of a second run, put together from operations that can be derived twice."""
         return tensors_of(self._again())[self._places[id(y)]]
-
-
-def _reaches(outputs: list[Tensor], own: dict[str, Tensor], given: list[Tensor]) -> bool:
-    """Whether the graph of some outputs leads to what a module learns by, and not to what stood in for it."""
-    targets = {id(tensor) for tensor in own.values()}
-    known: set[Any] = {x.grad_fn for x in given}
-    to_visit = [y.grad_fn for y in outputs if y.grad_fn is not None]
-    while to_visit:
-        node = to_visit.pop()
-        if node in known or node.name() == "_DroppedBackward":
-            continue
-        known.add(node)
-        if id(getattr(node, "variable", None)) in targets:
-            return True
-        to_visit += [inner for inner, _ in node.next_functions if inner is not None]
-    return False
 
 
 class _Dropped(Function):

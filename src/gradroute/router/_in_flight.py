@@ -107,9 +107,13 @@ class State:
         versions = tuple([private.version(each) if isinstance(each, Tensor) else 0 for each in labels])
         return InFlight(labels, versions, self.ablated, self.masks)
 
+    def has_warned(self, about: Hashable) -> bool:
+        """Whether there is no more to be said of something: it was, or nothing is."""
+        return self.muted or about in self.warned
+
     def warn(self, about: Hashable, message: str, *, stacklevel: int) -> None:
         """Warn of something once."""
-        if not self.muted and about not in self.warned:
+        if not self.has_warned(about):
             self.warned.add(about)
             warnings.warn(message, UnroutedWarning, stacklevel=stacklevel + 1)
 

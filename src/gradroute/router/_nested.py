@@ -92,11 +92,16 @@ def any_requires_grad(tensors: Any) -> bool:
     """Whether a tensor in nested tuples, lists, dicts and dataclasses requires gradients."""
     if isinstance(tensors, Tensor):
         return tensors.requires_grad
-    if isinstance(tensors, Mapping):
-        tensors = tuple(tensors.values())
-    elif dataclasses.is_dataclass(tensors):
-        tensors = tuple(getattr(tensors, field.name) for field in dataclasses.fields(tensors))
-    return isinstance(tensors, (tuple, list)) and any(any_requires_grad(inner) for inner in tensors)
+    return any(any_requires_grad(inner) for inner in parts_of(tensors))
+
+
+def parts_of(nest: Any) -> tuple[Any, ...]:
+    """What a tuple, list, dict or dataclass holds; nothing of anything else."""
+    if isinstance(nest, Mapping):
+        return tuple(nest.values())
+    if _is_dataclass(nest) and not isinstance(nest, type):
+        return tuple([getattr(nest, field.name) for field in dataclasses.fields(nest)])
+    return tuple(nest) if isinstance(nest, (tuple, list)) else ()
 
 
 def map_tensors(nest: Any, function: Edit) -> Any:

@@ -28,6 +28,7 @@ from ..spec._masks import autocast_device
 from ._any_module import routed_run
 from ._layer_gradients import Layer, known_layer
 from ._nested import edit_arguments, edit_output
+from ._past_itself import Looks, holds_itself
 from ._second_run import draws_random_numbers
 from ._site import computed_weights, has_learning_tensors
 from ._site_mask import SiteMask, tell_apart, those_for
@@ -52,9 +53,10 @@ class OwnForward:
         self.previous: Any = module.__dict__.get("forward")  # somebody else's stand-in
         self.writers: list[MaskSource] = []  # of sites on the output
         self.readers: list[MaskSource] = []
-        self.reads_past_itself: dict[tuple[str, ...], bool] = {}  # by what learns by route; not known before a run
+        self.looks = Looks()
         # What its code says, which Dynamo, that asks for both, cannot read.
         self.draws = draws_random_numbers(module)
+        self.holds_itself = holds_itself(module)
         self.arguments = list(self.__signature__.parameters)
 
     @classmethod

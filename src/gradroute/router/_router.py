@@ -22,7 +22,7 @@ from ._nested import argument_names
 from ._site import Site, check_level, hook_points_of, leads_with_time, match
 from .guards._in_front import InFront
 from .guards._placed import Placed
-from .guards._recomputations import refuse_recomputation_without_the_router
+from .guards._removed import refuse_recomputation_without_the_router, warn_of_removal_in_a_block
 from .guards._uncalled import Uncalled
 from .guards._unfit_sites import refuse_module_that_is_never_called, refuse_spec_of_a_part, refuse_two_names
 
@@ -168,8 +168,10 @@ class Router:
     def remove(self) -> None:
         """Take the router's own hooks off the model, and no others. Removing twice is fine.
 
-        Call backward first: what reentrant activation checkpointing would run again without the router raises then.
+        End its blocks first: what they compute afterwards is not routed, which is warned of. Call backward first, too:
+        what reentrant activation checkpointing would run again without the router raises then.
         """
+        warn_of_removal_in_a_block(self._attachment)
         private.make_compiled_code_look_at_hooks()
         for handle in self._handles:
             handle.remove()

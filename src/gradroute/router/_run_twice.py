@@ -40,6 +40,9 @@ def run_twice(
     rest = {name: _without_gradient(tensor) for name, tensor in learns.items() if name not in by_route and readers}
     if beginning is None:
         whole = twin.on(fixed, args, kwargs)
+        if not transformed:
+            own = {name: learns[name] for name in fixed}
+            forward.looks.check(module, own, tensors_of(whole), [*tensors_of(call), *fixed.values()])
     else:
         with start.once_more():
             whole = twin.on(fixed | start.buffers(), args, kwargs)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError, preview
+from ._past_itself import Looks
 from ._site import computed_weights, routed_parameters
 from ._site_mask import SiteMask
 
@@ -18,7 +19,8 @@ class Forward(Protocol):
     module: nn.Module
     draws: bool
     arguments: list[str]
-    reads_past_itself: dict[tuple[str, ...], bool]
+    looks: Looks
+    holds_itself: bool
 
     def plain(self, *args: Any, **kwargs: Any) -> Any:
         """The module's output."""

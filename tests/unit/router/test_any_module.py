@@ -165,39 +165,6 @@ def test_hooks_on_parameters_see_the_routed_gradient_once():
     assert seen[0][3] == 0
 
 
-def test_a_parameter_that_is_read_past_its_own_name_is_refused():
-    """What stands in for it would not be read, so that it would learn from all."""
-
-    class Keeps(Projected):
-        def __init__(self):
-            super().__init__()
-            self.kept = [self.projection.weight]
-
-        def forward(self, x):
-            return F.linear(x, self.kept[0]).tanh()
-
-    module = Keeps()
-    router = gr.Router(module, {"": gr.Site(SPEC, level="parameters")})
-    for _ in range(2):
-        with router(RETAIN), pytest.raises(gr.errors.UsageError, match="Keeps reads a parameter of its own by another"):
-            module(torch.randn(5, 3))
-
-
-def test_a_parameter_that_is_used_upstream_too_is_not():
-    class Tied(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = Projected()
-
-        def forward(self, x):
-            return self.inner(F.linear(x, self.inner.projection.weight)[:, :3])
-
-    model = Tied()
-    with gr.Router(model, {"inner": gr.Site(SPEC, level="parameters")})(RETAIN):
-        model(torch.randn(5, 3)).sum().backward()
-    assert model.inner.projection.bias.grad[3] == 0
-
-
 def test_an_in_place_operation_on_a_view_of_the_input_raises():
     class Views(Projected):
         def forward(self, x):

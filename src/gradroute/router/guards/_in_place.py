@@ -11,6 +11,7 @@ from ... import _torch_private as private
 from ...errors import SiteError
 from ...spec._deferred_mask import BatchMask
 from .._attachment import Hook
+from .._nested import parts_of
 
 
 def held_by_the_caller(x: Tensor, given: tuple[tuple[Any, ...], dict[str, Any]]) -> bool:
@@ -26,13 +27,10 @@ def held_by_the_caller(x: Tensor, given: tuple[tuple[Any, ...], dict[str, Any]])
             return True
         if type(arg) is Tensor:
             continue
-        if isinstance(arg, (tuple, list, dict)) and held_by_the_caller(x, (_items(arg), {})):
+        parts = parts_of(arg)
+        if len(parts) > 0 and held_by_the_caller(x, (parts, {})):
             return True
     return len(kwargs) > 0 and held_by_the_caller(x, (tuple(kwargs.values()), {}))
-
-
-def _items(nest: Any) -> tuple[Any, ...]:
-    return tuple(nest.values()) if isinstance(nest, dict) else tuple(nest)
 
 
 def refuse_work_in_place(hook: Hook, module: nn.Module, masks: tuple[BatchMask, ...]) -> None:

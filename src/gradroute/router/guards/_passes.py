@@ -18,10 +18,9 @@ from .._attachment import AnySite, Hook
 from .._checkpointing import Pass, current_compiled_pass, current_pass
 from .._compiled import CHECKS, CompiledSite, ask_when_it_runs
 from .._in_flight import IN_FLIGHT
-from .._nested import any_requires_grad
-from .._site import has_learning_tensors
 from . import _recomputations as recomputations
 from . import _stray_copies as stray_copies
+from ._missing_labels import learns, warn_of_missing_labels, watch_for_missing_labels
 from ._programs import refuse_deferred_labels, refuse_silence_for_ever
 from ._replaced_forward import note_reached
 
@@ -54,8 +53,11 @@ def check_pass(hook: Hook, module: nn.Module, tensors: Any) -> tuple[BatchMask, 
     if kind is Pass.SECOND:  # of which the graph is not used; but what is silent is so again
         return recomputations.masks_of_first_pass(hook, region) if hook.site.spec.has_silent else ()
     masks = state.masks
-    if not masks and module.training and _learns(hook, module, tensors):
-        warn_of_missing_labels(hook)
+    if not masks and learns(hook, module, tensors):
+        if module.training:
+            warn_of_missing_labels(hook)
+        else:
+            watch_for_missing_labels(hook, module, tensors)
     refuse_silence_for_ever(hook, masks)
     if masks:
         _note_whether_apart(hook, kind)
@@ -82,7 +84,7 @@ def _check_traced_pass(hook: Hook, module: nn.Module, tensors: Any) -> tuple[Bat
         refuse_deferred_labels(hook)
     masks = hook.state.masks
     refuse_silence_for_ever(hook, masks)
-    ask_when_it_runs("pass", hook, trains=len(masks) == 0 and module.training and _learns(hook, module, tensors))
+    ask_when_it_runs("pass", hook, trains=len(masks) == 0 and module.training and learns(hook, module, tensors))
     return masks
 
 
@@ -148,19 +150,6 @@ def refuse_other_thread(hook: AnySite) -> None:
             f"site {hook.name!r}: the router holds the labels of another thread. Give each thread its "
             "own model and router, or run them one after the other."
         )
-
-
-def warn_of_missing_labels(hook: AnySite) -> None:
-    """A training pass outside of a block learns unrouted. Right in evaluation; in training it is said once."""
-    hook.state.warn_unrouted(hook.name, stacklevel=5)
-
-
-def _learns(hook: Hook, module: nn.Module, tensors: Any) -> bool:
-    """Whether anything learns through a pass of this site."""
-    if not torch.is_grad_enabled():
-        return False
-    # What reads an input learns also where the input, such as a batch of data, does not.
-    return (hook.routes_parameters and has_learning_tensors(module)) or any_requires_grad(tensors)
 
 
 def _record_what_is_taught(hook: AnySite) -> None:

@@ -1,4 +1,4 @@
-"""Activation checkpointing runs a forward pass again in backward, when the router may hold other labels, or be gone."""
+"""Activation checkpointing runs a forward pass again in backward, when the router may hold other labels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from ...errors import UsageError
 from ...spec._deferred_mask import BatchMask
-from .._attachment import AnySite, Attachment, Hook
+from .._attachment import AnySite, Hook
 from .._checkpointing import Pass
 
 
@@ -57,27 +57,4 @@ def _untrusted(hook: AnySite, what: str, or_else: str = "") -> UsageError:
         f"router does not hold the {what} that it first ran under. Put backward inside the same "
         f"`with router{'.ablated(...)' if what == 'ablated labels' else '(labels)'}` block as its forward "
         f"pass{or_else}."
-    )
-
-
-def refuse_recomputation_without_the_router(attachment: Attachment) -> None:
-    """What activation checkpointing runs again later would be unrouted: that raises then, or is warned of now."""
-    for region, passes in attachment.state.first_passes.regions():
-        if not any(held.masks or held.ablated for held in passes):
-            continue
-        if hasattr(region, "register_prehook"):  # reentrant: the second pass makes the graph
-            region.register_prehook(_refuse_recomputation)
-        elif any(held.ablated or any(mask.silences for mask in held.masks) for held in passes):
-            attachment.state.warn(
-                "recomputed later",
-                "this router is removed while activation checkpointing is still to run a forward pass again in "
-                "backward, in which nothing will be silent or ablated then. Call backward first, or drop its graph.",
-                stacklevel=3,
-            )
-
-
-def _refuse_recomputation(_: Any) -> None:
-    raise UsageError(
-        "activation checkpointing recomputes a forward pass inside backward, and the router that it first ran under "
-        "was removed. Call backward first, and then router.remove()."
     )

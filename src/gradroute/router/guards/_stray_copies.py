@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ... import _torch_private as private
 from ...errors import UsageError
 from .._attachment import Hook
-from .._nested import map_tensors
+from ._gradients import when_gradients_come
 
 
 def refuse_stray_copy(hook: Hook, module: nn.Module, tensors: Any) -> None:
@@ -33,11 +32,4 @@ def refuse_stray_copy(hook: Hook, module: nn.Module, tensors: Any) -> None:
             stacklevel=2,
         )
 
-    def watch(x: Tensor) -> Tensor:  # in evaluation it is the backward pass that says whether anything learns
-        if x.requires_grad:
-            # On what it is a view of: an operation in place on a view takes its hooks out of the graph.
-            base = private.base(x)
-            (x if base is None else base).register_hook(warn)  # type: ignore[no-untyped-call]
-        return x
-
-    map_tensors(tensors, watch)
+    when_gradients_come(tensors, warn)  # in evaluation it is the backward pass that says whether anything learns

@@ -2,68 +2,13 @@
 
 import copy
 import threading
-from dataclasses import dataclass
 
 import pytest
 import torch
-from torch import nn
 
 import gradroute as gr
 from gradroute.errors import UsageError
 from unit.router.small import LABELS, SPEC, UNLABELED, bias_gradient, mlp
-
-
-class TestWithoutLabels:
-    def test_a_training_pass_without_labels_warns_once(self):
-        model = mlp()
-        gr.Router(model, {"0": SPEC})
-        with pytest.warns(
-            gr.UnroutedWarning, match="site '0' ran a training forward pass with no labels set"
-        ) as caught:
-            model(torch.ones(2, 2))
-            model(torch.ones(2, 2))
-        assert len(caught) == 1
-
-    def test_an_ablated_training_pass_without_labels_warns_too(self):
-        model = mlp()
-        router = gr.Router(model, {"0": SPEC})
-        unrouted = pytest.warns(gr.UnroutedWarning, match="site '0' ran a training forward pass with no labels set")
-        with unrouted, router.ablated(1):
-            model(torch.ones(2, 2))
-
-    def test_a_training_pass_that_returns_a_dataclass_warns_too(self):
-        @dataclass
-        class Output:
-            hidden: torch.Tensor
-
-        class Model(nn.Linear):
-            def forward(self, x):
-                return Output(super().forward(x))
-
-        model = Model(2, 3)
-        gr.Router(model, {"": gr.Site(SPEC, index="hidden")})
-        with pytest.warns(gr.UnroutedWarning, match="no labels set"):
-            model(torch.ones(2, 2))
-
-    @pytest.mark.filterwarnings("error")
-    def test_evaluation_without_labels_does_not_warn(self):
-        model = mlp()
-        gr.Router(model, {"0": SPEC})
-        with torch.no_grad():
-            model(torch.ones(2, 2))
-        model.eval()(torch.ones(2, 2))
-
-    @pytest.mark.filterwarnings("error")
-    def test_a_training_pass_in_which_nothing_learns_does_not_warn(self):
-        model = mlp().requires_grad_(False)
-        gr.Router(model, {"0": SPEC})
-        model(torch.ones(2, 2))
-
-    def test_what_reads_a_batch_of_data_warns_without_labels(self):
-        layer = nn.Linear(3, 2)
-        gr.Router(layer, {"": gr.Site(gr.RoutingSpec.one_per_label(3), on="input", level="parameters")})
-        with pytest.warns(gr.UnroutedWarning, match="no labels set"):
-            layer(torch.ones(1, 3))
 
 
 class TestThreads:

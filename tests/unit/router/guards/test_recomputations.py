@@ -1,63 +1,44 @@
-"""A router that is removed before a forward pass is recomputed."""
+"""A forward pass that is recomputed under other labels is refused, and under the same ones trusted."""
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import gradroute as gr
 from gradroute.errors import UsageError
-from unit.router.small import LABELS, SPEC, mlp
+from unit.router.small import SPEC
 
 
-class TestRemovedBeforeTheRecomputation:
-    @staticmethod
-    def checkpointed(spec, *, reentrant, level="activations", ablated=False):
-        model = mlp()
-        router = gr.Router(model, {"0": gr.Site(spec, level=level)})
-        x = torch.ones(2, 2, requires_grad=True)
-        with router(LABELS):
-            if ablated:
-                with router.ablated(1):
-                    loss = checkpoint(model, x, use_reentrant=reentrant).sum()
-            else:
-                loss = checkpoint(model, x, use_reentrant=reentrant).sum()
-        return model, router, loss
-
-    @pytest.mark.parametrize("level", ["activations", "parameters"])
-    def test_a_reentrant_pass_raises_in_backward(self, level):
-        _, router, loss = self.checkpointed(SPEC, reentrant=True, level=level)
-        router.remove()
-        with pytest.raises(UsageError, match="the router that it first ran under was removed"):
-            loss.backward()
-
-    @pytest.mark.filterwarnings("error::gradroute.UnroutedWarning")
-    def test_another_is_routed_as_it_was(self):
-        model, router, loss = self.checkpointed(SPEC, reentrant=False)
-        router.remove()
+@pytest.mark.parametrize("change", ["written", "written where nothing counts it", "another"])
+def test_labels_that_are_not_those_of_the_first_pass_are_refused(change):
+    """Whichever of several it is, and though the tensor itself is the same one."""
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3))
+    spec = gr.RoutingSpec.one_per_label(3)
+    router = gr.Router(model, {"0": spec, "1": spec})
+    x = torch.ones(2, 2, requires_grad=True)
+    first, second = torch.tensor([0, 1]), torch.tensor([0, 1])
+    with router({"0": first, "1": second}):
+        loss = checkpoint(model, x, use_reentrant=True).sum()
+    if change == "written":
+        second.fill_(2)
+    elif change == "written where nothing counts it":
+        second.data.fill_(2)
+    else:
+        second = torch.tensor([2, 2])
+    with router({"0": first, "1": second}), pytest.raises(UsageError, match="does not hold the labels"):
         loss.backward()
-        assert model[0].bias.grad.ne(0).tolist() == [True, False, True]
 
-    def test_another_at_level_parameters_raises_in_backward(self):
-        _, router, loss = self.checkpointed(SPEC, reentrant=False, level="parameters")
-        router.remove()
-        with pytest.raises(torch.utils.checkpoint.CheckpointError):
-            loss.backward()
 
-    @pytest.mark.parametrize("ablated", [False, True])
-    def test_another_with_units_that_were_off_is_warned_of(self, ablated):
-        quiet = gr.RoutingSpec.one_per_label(3, silent="others")
-        _, router, loss = self.checkpointed(SPEC if ablated else quiet, reentrant=False, ablated=ablated)
-        with pytest.warns(gr.UnroutedWarning, match="removed while activation checkpointing is still to run"):
-            router.remove()
-        del loss
-
-    @pytest.mark.filterwarnings("error::gradroute.UnroutedWarning")
-    @pytest.mark.parametrize("after", ["backward", "the graph is gone"])
-    def test_nothing_is_said_of_a_pass_that_nobody_runs_again(self, after):
-        quiet = gr.RoutingSpec.one_per_label(3, silent="others")
-        _, router, loss = self.checkpointed(quiet, reentrant=False)
-        if after == "backward":
-            loss.backward()
-        else:
-            del loss
-        router.remove()
+@pytest.mark.parametrize("kind", ["ids", "sets", "mixtures"])
+def test_another_block_of_the_same_labels_is_trusted(kind):
+    model = nn.Sequential(nn.Linear(2, 3))
+    router = gr.Router(model, {"0": SPEC})
+    labels = torch.tensor([0, 1])
+    if kind != "ids":
+        labels = nn.functional.one_hot(labels, 3).to(torch.bool if kind == "sets" else torch.float32)
+    with router(labels):
+        loss = checkpoint(model, torch.ones(2, 2, requires_grad=True), use_reentrant=True).sum()
+    with router(labels):
+        loss.backward()
+    assert model[0].bias.grad.tolist() == [1, 1, 0]
