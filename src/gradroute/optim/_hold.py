@@ -60,9 +60,9 @@ class Hold:
     State that the first step creates is, for held entries, what a step without a gradient and without weight decay
     makes of it, if the optimizer can be made a second time from its options; if not, what this step makes of it.
 
-    Costs: where rows are held, an elementwise optimizer of torch is shown views of the others: what Python does for
-    these, and a step that computes less than one of the whole. Else two copies of what is held in each step, weights
-    and state; of what a mask names, of the whole parameter.
+    Costs: where rows are held, an elementwise optimizer of torch is shown views of the others. That takes Python's time
+    for them, and the step computes less than one of the whole. Elsewhere each step makes two copies of what is held,
+    weights and state; where a mask names it, of the whole parameter.
 
     Args:
         optimizer: The optimizer itself, not what a trainer wraps it in. Several holds and isolations may share it.

@@ -94,10 +94,10 @@ class Isolation:
     optimizer on a GPU, and some need none.) A hook of your own that changes gradients before a step must be registered
     before the isolation.
 
-    Costs: where views are stepped, what Python does for these; the step itself computes less than one of the whole.
-    Elsewhere (columns, many pieces, a first step that makes state, a closure, hooks registered behind this one's)
+    Costs: where views are stepped, Python's time for them; the step itself computes less than one of the whole.
+    Elsewhere (columns, many pieces, a first step that makes state, a closure, hooks registered after this one's)
     two copies of the frozen part of weights and state, and memory for one of them, from before the step until after it.
-    "What it costs" has it measured. On a GPU the host waits for the device once for each forward pass and each step.
+    "What it costs" has the measurements. On a GPU the host waits for the device once for each forward pass and each step.
     With several processes each step begins with an all-reduce of one byte a unit.
 
     Args:
