@@ -257,7 +257,8 @@ def test_the_page_plays_in_a_browser_and_complains_of_nothing(tmp_path: Path, ti
         assert page.locator(".tally").first.inner_text().startswith("of 0 episodes")
         page.click("#play")
         # It takes some seconds, and so the page's clock goes faster.
-        for _ in range(page.evaluate("Math.max(...sides.flatMap((side) => data[side].map(({ path }) => path.length)))")):
+        longest = page.evaluate("Math.max(...sides.flatMap((side) => data[side].map(({ path }) => path.length)))")
+        for _ in range(longest):
             if page.locator(".tally").first.inner_text().startswith("of 1 "):
                 break
             page.clock.run_for(300)
