@@ -37,8 +37,14 @@ def _reproducible_test() -> None:
     _reproducible()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """pytest-xdist would begin with the files of many tests, and be left with the long ones of few."""
+    config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Blocks have no place for a mark, so the marks come from here."""
+    """Long files come first. Blocks have no place for a mark, so the marks come from here."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
     for item in items:
         if isinstance(item, SybilItem):
             for warning in WARNINGS_OF_OTHERS:

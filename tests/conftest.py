@@ -4,6 +4,7 @@ import functools
 import gc
 import sys
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("gradroute", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
@@ -13,10 +14,17 @@ settings.load_profile("gradroute")
 def pytest_collection_finish() -> None:
     """After the imports, and before the first test."""
     _spare_dynamo_what_only_costs_time()
-    # What the imports made stays: each collection, of which some trainers ask at every turn, would walk all of it.
+    gc.set_threshold(10_000, 10, 10)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _what_stays_is_not_walked() -> None:
+    """At the start of each file: what imports, compilers and others keep would be walked by each garbage collection.
+
+    Trainers ask for one at every turn, and compilers for one at every reset.
+    """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(10_000, 10, 10)
 
 
 def _spare_dynamo_what_only_costs_time() -> None:

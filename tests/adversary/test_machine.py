@@ -2,10 +2,13 @@
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from adversary.life import Life
+
+pytestmark = pytest.mark.long
 
 LIVES = 150
 NEW = "NEW_LIVES" in os.environ

@@ -42,7 +42,16 @@ class EagerAndDense(Eager):
     )
 
 
-LIVES = {"bypassed modules": EagerAndDense}
+class EagerAndAlone(Eager):
+    """A life of models of one block: what is done to a block is done to one that has a site."""
+
+    models = st.lists(st.sampled_from(list(NAMES)), min_size=1, max_size=1)
+
+
+LIVES = {
+    "bypassed modules": EagerAndDense,
+    **dict.fromkeys(("replaced modules", "stray copies", "silent units"), EagerAndAlone),
+}
 
 
 @pytest.mark.filterwarnings("ignore")

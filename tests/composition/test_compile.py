@@ -17,7 +17,7 @@ from composition.forms import (
     label_kinds,
 )
 
-pytestmark = WARNINGS_OF_TORCH
+pytestmark = [*WARNINGS_OF_TORCH, pytest.mark.long]
 
 BACKENDS = ["eager", "aot_eager", "inductor"]
 

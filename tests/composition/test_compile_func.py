@@ -11,7 +11,7 @@ from composition.backends import EachBackend
 from composition.forms import BEFORE_2_12, WARNINGS_OF_TORCH, Routed, batch, functional_loss
 from composition.transforms import TRANSFORMS
 
-pytestmark = WARNINGS_OF_TORCH
+pytestmark = [*WARNINGS_OF_TORCH, pytest.mark.long]
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ from composition.forms import (
     expected_gradients,
 )
 
-pytestmark = WARNINGS_OF_TORCH
+pytestmark = [*WARNINGS_OF_TORCH, pytest.mark.long]
 
 NARROW = gr.RoutingSpec({"retain": slice(0, 2), "forget": slice(2, 5)}, WIDTH, shared=5)
 

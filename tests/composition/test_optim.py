@@ -25,7 +25,7 @@ from composition.isolation import (
 from composition.two_processes import run_in_two_processes
 from gradroute.optim import Isolation
 
-pytestmark = [*WARNINGS_OF_TORCH, pytest.mark.parametrize("form", ["router", "routed_module"])]
+pytestmark = [*WARNINGS_OF_TORCH, pytest.mark.long, pytest.mark.parametrize("form", ["router", "routed_module"])]
 
 SCRIPT = Path(__file__).parent / "scripts" / "isolated.py"
 

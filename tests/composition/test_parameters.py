@@ -28,7 +28,7 @@ from composition.parameter_forms import expected, oracle, routed, sites
 from composition.transforms import TRANSFORMS
 from gradroute.testing import oracle_mask
 
-pytestmark = WARNINGS_OF_TORCH
+pytestmark = [*WARNINGS_OF_TORCH, pytest.mark.long]
 
 FORMS = pytest.mark.parametrize("form", ["router", "routed_module"])
 SPECS = pytest.mark.parametrize("spec", [SPEC, SOFT], ids=["hard", "soft"])

@@ -18,7 +18,7 @@ TITLES = {
     "checkpointing": ", `gradient_checkpointing`",
     "reentrant": ", `gradient_checkpointing` with `use_reentrant=True`",
 }
-pytestmark = pytest.mark.xdist_group("distributed")
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("distributed")]
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 

@@ -28,7 +28,7 @@ from composition.forms import (
 )
 from composition.transforms import TRANSFORMS
 
-pytestmark = WARNINGS_OF_TORCH
+pytestmark = [*WARNINGS_OF_TORCH, pytest.mark.long]
 
 SOFT_SILENT = gr.RoutingSpec(SOFT.routes, SOFT.width, silent={"retain": "forget", gr.UNLABELED: "others"})
 SPECS = pytest.mark.parametrize("spec", [SILENT, SOFT_SILENT], ids=["hard", "soft"])

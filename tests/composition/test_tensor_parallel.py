@@ -12,7 +12,7 @@ from composition.parallel_forms import LOCAL_PLANS, PLANS
 from composition.two_processes import run_in_two_processes
 
 SCRIPT = Path(__file__).parent / "scripts" / "tensor_parallel.py"
-pytestmark = pytest.mark.xdist_group("distributed")
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("distributed")]
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 

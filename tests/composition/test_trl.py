@@ -16,7 +16,7 @@ trl = pytest.importorskip("trl", reason=REASON)
 datasets = pytest.importorskip("datasets", reason=REASON)
 
 # Of TRL itself and of what it is made of.
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("default")]
 WORDS = ["<pad>", "<end>", *"abcdefghijk"]
 SPEC = gr.RoutingSpec({"retain": slice(0, 5), "forget": slice(5, 7)}, 8, shared=7)
 NEURONS = gr.RoutingSpec({"retain": slice(0, 24), "forget": slice(24, 30)}, 32, shared=slice(30, 32))

@@ -6,18 +6,21 @@ All that needs the site is in this file: it takes long to build, and each proces
 import html
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
 import torch
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, Page, TimeoutError
 
 import gradroute
 from docs.pages import BESIDE, ROOT, SOURCES, Html
 from examples.browser import DESKTOP, PHONE, chromium, served
 from gradroute import errors
+
+pytestmark = pytest.mark.long
 
 #: Where a style sheet or a script could fetch from: url(...), @import, and a font's or map's full address.
 ADDRESS_IN_CSS = re.compile(r"""(?:url\(|@import)\s*["']?(https?:)?//[^)"'\s]+""")
@@ -209,34 +212,63 @@ def browser() -> Iterator[Browser]:
         yield started
 
 
-@pytest.mark.parametrize(("device", "scheme"), [(DESKTOP, "light"), (PHONE, "dark")], ids=["desktop", "phone"])
-def test_a_page_asks_no_other_machine_complains_of_nothing_and_fits(
-    site: Path, browser: Browser, device: dict, scheme: str
-) -> None:
-    context = browser.new_context(**device, color_scheme=scheme)
-    requests, complaints = [], []
-    context.on("request", lambda request: requests.append(request.url))
-    page = context.new_page()
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+@dataclass
+class Visit:
+    """A page of the browser, all that it asks for, and all that it complains of."""
+
+    page: Page
+    requests: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("console", lambda message: message.type == "error" and self.complaints.append(message.text))
+
+    def assert_fits(self, name: str) -> None:
+        try:  # what still moves into its place may be wider for a moment
+            self.page.wait_for_function("document.documentElement.scrollWidth <= window.innerWidth")
+        except TimeoutError:
+            pytest.fail(f"{name} is wider than the screen")
+
+    def assert_quiet(self, home: str, scheme: str) -> None:
+        dark = self.page.evaluate("document.body.getAttribute('data-md-color-scheme')") == "slate"
+        assert dark == (scheme == "dark")
+        assert self.requests
+        assert not [url for url in self.requests if not url.startswith((home, "data:", "blob:"))]
+        assert not self.complaints
+
+
+def test_a_page_asks_no_other_machine_complains_of_nothing_and_fits(site: Path, browser: Browser) -> None:
+    visit = Visit(browser.new_context(**DESKTOP, color_scheme="light").new_page())
+    page = visit.page
     names = sorted(path.parent.relative_to(site).as_posix() + "/" for path in site.rglob("index.html"))
     names.remove("demo/")  # has tests of its own
     assert len(names) > 30
     with served(site) as home:
         for name in names:
+            page.set_viewport_size(DESKTOP["viewport"])
             page.goto(home + name)
             if name == names[0]:
                 # Each page reads all that can be searched for into an index. It is the same on all of them: once is enough.
                 page.wait_for_load_state("networkidle")
                 page.route("**/search_index.json", lambda route: route.fulfill(json=NOTHING_TO_FIND))
-            widths = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
-            assert widths[0] <= widths[1], f"{name} is wider than the screen"
-        dark = page.evaluate("document.body.getAttribute('data-md-color-scheme')") == "slate"
-        context.close()
-    assert dark == (scheme == "dark")
-    assert requests
-    assert not [url for url in requests if not url.startswith((home, "data:", "blob:"))]
-    assert not complaints
+            visit.assert_fits(f"{name} on a desktop")
+            # As wide as a phone: to load each page once more, on a phone, takes much longer.
+            page.set_viewport_size(PHONE["viewport"])
+            visit.assert_fits(f"{name} on a phone")
+        visit.assert_quiet(home, "light")
+    page.context.close()
+
+
+def test_so_do_pages_on_a_phone_in_the_dark(site: Path, browser: Browser) -> None:
+    visit = Visit(browser.new_context(**PHONE, color_scheme="dark").new_page())
+    with served(site) as home:
+        for name in ("", "how_to/pytorch/", "reference/router/"):  # prose, a wide table, signatures
+            visit.page.goto(home + name)
+            visit.assert_fits(name)
+        visit.assert_quiet(home, "dark")
+    visit.page.context.close()
 
 
 def test_the_words_that_people_bring_find_the_page_that_answers(site: Path, browser: Browser) -> None:

@@ -148,6 +148,7 @@ class Watched:
     home: str
     complaints: list[str] = field(default_factory=list)
     first: str = ""
+    size: Any = None
 
     def watch(self) -> None:
         self.page.on("pageerror", lambda error: self.complaints.append(f"page error: {error}"))
@@ -176,7 +177,9 @@ class Watched:
     def start_over(self) -> None:
         """Bring the open page back to what it showed at first: faster than to load it again, and checked."""
         self.page.emulate_media(color_scheme="null", reduced_motion="null")
-        self.page.set_viewport_size(DESKTOP["viewport"])
+        self.size = self.size or self.page.viewport_size
+        if self.page.viewport_size != self.size:
+            self.page.set_viewport_size(self.size)
         if not self.first:
             self.settle()
             self.first = self.page.evaluate(STATE)

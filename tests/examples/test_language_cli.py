@@ -12,11 +12,13 @@ from test_language_train import TINY
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common import readme
-from language import cli
+from language import cli, measure
 from language.cli import main
 from language.config import CONDITIONS
 from language.show import page, terminal
 from language.table import made, markdown, sections, summarise
+
+pytestmark = pytest.mark.long
 
 Arguments = Callable[..., list[str]]
 README = readme.EXAMPLES / "language" / "README.md"
@@ -28,6 +30,8 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Arguments]
     """Arguments for runs that take a moment, in a folder of their own."""
     monkeypatch.setattr(cli, "QUICK", replace(TINY, context=32))
     monkeypatch.setattr(cli, "TRANSLATIONS", modules(tmp_path / "data"))
+    for module in (measure, cli):  # or most of a run would be to relearn
+        monkeypatch.setattr(module, "RELEARNING", (0, 1, 2))
     threads = torch.get_num_threads()
     folders = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
     yield lambda *arguments: [*arguments, "--quick", "--threads", "1", *folders]

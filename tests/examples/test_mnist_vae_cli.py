@@ -18,6 +18,8 @@ from mnist_vae.evaluate import elbo, mean_by_label, measure, squared_error
 from mnist_vae.model import VAE, build_model
 from mnist_vae.train import Trainer
 
+pytestmark = pytest.mark.long
+
 Arguments = Callable[..., list[str]]
 REQUIRED = {
     "dataset": str,

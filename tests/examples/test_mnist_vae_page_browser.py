@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from mnist_vae.page.layers import describe
 from mnist_vae.run import Run
 from mnist_vae.study.classifier import load_or_train, predict
 
+pytestmark = pytest.mark.long
+
 Open = Callable[..., Watched]
-#: Where the screenshots are kept, to be looked at.
-SCREENSHOTS = Path(os.environ.get("GRADROUTE_SCREENSHOTS", "runs/screenshots"))
+#: Where screenshots are kept, for who wants to look at them.
+SCREENSHOTS = os.environ.get("GRADROUTE_SCREENSHOTS")
 SIDE = 28
 #: What the page opens with, what its sliders say of a boldly drawn digit, and where they end.
 MAIN = PRETRAINED / PUBLISHED[0].name
@@ -145,19 +148,35 @@ def fresh(new_page: Open) -> Watched:
 
 
 @pytest.fixture(scope="module")
-def shared(contexts: Callable[..., BrowserContext], address: str) -> Watched:
-    watched = unopened(contexts("desktop", first_visit=False), address)
-    watched.open()
-    return watched
+def pages(contexts: Callable[..., BrowserContext], address: str) -> Callable[[str], Watched]:
+    """For each device a page that tests share."""
+
+    @cache
+    def on(device: str) -> Watched:
+        watched = unopened(contexts(device, first_visit=False), address)
+        watched.open()
+        assert watched.complaints == []
+        return watched
+
+    return on
+
+
+@pytest.fixture(scope="module")
+def shared(pages: Callable[[str], Watched]) -> Watched:
+    return pages("desktop")
 
 
 @pytest.fixture
-def opened(shared: Watched) -> Iterator[Watched]:
+def opened(request: pytest.FixtureRequest, pages: Callable[[str], Watched]) -> Iterator[Watched]:
     """The page that most tests share, as it is when just opened; at the end, it may not have complained of anything."""
-    shared.start_over()
-    shared.complaints.clear()
-    yield shared
-    assert shared.complaints == []
+    watched = pages(getattr(request, "param", "desktop"))
+    watched.start_over()
+    watched.complaints.clear()
+    yield watched
+    assert watched.complaints == []
+
+
+ON_A_PHONE = pytest.mark.parametrize("opened", ["phone"], indirect=True)
 
 
 @dataclass
@@ -237,13 +256,13 @@ class TestDrawing:
         decoded = read(reader, *(each.decoded for each in drawn.values()))
         assert sum(digit == found for digit, found in zip(drawn, decoded, strict=True)) >= 9
 
-    def test_with_a_finger_does_not_move_the_page(self, new_page: Open) -> None:
-        watched = new_page("phone")
-        page = watched.open()
+    @ON_A_PHONE
+    def test_with_a_finger_does_not_move_the_page(self, opened: Watched) -> None:
+        page = opened.page
         page.locator("#pad").scroll_into_view_if_needed()
         before = page.evaluate("scrollY")
-        watched.draw_with_finger(*DRAWINGS[1])
-        assert watched.verdict() == "Read as a 1"
+        opened.draw_with_finger(*DRAWINGS[1])
+        assert opened.verdict() == "Read as a 1"
         assert page.evaluate("scrollY") == before
         expect(page.locator("#caption")).to_have_text("Your drawing")
 
@@ -528,16 +547,16 @@ class TestMotion:
         assert min(middle) > HIGHEST / 20
 
     @pytest.mark.parametrize("model", [shown.title for shown in PUBLISHED[:2]])
-    @pytest.mark.parametrize("ends", [("3", "8"), ("1", "0"), ("7", "7, another")])
-    def test_morph_does_not_fade(self, opened: Watched, model: str, ends: tuple[str, str]) -> None:
+    def test_morph_does_not_fade(self, opened: Watched, model: str) -> None:
         opened.choose(model)
-        for select, end in zip(("#from", "#to"), ends, strict=True):
-            opened.page.locator(select).select_option(end)
-        peaks = []
-        for step in range(11):
-            opened.page.locator("#blend").fill(str(step / 10))
-            peaks.append(opened.pixels("#morphed").max().item())
-        assert min(peaks) >= 0.9 * min(peaks[0], peaks[-1]), peaks
+        for ends in (("3", "8"), ("1", "0"), ("7", "7, another")):
+            for select, end in zip(("#from", "#to"), ends, strict=True):
+                opened.page.locator(select).select_option(end)
+            peaks = []
+            for step in range(11):
+                opened.page.locator("#blend").fill(str(step / 10))
+                peaks.append(opened.pixels("#morphed").max().item())
+            assert min(peaks) >= 0.9 * min(peaks[0], peaks[-1]), (ends, peaks)
 
     def test_morph_takes_a_drawing(self, opened: Watched, reader: nn.Module) -> None:
         opened.page.get_by_role("button", name="Clear").click()
@@ -674,38 +693,39 @@ def contrast(first: str, second: str) -> float:
 
 
 class TestLook:
-    @pytest.mark.parametrize("scheme", ["light", "dark"])
-    @pytest.mark.parametrize("device", ["desktop", "phone"])
-    def test_screenshots(self, new_page: Open, device: str, scheme: str) -> None:
-        watched = new_page(device)
-        watched.page.emulate_media(color_scheme=scheme)
-        page = watched.open()
-        watched.draw(*DRAWINGS[5])
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-        take(page, SCREENSHOTS / f"{device}-{scheme}.png", full_page=True)
-        page.locator("#from").select_option("1")
-        page.locator("#to").select_option("7")
-        page.locator("#blend").fill("0.6")
-        watched.settle()
-        take(page.locator("#morph"), SCREENSHOTS / f"morph-{device}-{scheme}.png")
+    @pytest.mark.parametrize("opened", ["desktop", "phone"], indirect=True)
+    def test_what_is_drawn_and_morphed_fits(self, opened: Watched, request: pytest.FixtureRequest) -> None:
+        page = opened.page
+        opened.draw(*DRAWINGS[5])
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            page.locator("#from").select_option("1")
+            page.locator("#to").select_option("7")
+            page.locator("#blend").fill("0.6")
+            opened.settle()
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            if SCREENSHOTS:
+                Path(SCREENSHOTS).mkdir(parents=True, exist_ok=True)
+                take(page, Path(SCREENSHOTS) / f"{request.node.callspec.id}-{scheme}.png", full_page=True)
 
     def test_no_sideways_scrolling_at_any_width(self, opened: Watched) -> None:
         for width in (320, 360, 390, 480, 640, 768, 960, 1024, 1280, 1920):
             opened.page.set_viewport_size({"width": width, "height": 800})
             assert opened.page.evaluate("document.documentElement.scrollWidth") <= width, width
 
-    def test_verdict_and_picture_are_in_view_while_drawing_on_a_phone(self, new_page: Open) -> None:
-        watched = new_page("phone")
-        page = watched.open()
+    @ON_A_PHONE
+    def test_verdict_and_picture_are_in_view_while_drawing_on_a_phone(self, opened: Watched) -> None:
+        page = opened.page
         page.locator("#pad").scroll_into_view_if_needed()
-        watched.draw_with_finger(*DRAWINGS[5], steps=3)
+        opened.draw_with_finger(*DRAWINGS[5], steps=3)
         for part in ("#picture", "#verdict", "#numeral"):
             expect(page.locator(part)).to_be_in_viewport(ratio=1)
         expect(page.locator("#pad")).to_be_in_viewport(ratio=0.95)
 
-    def test_the_picture_stays_with_the_sliders_on_a_phone(self, new_page: Open) -> None:
-        page = new_page("phone").open()
+    @ON_A_PHONE
+    def test_the_picture_stays_with_the_sliders_on_a_phone(self, opened: Watched) -> None:
+        page = opened.page
         page.locator("#z9").scroll_into_view_if_needed()
         expect(page.locator("#picture")).to_be_in_viewport(ratio=1)
 

@@ -25,6 +25,8 @@ from mnist_vae.page.serve import make_server
 from mnist_vae.page.vendor import RUNTIME, runtime_files
 from mnist_vae.run import Run
 
+pytestmark = pytest.mark.long
+
 Arguments = Callable[..., list[str]]
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "mnist_vae"

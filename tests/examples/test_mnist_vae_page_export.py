@@ -25,6 +25,8 @@ from mnist_vae.page.layers import describe, layers_of
 from mnist_vae.run import Run
 from mnist_vae.study import animation
 
+pytestmark = pytest.mark.long
+
 Arguments = Callable[..., list[str]]
 MEGABYTE = 1e6
 #: Nothing of the machine that made a file belongs in it.

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,6 +10,8 @@ from torch import nn
 
 import gradroute as gr
 from gradroute import audit
+
+pytestmark = pytest.mark.long
 
 N = 9
 

@@ -16,6 +16,8 @@ from gradroute.testing import specs
 from gradroute.unit_dims import n_units
 from surgery_cases import Sized
 
+pytestmark = pytest.mark.long
+
 ACTIVATIONS = [nn.ReLU(), nn.GELU(), nn.Tanh(), nn.Sigmoid(), nn.Softplus(), nn.SiLU(), nn.Softsign(), nn.PReLU()]
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
 IMAGES = torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(0))

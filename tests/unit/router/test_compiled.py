@@ -12,6 +12,8 @@ import gradroute as gr
 from composition.backends import EachBackend
 from gradroute.router._attachment import attachment_of
 
+pytestmark = pytest.mark.long
+
 SPEC = gr.RoutingSpec.one_per_label(3)
 LABELS = torch.tensor([0, 1])
 
