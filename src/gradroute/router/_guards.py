@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
@@ -29,6 +30,7 @@ class Hook(AnySite, Protocol):
 
     site: Site
     routes_parameters: bool
+    may_silence: bool
 
 
 # ---------------------------------------------------------------------- at each forward pass of a site
@@ -44,7 +46,14 @@ def check_pass(hook: Hook, module: nn.Module, tensors: Any) -> tuple[BatchMask, 
     if torch.compiler.is_compiling():
         return _check_traced_pass(hook, module, tensors)
     masks = () if state.suspended else IN_FLIGHT.get(state.name, ())
-    if _is_plain_pass(hook, masks):
+    if (  # a pass in a block of this thread, that is recorded, once: none of the checks has anything to say
+        masks
+        and state.thread == threading.get_ident()
+        and torch.is_grad_enabled()
+        and private.is_recorded_once()
+        and not hook.may_silence
+        and not state.orphan
+    ):
         for record in state.records:
             record.note(masks)
         state.ran.add(hook.position)
@@ -68,19 +77,6 @@ def check_pass(hook: Hook, module: nn.Module, tensors: Any) -> tuple[BatchMask, 
     if masks:
         _note_whether_apart(hook, kind)
     return masks
-
-
-def _is_plain_pass(hook: Hook, masks: tuple[BatchMask, ...]) -> bool:
-    """Whether none of the checks has anything to say: a pass in a block of this thread, that is recorded, once."""
-    state = hook.state
-    return (
-        len(masks) > 0
-        and not masks[hook.group].silences
-        and state.thread == threading.get_ident()
-        and torch.is_grad_enabled()
-        and not state.orphan
-        and private.is_recorded_once()
-    )
 
 
 def _check_traced_pass(hook: Hook, module: nn.Module, tensors: Any) -> tuple[BatchMask, ...]:
@@ -602,24 +598,21 @@ class InFront:
         self._attachment = attachment
         self._before = before
         self._sites = [site for site in attachment.sites if site.site.on == "output" and not site.routes_parameters]
-        self._first: list[tuple[dict[int, Any], int | None]] = []
         self._look()
 
     def _look(self) -> None:
-        tables = (private.forward_hook_table(site.module) for site in self._sites)
-        self._first = [(table, next(iter(table), None)) for table in tables]
+        self._tables = [private.forward_hook_table(site.module) for site in self._sites]
+        self._first = self._first_now()
+
+    def _first_now(self) -> list[int | None]:
+        """The number of the first hook of each site's module, without a line of Python for each: once a block."""
+        return list(map(next, map(iter, self._tables), itertools.repeat(None)))
 
     def check(self) -> None:
         """Warn once of such hooks, as a block begins."""
         of_all = private.forward_hooks_of_all_modules()
-        if self._attachment.state.muted:
+        if self._attachment.state.muted or (self._first_now() == self._first and not of_all):
             return
-        for table, first in self._first:
-            if next(iter(table), None) != first:
-                break
-        else:
-            if not of_all:
-                return
         self._look()
         for site in self._sites:
             theirs = [hook for hook in (*of_all.values(), *self._before(site)) if _is_foreign(hook)]
@@ -695,17 +688,17 @@ class Silence:
         """A block ends, under these masks; after an error there is nothing to say."""
         state = self._attachment.state
         ran, model_ran = state.ran, state.model_ran
-        apart = [n for n, never_recorded in state.ran_apart.items() if never_recorded]
+        apart = [n for n, never in state.ran_apart.items() if never] if any(state.ran_apart.values()) else []
         if not ran <= state.ran_compiled:  # what Dynamo keeps of masks says nothing of a graph
             self._earlier += [ref(mask) for mask in masks]
         outer_ran, state.ran_apart, outer_model_ran, waiting = self._outer.pop()
         state.ever_ran |= ran
-        state.ran, state.model_ran = outer_ran | ran, outer_model_ran or model_ran
+        state.ran, state.model_ran = outer_ran | ran if outer_ran else ran, outer_model_ran or model_ran
         self._expected |= {n for n in state.ran_compiled if not self._has_learned(n)}
         state.ran_compiled.clear()
         if failed or state.muted:
             return
-        silent = [n for n in range(len(self._parameters)) if n not in ran]
+        silent = [n for n in range(len(self._parameters)) if n not in ran] if len(ran) < len(self._parameters) else []
         bypassed: list[int] = []
         # Several processes write to ``.grad`` what all of them found: an expert that is silent here may have run there.
         # But not if nothing of the model ran: then what learned is a program that was exported of it.
