@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import operator
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -70,11 +71,6 @@ def is_eager() -> bool:
     )
 
 
-def keeps_what_is_saved() -> bool:
-    """Whether what is saved for backward is kept as it is: no hooks are on, as of checkpointing, that make it anew."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(False) is None
-
-
 # ---------------------------------------------------------------------- backward, and activation checkpointing
 
 
@@ -121,8 +117,13 @@ def _closed_over(function: Any, name: str) -> Any:
 
 
 def is_recorded_once() -> bool:
-    """Whether a pass with gradients is neither one that runs in backward, nor one that may be run again in it."""
-    return keeps_what_is_saved() and torch._C._current_graph_task_id() == -1
+    """Whether a pass with gradients is neither one that runs in backward, nor one that may be run again in it.
+
+    Then no hooks are on, as of checkpointing, that make anew what is saved for backward.
+    """
+    return (
+        torch._C._autograd._top_saved_tensors_default_hooks(False) is None and torch._C._current_graph_task_id() == -1
+    )
 
 
 def function_in_forward() -> Any:
@@ -154,6 +155,10 @@ def is_compiled_node(node: Any) -> bool:
 def version(tensor: Tensor) -> int:
     """How often a tensor was written in place; 0 for those of which nobody counts it."""
     return 0 if tensor.is_inference() else tensor._version
+
+
+writes = operator.attrgetter("_version")
+"""The same of a tensor of which it is counted, in one step."""
 
 
 def base(tensor: Tensor) -> Tensor | None:

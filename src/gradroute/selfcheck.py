@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from . import __version__
 from . import _torch_private as private
-from .autograd._functional import route
+from .autograd._functional import SMALL, route
 from .router._router import Router
 from .router._site import Site
 from .spec._masks import UNLABELED
@@ -31,6 +31,8 @@ SPEC = RoutingSpec({"a": [0, 1], "b": 2}, 4, shared=3)
 LABELS = ["a", "b", UNLABELED]
 # Written by hand, so that what the spec makes of the labels is checked too.
 MASK = [[1, 1, 0, 1], [0, 0, 1, 1], [1, 1, 1, 1]]
+MANY = SMALL // len(MASK)
+"""How often the examples are repeated where the tensors are to be no small ones."""
 
 
 def environment() -> dict[str, str]:
@@ -76,29 +78,34 @@ def report(*, compiled: bool = True) -> bool:
 
 
 def functional_form(device: torch.device) -> Iterator[Law]:
-    """The laws of `gradroute.route`."""
-    x, labels, mask = _integers(3, 4, device=device).requires_grad_(), _labels(device), _mask(device).bool()
-    output = route(x, labels, SPEC)
-    (gradient,) = torch.autograd.grad(output.square().sum(), x, retain_graph=True)
-    (infinite,) = torch.autograd.grad(output, x, torch.full_like(output, torch.inf))
-    yield "route: the output is bitwise the same", torch.equal(output, x)
-    yield "route: the gradient off the route is exactly 0", not bool(gradient[~mask].any())
-    yield "route: the gradient on the route is the unrouted one", torch.equal(gradient[mask], 2 * x[mask])
-    yield "route: off the route an infinite gradient is exactly 0 too", not bool(infinite[~mask].any())
+    """The laws of `gradroute.route`, which goes one way for small tensors and another for large ones."""
+    for name, times in (("route", 1), ("route of many", MANY)):
+        x, labels = _integers(3 * times, 4, device=device).requires_grad_(), _labels(device).repeat(times)
+        mask = _mask(device).bool().repeat(times, 1)
+        output = route(x, labels, SPEC)
+        (gradient,) = torch.autograd.grad(output.square().sum(), x, retain_graph=True)
+        (infinite,) = torch.autograd.grad(output, x, torch.full_like(output, torch.inf))
+        yield f"{name}: the output is bitwise the same", torch.equal(output, x)
+        yield f"{name}: the gradient off the route is exactly 0", not bool(gradient[~mask].any())
+        yield f"{name}: the gradient on the route is the unrouted one", torch.equal(gradient[mask], 2 * x[mask])
+        yield f"{name}: off the route an infinite gradient is exactly 0 too", not bool(infinite[~mask].any())
 
 
 def level_activations(device: torch.device) -> Iterator[Law]:
     """The laws of a `Router` at level "activations"."""
-    model, x = _Model(device), _integers(3, 3, device=device).requires_grad_()
-    output, expected = model(x), _by_hand(model, x)
-    router = Router(model, {"first": SPEC})
-    with router(_labels(device)):
-        routed = model(x)
-        rows, upstream = torch.autograd.grad(routed.square().sum(), (model.first.weight, x))
-    yield "Router: the output is bitwise the same", torch.equal(routed, output)
-    yield "Router: each row learns from the labels of its unit alone", torch.equal(rows, expected.rows)
-    yield "Router: upstream learns through the route alone", torch.equal(upstream, expected.upstream_of_mask)
-    router.remove()
+    model = _Model(device)
+    for name, times in (("Router", 1), ("Router of many", MANY)):
+        x = _integers(3, 3, device=device)
+        x = torch.cat([x, x.new_zeros(3 * times - 3, 3)]).requires_grad_()  # so that sums over examples stay exact
+        output, expected = model(x), _by_hand(model, x)
+        router = Router(model, {"first": SPEC})
+        with router(_labels(device).repeat(times)):
+            routed = model(x)
+            rows, upstream = torch.autograd.grad(routed.square().sum(), (model.first.weight, x))
+        yield f"{name}: the output is bitwise the same", torch.equal(routed, output)
+        yield f"{name}: each row learns from the labels of its unit alone", torch.equal(rows, expected.rows)
+        yield f"{name}: upstream learns through the route alone", torch.equal(upstream, expected.upstream_of_mask)
+        router.remove()
     (upstream,) = torch.autograd.grad(model(x).square().sum(), x)
     ends: tuple[Literal["input", "output"], ...] = ("input", "output")
     hooks = [hook for module in model.modules() for end in ends for hook in private.forward_hooks(module, end)]
@@ -196,7 +203,7 @@ class _Expected(NamedTuple):
 
 
 def _by_hand(model: _Model, x: Tensor) -> _Expected:
-    x, mask = x.detach().requires_grad_(), _mask(x.device)
+    x, mask = x.detach().requires_grad_(), _mask(x.device).repeat(len(x) // len(MASK), 1)
     units = model.first(x)
     active = units.relu()
     output = model.second(active)

@@ -1,10 +1,13 @@
 """The laws of `gradroute.route`, over shapes, dtypes, dims, kinds of labels and kinds of specs."""
 
+from unittest import mock
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import gradroute as gr
+from gradroute.autograd import _functional
 from gradroute.testing import label_tensors, oracle, oracle_mask, specs
 from gradroute.testing._oracle import along
 
@@ -62,6 +65,26 @@ def test_forward_is_the_identity_bit_for_bit_and_copies_nothing(case, seed):
     assert same_bits(y, x)
     assert y.data_ptr() == x.data_ptr()
     assert y.stride() == x.stride()
+
+
+@given(specs(hard=True, silent=False), st.data(), seeds)
+def test_small_tensors_are_routed_bit_for_bit_as_large_ones(spec, data, seed):
+    others = data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=3))
+    batch_labels = data.draw(label_tensors(spec, tuple(others), "integer")).long()
+    shape, dtype = (*others, spec.width), data.draw(st.sampled_from(DTYPES))
+    x, upstream = tensor(shape, dtype, seed, special=True), tensor(shape, dtype, seed + 1, special=True)
+    ways = []
+
+    def of(x):
+        y = gr.route(x, batch_labels, spec)
+        ways.append(type(y.grad_fn).__name__)
+        return y
+
+    small = gradient(x, upstream, of)
+    with mock.patch.object(_functional, "SMALL", -1):
+        large = gradient(x, upstream, of)
+    assert same_bits(small, large)
+    assert ways == ["_RouteSmallBackward", "_RouteBatchBackward"]
 
 
 @given(cases(silent=True), seeds)

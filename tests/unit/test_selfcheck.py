@@ -48,10 +48,24 @@ def doubled(function):
     return lambda *args, **kwargs: 2 * function(*args, **kwargs)
 
 
+def small_backward(masked):
+    """The backward pass for small tensors, with another way to mask."""
+    return staticmethod(lambda ctx, grad: (masked(grad, ctx.kept[0]), None, None))
+
+
 # What is broken, how, and which laws must say so.
 BROKEN = {
     "the mask is lost": (
         (functional, "masked_by", whole),
+        {
+            "route of many: the gradient off the route is exactly 0",
+            "route of many: off the route an infinite gradient is exactly 0 too",
+            "Router of many: each row learns from the labels of its unit alone",
+            "Router of many: upstream learns through the route alone",
+        },
+    ),
+    "the mask is lost where it was looked up": (
+        (functional._RouteSmall, "backward", small_backward(whole)),
         {
             "route: the gradient off the route is exactly 0",
             "route: off the route an infinite gradient is exactly 0 too",
@@ -61,20 +75,35 @@ BROKEN = {
     ),
     "an inf off the route becomes NaN": (
         (functional, "masked_by", lambda grad, mask, dim: grad * mask.tensor(grad.dtype, grad.device)),
+        {"route of many: off the route an infinite gradient is exactly 0 too"},
+    ),
+    "an inf off the route becomes NaN where the mask was looked up": (
+        (functional._RouteSmall, "backward", small_backward(lambda grad, keep: grad * keep)),
         {"route: off the route an infinite gradient is exactly 0 too"},
     ),
     "the gradient is scaled": (
         (functional, "masked_by", doubled(functional.masked_by)),
+        {
+            "route of many: the gradient on the route is the unrouted one",
+            "Router of many: each row learns from the labels of its unit alone",
+            "Router of many: upstream learns through the route alone",
+        },
+    ),
+    "the gradient is scaled where the mask was looked up": (
+        (functional._RouteSmall, "backward", small_backward(doubled(functions.masked))),
         {
             "route: the gradient on the route is the unrouted one",
             "Router: each row learns from the labels of its unit alone",
             "Router: upstream learns through the route alone",
         },
     ),
-    "the output changes": ((selfcheck, "route", doubled(selfcheck.route)), {"route: the output is bitwise the same"}),
+    "the output changes": (
+        (selfcheck, "route", doubled(selfcheck.route)),
+        {"route: the output is bitwise the same", "route of many: the output is bitwise the same"},
+    ),
     "a site's output changes": (
         (hooks, "route_mask", doubled(hooks.route_mask)),
-        {"Router: the output is bitwise the same"},
+        {"Router: the output is bitwise the same", "Router of many: the output is bitwise the same"},
     ),
     "a removed router stays": (
         (Router, "remove", lambda self: None),

@@ -139,16 +139,6 @@ def test_is_eager():
     assert private.is_eager()
 
 
-def test_keeps_what_is_saved():
-    found = []
-    x = torch.ones(2, requires_grad=True)
-    checkpoint(lambda x: found.append(private.keeps_what_is_saved()) or x * 2, x, use_reentrant=False)
-    with torch.autograd.graph.save_on_cpu():
-        found.append(private.keeps_what_is_saved())
-    assert found == [False, False]
-    assert private.keeps_what_is_saved()
-
-
 def test_is_recorded_once():
     found = []
 
@@ -159,6 +149,8 @@ def test_is_recorded_once():
     x = torch.ones(2, requires_grad=True)
     checkpoint(looks, x, use_reentrant=False).sum().backward()
     assert found == [False, False], "the first pass, and the one in backward"
+    with torch.autograd.graph.save_on_cpu():
+        assert not private.is_recorded_once()
     assert private.is_recorded_once()
     assert not seen_in_backward(private.is_recorded_once)
 
@@ -253,6 +245,13 @@ def test_is_compiled_node():
     y = torch.compile(torch.exp, backend="aot_eager")(x)
     assert private.is_compiled_node(y.grad_fn)
     assert not private.is_compiled_node(x.exp().grad_fn)
+
+
+def test_writes():
+    x = torch.zeros(2)
+    before = private.writes(x)
+    x.add_(1)
+    assert private.writes(x) == before + 1 == private.version(x)
 
 
 def test_version():

@@ -11,13 +11,13 @@ from torch.autograd import Function
 from .. import _torch_private as private
 from ..errors import RoutingError
 from ..spec._deferred_mask import BatchMask
-from ..spec._masks import INTEGER_OF_SIZE, Mask, align
+from ..spec._masks import INTEGER_OF_SIZE, Kept, Mask, align, refuse_changed
 from ..spec._spec import RoutingSpec
 from ._distributed import HeldPart
 from ._functions import masked, route_by
 
 SMALL = 2**14
-"""Up to this many elements, the number of operations is what a backward pass costs, and not memory: one `where`."""
+"""Up to this many elements, the number of steps is what routing costs, and not memory: see `_RouteSmall`."""
 
 TRANSFORMED = (
     "torch.func, torch.compile and forward-mode differentiation take the mask into what they make of it. Run it in a "
@@ -56,6 +56,34 @@ class _RouteBatch(Function):
     @staticmethod
     def jvp(ctx: Any, x_tangent: Tensor, *_: Any) -> Tensor:
         return masked_by(x_tangent, ctx.mask, ctx.dim)
+
+
+class _RouteSmall(Function):
+    """Forward: identity. Backward: multiplies the gradient by a mask that the forward pass looked up.
+
+    What is small is routed so: the look-up is what checks the labels, it is done once for all sites of a block, and it
+    leaves one operation to the backward pass. Kept as an attribute for the same reason as in `_RouteBatch`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kept: Kept, replacing: bool) -> Tensor:
+        ctx.kept = kept
+        ctx.set_materialize_grads(False)
+        return x.detach() if replacing else x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, None]:
+        if grad is None:
+            return None, None, None
+        keep, labels, version, mask = ctx.kept
+        if not torch.compiler.is_compiling():
+            if mask is not None:
+                mask.seen_in_backward = True
+            if private.writes(labels) != version:
+                refuse_changed(labels, version)
+            if type(grad) is Tensor and grad.layout is torch.strided:  # `masked`, in few steps
+                return torch.where(keep, grad, _ZEROS[grad.dtype]), None, None
+        return masked(grad, keep), None, None
 
 
 def route(x: Tensor, labels: Tensor, spec: RoutingSpec, *, dim: int = -1) -> Tensor:
@@ -101,7 +129,25 @@ def route(x: Tensor, labels: Tensor, spec: RoutingSpec, *, dim: int = -1) -> Ten
     References:
         Cloud et al., 2024 (arXiv:2410.04332), Algorithm 1.
     """
+    if _is_small(x, dim):
+        kept = spec.masks.look_up(labels, x.shape)
+        if kept is not None and kept[0].device == x.device:
+            return _RouteSmall.apply(x, kept, False)  # type: ignore[no-any-return]
     return route_mask(x, spec.masks.resolve(labels), dim, replacing=False)
+
+
+def _is_small(x: Tensor, dim: int) -> bool:
+    """Whether few steps are all that routing costs: a small tensor that learns, its units last, and all is plain."""
+    return (
+        private.is_eager()
+        and type(x) is Tensor
+        and x.requires_grad
+        and torch.is_grad_enabled()
+        and not x.is_nested
+        and x.numel() <= SMALL
+        and x.dtype in _ZEROS
+        and (dim == -1 or dim == x.ndim - 1)
+    )
 
 
 def route_mask(x: Tensor, mask: BatchMask, dim: int, *, replacing: bool, broadcast: bool = False) -> Tensor:
@@ -111,8 +157,12 @@ def route_mask(x: Tensor, mask: BatchMask, dim: int, *, replacing: bool, broadca
     in-place operations work on it: right where the result replaces x, as in a hook. With ``broadcast=True`` a mask of
     one unit fits any number of them.
     """
+    if _is_small(x, dim):
+        kept = mask.look_up(x.shape, broadcast=broadcast)
+        if kept is not None and kept[0].device == x.device:
+            return _RouteSmall.apply(x, kept, replacing)  # type: ignore[no-any-return]
     # The common case, in few steps.
-    if type(x) is Tensor and x.dtype in _ZEROS and not x.is_nested and private.is_eager():
+    if private.is_eager() and type(x) is Tensor and x.dtype in _ZEROS and not x.is_nested:
         dim = mask.check_fits(x.shape, dim, broadcast=broadcast)
         mask.check_device(x.device)
         if torch.is_grad_enabled() and x.requires_grad:
@@ -182,21 +232,9 @@ def silenced(x: Tensor, mask: BatchMask, dim: int, *, broadcast: bool = False) -
 def masked_by(grad: Tensor, mask: BatchMask, dim: int) -> Tensor:
     """The gradient times the mask of a batch: as `_masked`, but at the cost of one multiplication where possible."""
     batch, mask = mask, mask.known()
-    table = mask.table
     compiling = torch.compiler.is_compiling()
     if not compiling:
         batch.seen_in_backward = True
-        if (
-            type(grad) is Tensor
-            and dim == grad.ndim - 1
-            and mask.kind == "rows"
-            and table.is_hard
-            and grad.dtype in _ZEROS
-            and grad.numel() <= SMALL
-            and grad.layout is torch.strided
-            and grad.device == mask.labels.device
-        ):  # differentiable, and right under every transform
-            return torch.where(mask.keep(dim + 1), grad, _ZEROS[grad.dtype])
     if private.is_distributed(grad) and not (torch.is_grad_enabled() or compiling):
         part = HeldPart(grad)
         of_part = mask.part(dim, part.starts, part.local.shape)

@@ -79,6 +79,7 @@ class Hook(AnySite, Protocol):
 
     site: Site
     routes_parameters: bool
+    may_silence: bool
 
 
 class Attachment:

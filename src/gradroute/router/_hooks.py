@@ -39,6 +39,7 @@ class SiteHook:
         self.time_first = time_first
         self.routes_parameters = attached.routes_parameters
         self.dim, self.is_whole = attached.site.axis, attached.site.is_whole
+        self.may_silence = attached.site.spec.has_silent
         self.edits_whole_output = attached.site.path == () and not attached.routes_parameters
 
     def attach(self, module: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:

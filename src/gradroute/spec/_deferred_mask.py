@@ -101,6 +101,9 @@ class DeferredMask:
             return mask.check_fits(shape, dim, broadcast=broadcast)
         return check_units(shape, dim, self.width, broadcast=broadcast)
 
+    def look_up(self, shape: torch.Size, *, broadcast: bool = False) -> None:
+        """Nothing is looked up in a forward pass that comes before its labels."""
+
     def check_device(self, device: torch.device) -> None:
         """As `Mask.check_device`, once there are labels.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Hashable, Sequence
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,6 +16,10 @@ UNLABELED: Final = -1
 """The label of an example whose label is unknown: its gradient follows the spec's `unlabeled` rule."""
 
 Kind: TypeAlias = Literal["rows", "union", "mixture"]
+
+Kept: TypeAlias = "tuple[Tensor, Tensor, int, Mask | None]"
+"""What is kept of a small tensor's mask: which units keep their gradient, bool, such that it broadcasts to the tensor;
+the labels as they were given, and how often they had been written to; and the mask of the block, if there is one."""
 
 INTEGER_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -58,6 +62,10 @@ class MaskTable:
         # Whether a label tensor without -1 already holds the row numbers, as with one unit per label.
         self._keys_are_rows = self.row_of_key[:-1].tolist() == list(range(len(self.row_of_key) - 1))
         self._has_gaps = bool((self.row_of_key == len(rows)).any())
+        # Without the row of unlabeled data, which no label may find by its number.
+        self._keeps_of_keys = self.keeps[: len(self.row_of_key) - 1]
+        self.is_plain = self.is_hard and off is None
+        self._met_unlabeled = False
         self._moved: dict[object, Tensor] = {}
         self._parts: dict[tuple[int, int], MaskTable] = {}
         self._warned_of_sets = False
@@ -117,6 +125,38 @@ class MaskTable:
         entry = torch.where(labels == UNLABELED, last, entry)
         looked_up = lookup.index_select(0, entry.reshape(-1)).view(labels.shape)
         return Mask(self, looked_up, "rows", given=looked_up, copy=False)
+
+    def look_up(self, labels: Tensor, shape: torch.Size) -> Kept | None:
+        """The mask of a small tensor, its units last; None where one look-up does not say it.
+
+        It is for int64 labels of as many dimensions as x has without its units, both on the CPU, and for weights of 0
+        and 1 without silent units.
+
+        Args:
+            labels: Labels as they were given.
+            shape: The shape of the tensor.
+
+        Raises:
+            LabelError: A label is unknown.
+        """
+        if type(labels) is not Tensor or labels.dtype is not torch.int64 or not labels.is_cpu or not self.is_plain:
+            return None
+        if labels.is_inference():  # nobody counts what is written to it
+            return None
+        several = labels.ndim != 1
+        keys = labels.reshape(-1) if several else labels
+        keep = None
+        if self._keys_are_rows and not self._met_unlabeled:
+            try:  # it refuses what is no row: that checks the labels, for nothing
+                keep = self._keeps_of_keys.index_select(0, keys)
+            except IndexError:
+                self._met_unlabeled = True  # or an unknown label
+        if keep is None:
+            self._check_keys(keys)
+            keep = self.keeps.index_select(0, self.row_of_key[keys])
+        if several:
+            keep = keep.view(*labels.shape, self.width)
+        return (keep, labels, private.writes(labels), None) if keep.shape == shape else None
 
     def _check_mixture(self, labels: Tensor) -> None:
         """Raise for weights that are not finite; warn, once for a spec, of sets of labels that were given as floats."""
@@ -230,7 +270,7 @@ class MaskTable:
 class Mask:
     """The mask of one batch, not yet a tensor: what is kept until backward is labels and tables, nothing larger."""
 
-    __slots__ = ("__weakref__", "_given", "_keep", "_version", "kind", "labels", "seen_in_backward", "table")
+    __slots__ = ("__weakref__", "_given", "_keeps", "_version", "kind", "labels", "seen_in_backward", "table")
 
     def __init__(self, table: MaskTable, labels: Tensor, kind: Kind, *, given: Tensor, copy: bool = True) -> None:
         self._given = given
@@ -244,7 +284,7 @@ class Mask:
         self.table = table
         self.labels = labels
         self.kind: Kind = kind
-        self._keep: Tensor | None = None
+        self._keeps: dict[tuple[Any, ...], Tensor] = {}
 
     def known(self) -> Mask:
         """The mask itself: of one whose labels come late, see `DeferredMask`."""
@@ -376,19 +416,24 @@ class Mask:
             labels = labels[:, :length]
         return Mask(self.table, labels, self.kind, given=labels, copy=False)
 
-    def keep(self, ndim: int) -> Tensor:
-        """For small tensors, which units keep their gradient, bool, aligned with the last of `ndim` dimensions.
+    def look_up(self, shape: torch.Size, *, broadcast: bool = False) -> Kept | None:
+        """The mask of a small tensor of this shape, its units last; None where weights are not 0 and 1 alone.
 
-        Computed once for all sites that share the mask.
+        Looked up once for all sites of a block whose tensors have the shape. See `check_fits` for ``broadcast``.
+
+        Raises:
+            LabelError: The labels do not fit the shape.
         """
-        self._check_version()
-        keep = self._keep
+        key = (shape,) if broadcast else shape  # what fits as one unit may not fit as several
+        keep = self._keeps.get(key)
         if keep is None:
+            if self.kind != "rows" or not self.table.is_plain or self._given.is_inference():
+                return None
+            self.check_fits(shape, -1, broadcast=broadcast)
             labels = self.labels
-            rows = self.table.keeps if labels.is_cpu else self.table.weights(torch.bool, labels.device)
-            flat = rows.index_select(0, labels if labels.ndim == 1 else labels.reshape(-1))
-            keep = self._keep = flat if labels.ndim == 1 else flat.view(*labels.shape, self.table.width)
-        return keep if keep.ndim == ndim else align(keep, ndim, ndim - 1)
+            flat = self.table.weights(torch.bool, labels.device).index_select(0, labels.reshape(-1))
+            keep = self._keeps[key] = align(flat.view(*labels.shape, self.width), len(shape), len(shape) - 1)
+        return keep, self._given, self._version, self
 
     def part(self, dim: int, starts: Sequence[int], sizes: Sequence[int]) -> Mask:
         """The mask of a part of the routed tensor, which has its units along `dim`, counted from the front.
@@ -435,11 +480,21 @@ class Mask:
         return self.labels.to(device, non_blocking=device.type != "cpu")
 
     def _check_version(self) -> None:
-        if not torch.compiler.is_compiling() and private.version(self._given) != self._version:
-            raise LabelError(
-                "the label tensor was changed in place between forward and backward, so the gradient would follow "
-                "other labels than the forward pass was given: pass labels.clone()."
-            )
+        if not torch.compiler.is_compiling():
+            refuse_changed(self._given, self._version)
+
+
+def refuse_changed(labels: Tensor, version: int) -> None:
+    """Refuse labels that were written to since they had this version.
+
+    Raises:
+        LabelError: They were.
+    """
+    if private.version(labels) != version:
+        raise LabelError(
+            "the label tensor was changed in place between forward and backward, so the gradient would follow other "
+            "labels than the forward pass was given: pass labels.clone()."
+        )
 
 
 def check_units(shape: torch.Size, dim: int, width: int, *, broadcast: bool = False) -> int:

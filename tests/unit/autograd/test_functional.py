@@ -3,8 +3,10 @@
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
 
 import gradroute as gr
+from gradroute.autograd._functional import SMALL
 from gradroute.errors import LabelError, RoutingError
 
 SPEC = gr.RoutingSpec.one_per_label(10)
@@ -57,14 +59,16 @@ def test_all_errors_are_value_errors():
     assert issubclass(gr.RoutingError, ValueError)
 
 
-def test_in_place_operation_on_the_result_raises_since_it_would_change_x():
-    y = gr.route(torch.zeros(4, 10, requires_grad=True) * 1, torch.arange(4), SPEC)
+@pytest.mark.parametrize("examples", [4, SMALL])
+def test_in_place_operation_on_the_result_raises_since_it_would_change_x(examples):
+    y = gr.route(torch.zeros(examples, 10, requires_grad=True) * 1, torch.arange(examples) % 10, SPEC)
     with pytest.raises(RuntimeError, match="modified inplace"):
         y.relu_()
 
 
-def test_labels_changed_in_place_before_backward_raise():
-    x, labels = torch.zeros(4, 10, requires_grad=True), torch.arange(4)
+@pytest.mark.parametrize("examples", [4, SMALL])
+def test_labels_changed_in_place_before_backward_raise(examples):
+    x, labels = torch.zeros(examples, 10, requires_grad=True), torch.arange(examples) % 10
     y = gr.route(x, labels, SPEC)
     labels.add_(1)
     with pytest.raises(LabelError, match="changed in place between forward and backward"):
@@ -100,12 +104,12 @@ def test_unlabeled_data_follows_the_spec_s_rule(labels, unlabeled, expected):
     assert torch.equal(x.grad, torch.tensor(expected).float().expand(4, 3))
 
 
-@pytest.mark.parametrize(
-    "labels", [torch.randint(-1, 10, (6, 7)), torch.rand(6, 7, 10) > 0.5, torch.rand(6, 7, 10)], ids=["ids", "sets", "mixtures"]
-)  # fmt: skip
-def test_nothing_as_large_as_x_is_saved_for_backward(labels):
+@pytest.mark.parametrize("kind", ["ids", "sets", "mixtures"])
+def test_nothing_as_large_as_x_is_saved_for_backward(kind):
+    shape = (SMALL // 10 + 1, 2)
+    labels = {"ids": torch.randint(-1, 10, shape), "sets": torch.rand(*shape, 10) > 0.5, "mixtures": torch.rand(*shape, 10)}[kind]  # fmt: skip
     packed = []
-    x = torch.randn(6, 7, 10, requires_grad=True)
+    x = torch.randn(*shape, 10, requires_grad=True)
     with saved_tensors_hooks(lambda t: packed.append(t) or t, lambda t: t):
         y = gr.route(x, labels, SPEC)
     assert not packed
@@ -113,6 +117,116 @@ def test_nothing_as_large_as_x_is_saved_for_backward(labels):
     assert kept.labels.numel() == labels.numel()
     tensors = [value for value in vars(kept.table).values() if isinstance(value, torch.Tensor)]
     assert max(t.numel() for t in tensors) == SPEC.table.numel() < x.numel()
+
+
+def way(y):
+    """The name of the node that routes a tensor."""
+    return type(y.grad_fn).__name__
+
+
+class TestSmallTensors:
+    """Their mask is looked up in the forward pass."""
+
+    def test_a_byte_for_each_element_is_kept_and_the_labels_that_were_given(self):
+        packed = []
+        x, labels = torch.randn(6, 7, 10, requires_grad=True), torch.randint(-1, 10, (6, 7))
+        with saved_tensors_hooks(lambda t: packed.append(t) or t, lambda t: t):
+            y = gr.route(x, labels, SPEC)
+        assert not packed
+        keep, given, _, _ = y.grad_fn.kept
+        assert keep.dtype == torch.bool
+        assert keep.shape == x.shape
+        assert given is labels
+        assert vars(y.grad_fn).keys() == {"kept"}
+
+    @pytest.mark.parametrize("more", [0, 1])
+    @pytest.mark.parametrize("others", [(SMALL // 16,), (SMALL // 64, 4)])
+    def test_go_this_way_up_to_a_size(self, others, more):
+        others = (others[0] + more, *others[1:])
+        x = torch.zeros(*others, 16, requires_grad=True)
+        labels = torch.arange(x.numel() // 16).view(others) % 16
+        for dim in (-1, len(others)):
+            y = gr.route(x, labels, gr.RoutingSpec.one_per_label(16), dim=dim)
+            assert way(y) == ("_RouteBatchBackward" if more else "_RouteSmallBackward")
+
+    def test_labels_that_are_written_to_where_nothing_counts_it_move_no_mask(self):
+        x, labels = torch.zeros(4, 10, requires_grad=True), torch.arange(4)
+        y = gr.route(x, labels, SPEC)
+        labels.data.add_(1)
+        y.sum().backward()
+        assert torch.equal(x.grad, torch.eye(10)[:4])
+
+    def test_no_label_finds_the_row_of_unlabeled_data_by_its_number(self):
+        assert len(SPEC.masks.rows) == 11, "ten labels, and unlabeled data"
+        for _ in range(2):
+            with pytest.raises(LabelError, match="unknown label 10"):
+                gr.route(torch.zeros(2, 10, requires_grad=True), torch.tensor([3, 10]), SPEC)
+
+    def test_unlabeled_data_are_met_and_labels_still_checked(self):
+        spec = gr.RoutingSpec.one_per_label(3, unlabeled="none")
+        for labels, expected in (
+            ([0, 2], [[1, 0, 0], [0, 0, 1]]),
+            ([-1, 2], [[0, 0, 0], [0, 0, 1]]),
+            ([1, -1], [[0, 1, 0], [0, 0, 0]]),
+        ):
+            x = torch.zeros(2, 3, requires_grad=True)
+            y = gr.route(x, torch.tensor(labels), spec)
+            assert way(y) == "_RouteSmallBackward"
+            y.sum().backward()
+            assert x.grad.tolist() == expected
+        for unknown in (3, -2):
+            with pytest.raises(LabelError, match=f"unknown label {unknown}"):
+                gr.route(torch.zeros(1, 3, requires_grad=True), torch.tensor([unknown]), spec)
+
+    @pytest.mark.parametrize(
+        "route",
+        [
+            lambda x: gr.route(x, torch.arange(4) % 2, gr.RoutingSpec({0: gr.Route(0, weight=0.5), 1: 1}, 10)),
+            lambda x: gr.route(x, torch.arange(4), gr.RoutingSpec.one_per_label(10, silent="others")),
+            lambda x: gr.route(x, torch.eye(10).bool()[:4], SPEC),
+            lambda x: gr.route(x, torch.eye(10)[:4], SPEC),
+            lambda x: gr.route(x.T, torch.arange(4), SPEC, dim=0),
+            lambda x: gr.route(x.cfloat(), torch.arange(4), SPEC),
+        ],
+        ids=["weights", "silent", "sets", "mixtures", "another dim", "complex"],
+    )
+    def test_what_is_not_plain_is_not_done_so(self, route):
+        assert way(route(torch.zeros(4, 10, requires_grad=True))) == "_RouteBatchBackward"
+
+    def test_labels_of_inference_mode_of_which_no_write_is_counted_are_copied(self):
+        with torch.inference_mode():
+            labels = torch.arange(4)
+        x = torch.zeros(4, 10, requires_grad=True)
+        y = gr.route(x, labels, SPEC)
+        with torch.inference_mode():
+            labels.add_(1)
+        y.sum().backward()
+        assert torch.equal(x.grad, torch.eye(10)[:4])
+
+    def test_the_mask_of_a_pass_that_is_computed_again_is_that_of_its_first_labels(self):
+        """What is saved is made anew then, so nothing that holds a mask may be."""
+        labels = [torch.zeros(4, dtype=torch.long)]
+        x = torch.zeros(4, 10, requires_grad=True)
+        y = checkpoint(lambda x: gr.route(x.sin(), labels[0], SPEC).exp(), x, use_reentrant=False)
+        labels[0] = torch.ones(4, dtype=torch.long)
+        y.sum().backward()
+        assert torch.equal(x.grad, torch.eye(10)[0].expand(4, 10))
+
+
+@pytest.mark.parametrize("examples", [4, SMALL])
+def test_where_no_gradient_arrives_none_goes_on(examples):
+    class Stop(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return None
+
+    x = torch.zeros(examples, 10, requires_grad=True)
+    Stop.apply(gr.route(x, torch.arange(examples) % 10, SPEC)).sum().backward()
+    assert x.grad is None
 
 
 def test_no_graph_is_built_where_no_gradient_is_wanted():

@@ -41,7 +41,7 @@ def test_there_is_nothing_to_read_before_the_labels_are_there(deferred, box):
     assert box.noted == 0
     public = {name for name in vars(Mask) if not name.startswith("_")}
     missing = public - {name for name in dir(deferred) if not name.startswith("_")}
-    assert {"labels", "kind", "shape", "tensor", "bits", "keep", "taught", "is_hard"} <= missing
+    assert {"labels", "kind", "shape", "tensor", "bits", "taught", "is_hard"} <= missing
 
 
 def test_then_it_is_the_mask_and_notes_each_time_that_it_is_applied(deferred, box):

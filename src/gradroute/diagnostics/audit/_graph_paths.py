@@ -25,7 +25,7 @@ Kind: TypeAlias = Literal[
 ]
 """What kind of bypass it is."""
 
-_ROUTES = ("_RouteBatchBackward", "RouteMaskBackward", "ReplacingRouteMaskBackward")
+_ROUTES = ("_RouteBatchBackward", "_RouteSmallBackward", "RouteMaskBackward", "ReplacingRouteMaskBackward")
 # What a loss is put together with: weighted sums, means, and their reshaping.
 _OF_LOSSES = (
     *("Add", "Sub", "Rsub", "Mul", "Div", "Mean", "Sum", "Neg", "Stack", "Cat"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -21,24 +22,21 @@ class InFront:
         self._attachment = attachment
         self._before = before
         self._sites = [site for site in attachment.sites if site.site.on == "output" and not site.routes_parameters]
-        self._first: list[tuple[dict[int, Any], int | None]] = []
         self._look()
 
     def _look(self) -> None:
-        tables = (private.forward_hook_table(site.module) for site in self._sites)
-        self._first = [(table, next(iter(table), None)) for table in tables]
+        self._tables = [private.forward_hook_table(site.module) for site in self._sites]
+        self._first = self._first_now()
+
+    def _first_now(self) -> list[int | None]:
+        """The number of the first hook of each site's module, without a line of Python for each: once a block."""
+        return list(map(next, map(iter, self._tables), itertools.repeat(None)))
 
     def check(self) -> None:
         """Warn once of such hooks, as a block begins."""
         of_all = private.forward_hooks_of_all_modules()
-        if self._attachment.state.muted:
+        if self._attachment.state.muted or (self._first_now() == self._first and not of_all):
             return
-        for table, first in self._first:
-            if next(iter(table), None) != first:
-                break
-        else:
-            if not of_all:
-                return
         self._look()
         for site in self._sites:
             theirs = [hook for hook in (*of_all.values(), *self._before(site)) if _is_foreign(hook)]

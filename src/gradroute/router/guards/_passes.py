@@ -35,7 +35,14 @@ def check_pass(hook: Hook, module: nn.Module, tensors: Any) -> tuple[BatchMask, 
     if torch.compiler.is_compiling():
         return _check_traced_pass(hook, module, tensors)
     masks = () if state.suspended else IN_FLIGHT.get(state.name, ())
-    if _is_plain_pass(hook, masks):
+    if (  # a pass in a block of this thread, that is recorded, once: none of the checks has anything to say
+        masks
+        and state.thread == threading.get_ident()
+        and torch.is_grad_enabled()
+        and private.is_recorded_once()
+        and not hook.may_silence
+        and not state.orphan
+    ):
         for record in state.records:
             record.note(masks)
         state.ran.add(hook.position)
@@ -62,19 +69,6 @@ def check_pass(hook: Hook, module: nn.Module, tensors: Any) -> tuple[BatchMask, 
     if masks:
         _note_whether_apart(hook, kind)
     return masks
-
-
-def _is_plain_pass(hook: Hook, masks: tuple[BatchMask, ...]) -> bool:
-    """Whether none of the checks has anything to say: a pass in a block of this thread, that is recorded, once."""
-    state = hook.state
-    return (
-        len(masks) > 0
-        and not masks[hook.group].silences
-        and state.thread == threading.get_ident()
-        and torch.is_grad_enabled()
-        and not state.orphan
-        and private.is_recorded_once()
-    )
 
 
 def _check_traced_pass(hook: Hook, module: nn.Module, tensors: Any) -> tuple[BatchMask, ...]:

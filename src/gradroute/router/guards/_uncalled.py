@@ -82,17 +82,17 @@ class Uncalled:
         """A block ends, under these masks; after an error there is nothing to say."""
         state = self._attachment.state
         ran, model_ran = state.ran, state.model_ran
-        apart = [n for n, never_recorded in state.ran_apart.items() if never_recorded]
+        apart = [n for n, never in state.ran_apart.items() if never] if any(state.ran_apart.values()) else []
         if not ran <= state.ran_compiled:  # what Dynamo keeps of masks says nothing of a graph
             self._earlier += [ref(mask) for mask in masks]
         outer_ran, state.ran_apart, outer_model_ran, waiting = self._outer.pop()
         state.ever_ran |= ran
-        state.ran, state.model_ran = outer_ran | ran, outer_model_ran or model_ran
+        state.ran, state.model_ran = outer_ran | ran if outer_ran else ran, outer_model_ran or model_ran
         self._expected |= {n for n in state.ran_compiled if not self._has_learned(n)}
         state.ran_compiled.clear()
         if failed or state.muted:
             return
-        silent = [n for n in range(len(self._parameters)) if n not in ran]
+        silent = [n for n in range(len(self._parameters)) if n not in ran] if len(ran) < len(self._parameters) else []
         bypassed: list[int] = []
         # Several processes write to ``.grad`` what all of them found: an expert that is silent here may have run there.
         # But not if nothing of the model ran: then what learned is a program that was exported of it.

@@ -5,7 +5,16 @@ import torch
 from torch.autograd.graph import get_gradient_edge
 
 import gradroute as gr
+from gradroute.autograd import _functional
 from gradroute.diagnostics.audit._graph_paths import Paths, nodes
+
+
+@pytest.fixture(autouse=True, params=["small tensors", "large tensors"])
+def _each_way_to_route(request, monkeypatch):
+    """By whatever node a tensor is routed, it is known for one."""
+    if request.param == "large tensors":
+        monkeypatch.setattr(_functional, "SMALL", -1)
+
 
 SPEC = gr.RoutingSpec.one_per_label(3)
 LABELS = torch.tensor([0, 2])
