@@ -93,20 +93,33 @@ def node_in_backward() -> Any:
     return torch._C._current_autograd_node() if in_backward() else None
 
 
-def checkpoint_hook() -> tuple[str, Any]:
-    """What non-reentrant checkpointing does with tensors that are saved now: "first", "again" or "" (nothing).
+def checkpoint_regions() -> tuple[list[Any], list[Any]]:
+    """The regions of non-reentrant checkpointing that what runs is in, innermost first: recomputed ones, and others.
 
-    And the region that it is about: an object that lives as long as the region may be recomputed.
+    A region is an object that lives as long as it may be recomputed; None where it does not any more.
     """
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    pack = hooks[0] if hooks is not None else None
-    name = getattr(pack, "__qualname__", "")
-    if name.startswith("_checkpoint_hook"):
-        return "first", _closed_over(pack, "frame")
-    if name.startswith("_recomputation_hook"):
-        reference = _closed_over(_closed_over(pack, "fn") or pack, "target_frame_ref")
-        return "again", reference() if callable(reference) else None
-    return "", None
+    again, first = [], []
+    for pack in _pack_hooks():
+        name = getattr(pack, "__qualname__", "")
+        if name.startswith("_checkpoint_hook"):
+            first.append(_closed_over(pack, "frame"))
+        elif name.startswith("_recomputation_hook"):
+            reference = _closed_over(_closed_over(pack, "fn") or pack, "target_frame_ref")
+            again.append(reference() if callable(reference) else None)
+    return again, first
+
+
+def _pack_hooks() -> list[Any]:
+    """What is done with tensors that are saved now, innermost first: only the uppermost of a stack is to be had."""
+    stack, found = torch._C._autograd, []
+    try:
+        while (hooks := stack._top_saved_tensors_default_hooks(False)) is not None:
+            found.append(hooks)
+            stack._pop_saved_tensors_default_hooks()
+    finally:
+        for hooks in reversed(found):
+            stack._push_saved_tensors_default_hooks(*hooks)
+    return [pack for pack, _ in found]
 
 
 def _closed_over(function: Any, name: str) -> Any:
@@ -126,22 +139,21 @@ def is_recorded_once() -> bool:
     )
 
 
-def function_in_forward() -> Any:
-    """The innermost `torch.autograd.Function` whose forward is running: its node in the graph to be. None if none is.
+def functions_in_forward() -> list[Any]:
+    """The `torch.autograd.Function`s whose forward is running, innermost first: their nodes in the graph to be.
 
     Only those whose forward takes `ctx`, as that of reentrant checkpointing does, and none of the compiler's.
     """
-    frame = sys._getframe(1)
-    found: Any = None
-    walker: Any = frame
+    found: list[Any] = []
+    walker: Any = sys._getframe(1)
     while walker is not None:
         code = walker.f_code
         if code.co_name == "forward" and code.co_argcount and code.co_varnames[0] != "self":
-            found = walker.f_locals.get(code.co_varnames[0])
-            if isinstance(found, torch.autograd.function.BackwardCFunction) and not is_compiled_node(found):
-                return found
+            node = walker.f_locals.get(code.co_varnames[0])
+            if isinstance(node, torch.autograd.function.BackwardCFunction) and not is_compiled_node(node):
+                found.append(node)
         walker = walker.f_back
-    return None
+    return found
 
 
 def is_compiled_node(node: Any) -> bool:

@@ -191,15 +191,15 @@ def test_node_in_backward():
     assert isinstance(node, torch.autograd.graph.Node)
 
 
-def test_checkpoint_hook():
-    assert private.checkpoint_hook() == ("", None)
+def test_checkpoint_regions():
+    assert private.checkpoint_regions() == ([], [])
     found = []
     x = torch.ones(2, requires_grad=True)
     for _ in range(2):
-        y = checkpoint(lambda x: found.append(private.checkpoint_hook()) or x.exp(), x, use_reentrant=False)
+        y = checkpoint(lambda x: found.append(private.checkpoint_regions()) or x.exp(), x, use_reentrant=False)
         y.sum().backward()
-    assert [name for name, _ in found] == ["first", "again"] * 2
-    regions = [region for _, region in found]
+    assert [(len(again), len(first)) for again, first in found] == [(0, 1), (1, 0)] * 2
+    regions = [region for each in found for kind in each for region in kind]
     assert regions[0] is regions[1] is not None, "a region is known again when it is recomputed"
     assert regions[2] is regions[3] is not regions[0]
     gone = weakref.ref(regions[0])
@@ -210,14 +210,35 @@ def test_checkpoint_hook():
     assert gone() is None, "a region lives no longer than its graph"
 
 
-def test_function_in_forward():
-    assert private.function_in_forward() is None
+def test_checkpoint_regions_in_one_another():
     found = []
     x = torch.ones(2, requires_grad=True)
-    y = checkpoint(lambda x: found.append(private.function_in_forward()) or x.exp(), x, use_reentrant=True)
-    assert found == [y.grad_fn]
+
+    def inner(x):
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+            found.append(private.checkpoint_regions())
+            return x.exp()
+
+    def outer(x):
+        return checkpoint(inner, x.exp(), use_reentrant=False).exp()
+
+    checkpoint(outer, x, use_reentrant=False).sum().backward()
+    (none, (of_inner, of_outer)), (again, _), *_ = found
+    assert none == []
+    assert of_inner is not of_outer
+    assert again == [of_outer], "inside of what is recomputed regions are others"
+    assert private.checkpoint_regions() == ([], [])
+    assert x.grad.isfinite().all(), "what is done with saved tensors stays as it was"
+
+
+def test_functions_in_forward():
+    assert private.functions_in_forward() == []
+    found = []
+    x = torch.ones(2, requires_grad=True)
+    y = checkpoint(lambda x: found.append(private.functions_in_forward()) or x.exp(), x, use_reentrant=True)
+    assert found == [[y.grad_fn]]
     y.sum().backward()
-    assert found[1] is None, "in the recomputation no forward of a Function runs"
+    assert found[1] == [], "in the recomputation no forward of a Function runs"
 
 
 def test_is_exporting():
@@ -239,7 +260,7 @@ def test_is_exporting():
 
 
 def test_is_compiled_node():
-    """The compiler's Function is passed over by `function_in_forward`: what it is in is what counts."""
+    """The compiler's Function is passed over by `functions_in_forward`: what it is in is what counts."""
     torch._dynamo.reset()
     x = torch.ones(2, requires_grad=True)
     y = torch.compile(torch.exp, backend="aot_eager")(x)

@@ -13,7 +13,7 @@ the labels of the first again.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from enum import Enum, auto
 from typing import Any, NamedTuple
 
@@ -36,37 +36,53 @@ class Pass(Enum):
     """A recomputation that builds the graph."""
 
 
-def current_pass() -> tuple[Pass, Any]:
-    """The kind of the forward pass that calls this, outside of `torch.compile`, and the region that it is in."""
-    checkpointing, frame = private.checkpoint_hook()
-    if checkpointing == "again":
-        return Pass.SECOND, frame
-    if checkpointing == "first":
-        return Pass.FIRST, frame
+class CurrentPass(NamedTuple):
+    """A forward pass, in one region that is checkpointed or in several, of which each holds the next.
+
+    Attributes:
+        kind: What kind of pass it is.
+        first_in: The regions that it may be recomputed with.
+        second_of: The region that is recomputed by it. With a pass of the kind `FIRST` that is a reentrant one, around
+            the others.
+    """
+
+    kind: Pass
+    first_in: Sequence[Any] = ()
+    second_of: Any = None
+
+
+def current_pass() -> CurrentPass:
+    """The forward pass that calls this, outside of `torch.compile`."""
+    again, first_in = private.checkpoint_regions()
+    if again:
+        return CurrentPass(Pass.SECOND, second_of=again[0])
     if not torch.is_grad_enabled():
-        node = private.function_in_forward()
-        return (Pass.PLAIN, None) if node is None else (Pass.FIRST, node)
-    if private.in_backward():
-        return Pass.SECOND_REENTRANT, private.node_in_backward()
-    return Pass.PLAIN, None
+        first_in += private.functions_in_forward()
+        if not first_in:
+            return CurrentPass(Pass.PLAIN)
+    return _in_backward_or_not(first_in)
+
+
+def _in_backward_or_not(first_in: Sequence[Any]) -> CurrentPass:
+    if not private.in_backward():
+        return CurrentPass(Pass.FIRST if first_in else Pass.PLAIN, first_in)
+    return CurrentPass(Pass.FIRST if first_in else Pass.SECOND_REENTRANT, first_in, private.node_in_backward())
 
 
 def is_recomputed() -> bool:
     """Whether an eager pass is a recomputation whose graph is not taken, so that it teaches nothing."""
-    return not torch.compiler.is_compiling() and current_pass()[0] is Pass.SECOND
+    return not torch.compiler.is_compiling() and current_pass().kind is Pass.SECOND
 
 
-def current_compiled_pass() -> tuple[Pass, Any]:
+def current_compiled_pass() -> CurrentPass:
     """The same for a pass of compiled code that runs: inside of a Function of the compiler's, without gradients."""
-    checkpointing, frame = private.checkpoint_hook()
-    if checkpointing:
-        return Pass.SECOND if checkpointing == "again" else Pass.FIRST, frame
-    if private.in_backward():
-        node = private.node_in_backward()
+    again, first_in = private.checkpoint_regions()
+    if again:
+        return CurrentPass(Pass.SECOND, second_of=again[0])
+    if private.is_compiled_node(private.node_in_backward()):
         # What a compiled backward pass computes again is of the labels that its own forward pass was given.
-        return (Pass.PLAIN, None) if private.is_compiled_node(node) else (Pass.SECOND_REENTRANT, node)
-    node = private.function_in_forward()
-    return (Pass.PLAIN, None) if node is None else (Pass.FIRST, node)
+        return CurrentPass(Pass.FIRST if first_in else Pass.PLAIN, first_in)
+    return _in_backward_or_not([*first_in, *private.functions_in_forward()])
 
 
 class InFlight(NamedTuple):
@@ -113,11 +129,12 @@ class FirstPasses:
         # Weak and by identity: a region that nothing recomputes any more is forgotten with its graph.
         self._regions: Any = WeakIdKeyDictionary()
 
-    def note(self, region: Any, site: int, held: InFlight) -> None:
-        """A first pass of this site ran in the region."""
-        known = self._of(region, site)
-        if not any(one.same_labels(held) and one.ablated == held.ablated for one in known):
-            known.append(held)
+    def note(self, regions: Sequence[Any], site: int, held: InFlight) -> None:
+        """A first pass of this site ran in these regions."""
+        for region in regions:
+            known = self._of(region, site)
+            if not any(one.same_labels(held) and one.ablated == held.ablated for one in known):
+                known.append(held)
 
     def of(self, region: Any, site: int) -> list[InFlight]:
         """What was held in the first passes of this site in the region; empty where none is known."""

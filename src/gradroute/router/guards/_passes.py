@@ -48,17 +48,17 @@ def check_pass(hook: Hook, module: nn.Module, tensors: Any) -> tuple[BatchMask, 
         state.ran.add(hook.position)
         state.ran_apart[hook.position] = False
         return masks
-    kind, region = current_pass()
-    if kind is not Pass.SECOND and torch.is_grad_enabled():
+    now = current_pass()
+    if now.kind is not Pass.SECOND and torch.is_grad_enabled():
         _record_what_is_taught(hook)
     stray_copies.refuse_stray_copy(hook, module, tensors)
     state.ran.add(hook.position)  # before anything refuses the pass: a site that was called is not silent
     refuse_other_thread(hook)
     if state.suspended:
         return ()
-    recomputations.refuse_other_labels(hook, kind, region)
-    if kind is Pass.SECOND:  # of which the graph is not used; but what is silent is so again
-        return recomputations.masks_of_first_pass(hook, region) if hook.site.spec.has_silent else ()
+    recomputations.refuse_other_labels(hook, now)
+    if now.kind is Pass.SECOND:  # of which the graph is not used; but what is silent is so again
+        return recomputations.masks_of_first_pass(hook, now.second_of) if hook.site.spec.has_silent else ()
     masks = state.masks
     if not masks and learns(hook, module, tensors):
         if module.training:
@@ -67,7 +67,7 @@ def check_pass(hook: Hook, module: nn.Module, tensors: Any) -> tuple[BatchMask, 
             watch_for_missing_labels(hook, module, tensors)
     refuse_silence_for_ever(hook, masks)
     if masks:
-        _note_whether_apart(hook, kind)
+        _note_whether_apart(hook, now.kind)
     return masks
 
 
@@ -92,15 +92,15 @@ def masks_for_parameters(hook: Hook) -> tuple[BatchMask, ...]:
         ask_when_it_runs("parameters", hook)
         refuse_silence_for_ever(hook, state.masks)
         return state.masks
-    kind, region = current_pass()
-    note_reached(hook, kind)
+    now = current_pass()
+    note_reached(hook, now.kind)
     if state.suspended:
         return ()
-    if kind is Pass.FIRST:
-        state.first_passes.note(region, hook.position, state.in_flight())
-    if kind is not Pass.SECOND:
+    if now.first_in:
+        state.first_passes.note(now.first_in, hook.position, state.in_flight())
+    if now.kind is not Pass.SECOND:
         return state.masks
-    return recomputations.masks_of_first_pass(hook, region)
+    return recomputations.masks_of_first_pass(hook, now.second_of)
 
 
 def _check_compiled_pass(site: CompiledSite) -> None:
@@ -110,14 +110,14 @@ def _check_compiled_pass(site: CompiledSite) -> None:
     if site.labeled_inside:  # by what is computed in the code, whatever the router holds, and noted there
         return
     refuse_deferred_labels(site)
-    kind, region = current_compiled_pass()
-    if kind is not Pass.SECOND and site.learns:
+    now = current_compiled_pass()
+    if now.kind is not Pass.SECOND and site.learns:
         _record_what_is_taught(site)
         state.ran_compiled.add(site.position)
     refuse_other_thread(site)
     if state.suspended:
         return
-    recomputations.refuse_other_labels(site, kind, region, compiled=True)
+    recomputations.refuse_other_labels(site, now, compiled=True)
     if site.trains and not state.masks:
         warn_of_missing_labels(site)
 
@@ -125,12 +125,12 @@ def _check_compiled_pass(site: CompiledSite) -> None:
 def _check_compiled_parameters(site: CompiledSite) -> None:
     """The stand-in for the forward of a site's module runs in compiled code: it may be called past the hooks."""
     state = site.state
-    kind, region = current_compiled_pass()
-    note_reached(site, kind)
+    now = current_compiled_pass()
+    note_reached(site, now.kind)
     if not site.labeled_inside:
         refuse_deferred_labels(site)
     if not site.labeled_inside and not state.suspended:
-        recomputations.refuse_other_labels(site, kind, region, compiled=True)
+        recomputations.refuse_other_labels(site, now, compiled=True)
 
 
 CHECKS["pass"] = _check_compiled_pass

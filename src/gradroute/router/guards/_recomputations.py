@@ -7,22 +7,23 @@ from typing import Any
 from ...errors import UsageError
 from ...spec._deferred_mask import BatchMask
 from .._attachment import AnySite, Hook
-from .._checkpointing import Pass
+from .._checkpointing import CurrentPass, Pass
 
 
-def refuse_other_labels(hook: AnySite, kind: Pass, region: Any, *, compiled: bool = False) -> None:
+def refuse_other_labels(hook: AnySite, current: CurrentPass, *, compiled: bool = False) -> None:
     """Activation checkpointing runs a pass again in backward, when the router may hold the labels of another batch.
 
     Compiled code saves labels as any tensor, so that those of a recomputation are taken for those of the first pass.
     """
     state = hook.state
+    kind = current.kind
     if kind is Pass.PLAIN:
         return
     now = state.in_flight()
-    if kind is Pass.FIRST:
-        state.first_passes.note(region, hook.position, now)
+    state.first_passes.note(current.first_in, hook.position, now)
+    if kind is Pass.FIRST and current.second_of is None:
         return
-    first = state.first_passes.of(region, hook.position)
+    first = state.first_passes.of(current.second_of, hook.position)
     if kind is Pass.SECOND and not compiled:
         # Its graph keeps the labels of the first pass; what it computes must be the same.
         if not any(held.ablated == now.ablated for held in first) and (first or state.ever_ablated):

@@ -28,12 +28,12 @@ def refuse_replaced_forward(hook: Hook, module: nn.Module) -> None:
             "module it was copied from, on that one's parameters: copy.copy and nn.DataParallel make such copies. Use "
             "copy.deepcopy((model, router)), DistributedDataParallel, or level='activations'."
         )
-    if hook.state.masks and not reached and current_pass()[0] is not Pass.SECOND:
+    if hook.state.masks and not reached and current_pass().kind is not Pass.SECOND:
         raise _replaced_forward(hook, type(module).__name__)
 
 
 def _check_compiled_reached(site: CompiledSite) -> None:
-    if not _take_reached(site) and current_compiled_pass()[0] is not Pass.SECOND:
+    if not _take_reached(site) and current_compiled_pass().kind is not Pass.SECOND:
         raise _replaced_forward(site, "module")
 
 
