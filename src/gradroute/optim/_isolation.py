@@ -97,8 +97,8 @@ class Isolation:
     Costs: where views are stepped, Python's time for them; the step itself computes less than one of the whole.
     Elsewhere (columns, many pieces, a first step that makes state, a closure, hooks registered after this one's)
     two copies of the frozen part of weights and state, and memory for one of them, from before the step until after it.
-    "What it costs" has the measurements. On a GPU the host waits for the device once for each forward pass and each step.
-    With several processes each step begins with an all-reduce of one byte a unit.
+    "What it costs" has the measurements. On a GPU the host waits for the device once for each forward pass and each
+    step. With several processes each step begins with an all-reduce of one byte a unit.
 
     Args:
         router: The router. Several isolations may share it, one an optimizer.
