@@ -16,7 +16,7 @@ Labels: TypeAlias = "tuple[Hashable, ...] | Literal['others']"
 """Several labels; or all but one, which is not written out: of 50,000 labels each would have 49,999 others."""
 
 Silent: TypeAlias = "Mapping[Any, Any] | Literal['others'] | None"
-"""What a spec is given."""
+"""Whose units are off for the examples of which label; see `gradroute.RoutingSpec`."""
 
 
 class Teachers:

@@ -17,7 +17,7 @@ from ._weight_reads import code_besides_layers, refused_elsewhere
 from ._zeros import Zeros
 
 Reinit: TypeAlias = "bool | Callable[[Tensor], object]"
-"""Whether what is ablated is drawn anew, or what draws it, in place."""
+"""Whether what is ablated is drawn anew, or the function that draws it, in place."""
 
 
 def ablate_(

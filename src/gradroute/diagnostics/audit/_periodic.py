@@ -26,7 +26,7 @@ from ._report import AuditReport, describe
 __all__ = ["BypassWarning", "PeriodicAudit", "lightning_callback", "transformers_callback"]
 
 Log: TypeAlias = Callable[[dict[str, float], int], object]
-"""What logs metrics, by name, of a step."""
+"""Logs the metrics of a step: their values by name, and the number of the step."""
 
 
 class BypassWarning(UserWarning):
@@ -186,7 +186,7 @@ def _as_log(log: Any) -> Log | None:
 # ------------------------------------------------------------------ callbacks
 
 LabelsOf = Callable[[Any], "tuple[Any, Labels | Sequence[Labels]]"]
-"""From a batch, what the step takes, and its labels."""
+"""From a trainer's batch to the batch that the step takes, and its labels."""
 
 
 def lightning_callback(periodic: PeriodicAudit, split: LabelsOf) -> Any:
