@@ -3,6 +3,7 @@
 import functools
 import gc
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -17,14 +18,19 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(10_000, 10, 10)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _what_stays_is_not_walked() -> None:
-    """At the start of each file: what imports, compilers and others keep would be walked by each garbage collection.
+WALKED = pytest.StashKey[tuple[Path, int]]()
 
-    Trainers ask for one at every turn, and compilers for one at every reset.
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """At the start of each file, and where a test has imported much: what is there stays, and need not be walked again.
+
+    Each garbage collection would walk all that imports and compilers keep. Some trainers ask for one at every turn.
     """
-    gc.collect()
-    gc.freeze()
+    now = item.path, len(sys.modules) // 100
+    if item.config.stash.get(WALKED, None) != now:
+        item.config.stash[WALKED] = now
+        gc.collect()
+        gc.freeze()
 
 
 def _spare_dynamo_what_only_costs_time() -> None:
