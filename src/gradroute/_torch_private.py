@@ -21,6 +21,9 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 FUNCTIONS_COMPILE = torch.__version__ >= "2.12"
 """Whether Dynamo keeps an `autograd.Function` whole that it is told to, inside of `torch.func` transforms too."""
 
+EXPORTS_HOOKS_OF_MODELS = torch.__version__ >= "2.10"
+"""Whether a strict `torch.export` takes a model that has a hook of its own."""
+
 # ---------------------------------------------------------------------- torch.func
 
 
@@ -311,6 +314,19 @@ def make_compiled_code_look_at_hooks() -> None:
     if entry is not None:
         entry.default = False
     torch.compiler.reset()
+
+
+def leave_to_python(hook: Any) -> None:
+    """Have Dynamo trace a hook of a whole model with what it traces around it, and never alone.
+
+    A strict `torch.export`, which `torch.distributed.pipelining.pipeline` begins with, calls the hooks of the model and
+    traces its forward method. Before torch 2.10 it takes the hook's code for a second graph, and refuses the model.
+    """
+    if EXPORTS_HOOKS_OF_MODELS or torch.compiler.is_compiling():
+        return
+    from torch._dynamo import eval_frame  # noqa: PLC0415  # as above
+
+    eval_frame.skip_code(hook.__code__)  # type: ignore[attr-defined, no-untyped-call]
 
 
 _UNTRACED: dict[Any, Any] = {}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from alone import forget_the_last_trainer
 from composition.forms import FORMS, Routed
 from composition.support_table import SupportTable
 
@@ -62,7 +64,9 @@ def routed(form: str) -> Routed:
 
 
 @pytest.fixture(autouse=True)
-def reproducible() -> None:
-    """One thread, so that two test workers do not fight for two cores, and sums run in one order."""
+def reproducible() -> Iterator[None]:
+    """One thread, so that two test workers do not fight for two cores, and sums run in one order; no trainer's bf16."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    yield
+    forget_the_last_trainer()

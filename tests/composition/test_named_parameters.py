@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import gradroute as gr
-from composition.forms import BEFORE_2_12, SPEC, WARNINGS_OF_TORCH, Net, Routed, batch, functional_loss, oracle_rows
+from composition.forms import SPEC, WARNINGS_OF_TORCH, Net, Routed, batch, functional_loss, oracle_rows
 
 pytestmark = [*WARNINGS_OF_TORCH, pytest.mark.parametrize("form", ["router", "routed_module"])]
 NAMED = "`Site(parameters=...)`"
@@ -51,14 +51,10 @@ def test_named_parameters_learn_by_route_and_the_others_whole(named: Routed) -> 
         assert named.net.encoder.weight.grad.all()
 
 
-@(pytest.mark.refuses if BEFORE_2_12 else pytest.mark.supports)(f"{NAMED}: `torch.compile`, fullgraph")
+@pytest.mark.supports(f"{NAMED}: `torch.compile`, fullgraph")
 def test_compiled_code(named: Routed) -> None:
     torch.compiler.reset()
     compiled = torch.compile(named.module, backend="aot_eager", fullgraph=True)
-    if BEFORE_2_12:  # Dynamo of then does not read whether a weight is computed of others
-        with pytest.raises(torch._dynamo.exc.Unsupported):
-            named(*batch(), via=compiled)
-        return
     for seed in range(2):
         x, labels = batch(seed=seed)
         named.zero_grad()

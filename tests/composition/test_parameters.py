@@ -124,10 +124,6 @@ def test_compiled_transforms(form: str, transform) -> None:
     x, labels = batch()
     loss, params = functional_loss(routed(form))
     compiled = torch.compile(lambda *args: transform(loss, *args), backend="aot_eager", fullgraph=True)
-    if BEFORE_2_12:
-        with pytest.raises(torch._dynamo.exc.Unsupported):
-            compiled(params, x, labels)
-        return
     wanted = transform(*functional_loss(oracle()), x, labels)
     torch.testing.assert_close(tree_leaves(compiled(params, x, labels)), tree_leaves(wanted), rtol=1e-4, atol=1e-4)
 

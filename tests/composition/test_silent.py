@@ -176,10 +176,6 @@ def test_compiled_transforms(form: str, level: str, name: str) -> None:
     x, labels = batch()
     transform, (loss, params) = TRANSFORMS[name], functional_loss(made(form, level))
     compiled = torch.compile(lambda *args: transform(loss, *args), backend="aot_eager", fullgraph=True)
-    if BEFORE_2_12 and level == "parameters":
-        with pytest.raises(torch._dynamo.exc.Unsupported):
-            compiled(params, x, labels)
-        return
     wanted = transform(*functional_loss(oracle(level)), x, labels)
     torch.testing.assert_close(tree_leaves(compiled(params, x, labels)), tree_leaves(wanted), rtol=1e-4, atol=1e-4)
 

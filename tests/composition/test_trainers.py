@@ -15,6 +15,8 @@ pytestmark = WARNINGS_OF_TORCH
 STEPS, LR = 3, 0.5
 # The name that transformers 4 knows too; in 5 it is deprecated.
 OLD_NAME = r"ignore:`gradient_checkpointing(_kwargs)?` is deprecated:FutureWarning"
+# Of transformers 4, where it enters autocast on a CPU.
+OLD_AUTOCAST = r"ignore:`torch\.cpu\.amp\.autocast\(args\.\.\.\)` is deprecated:FutureWarning"
 # Lightning walks its batches with a class that torch deprecates.
 LEAF_SPEC = r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning"
 BATCHES = pytest.mark.parametrize("ids", [[0, 1, -1], [1], [0]], ids=["mixed", "forget only", "retain only"])
@@ -89,6 +91,7 @@ def test_a_trainer_moves_what_the_oracle_moves_in_a_plain_loop(form: str, train,
 @pytest.mark.supports("transformers `Trainer`: `gradient_checkpointing`, `bf16`", forms=["router", "routed_module"])
 @pytest.mark.parametrize("form", ["router", "routed_module"])
 @pytest.mark.filterwarnings(OLD_NAME)
+@pytest.mark.filterwarnings(OLD_AUTOCAST)
 def test_a_trainer_with_checkpointing_and_bf16_moves_only_what_is_taught(form: str, tmp_path) -> None:
     model = LanguageModel(form)
     options = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}, "bf16": True}

@@ -319,6 +319,25 @@ def test_make_compiled_code_look_at_hooks():
     assert torch.equal(compiled(x), plain)
 
 
+def test_leave_to_python(monkeypatch):
+    """As a hook of the whole model it runs, and is no graph of its own; with what is traced around it, it is traced."""
+    monkeypatch.setattr(private, "EXPORTS_HOOKS_OF_MODELS", False)
+    traced = []
+
+    def hook(module, args):
+        traced.append(torch.compiler.is_compiling())
+
+    private.leave_to_python(hook)
+    model = nn.Sequential(nn.Linear(2, 2))
+    torch.compiler.reset()
+    torch.compile(hook, backend="eager")(model, ())
+    torch.compile(lambda: hook(model, ()), backend="eager")()
+    assert traced == [False, True]
+    model[0].register_forward_pre_hook(hook)
+    torch.compile(model, backend="eager", fullgraph=True)(torch.ones(1, 2))
+    assert traced == [False, True, True]
+
+
 def test_untraced():
     """Where eager code calls it, Dynamo does not trace it; what is compiled around it goes on."""
     traced = []

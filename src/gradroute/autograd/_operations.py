@@ -9,12 +9,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import _torch_private as private
+
 
 def masked(x: Tensor, mask: Tensor, *, replacing: bool) -> Tensor:
     """As `RouteMask`; with ``replacing=True`` as `ReplacingRouteMask`.
 
     But a weight other than 0 and 1 teaches nothing through an entry of x that is inf or NaN.
+
+    Raises:
+        UsageError: x is a DTensor.
     """
+    _refuse_dtensors(x)
     fixed = x.detach()
     part = x
     if mask.dtype != torch.bool:
@@ -27,8 +33,20 @@ def masked(x: Tensor, mask: Tensor, *, replacing: bool) -> Tensor:
 
 
 def summed(value: Tensor, *parts: Tensor) -> Tensor:
-    """As `Sum`. But nothing is learned through an entry of a part that is inf or NaN."""
+    """As `Sum`. But nothing is learned through an entry of a part that is inf or NaN.
+
+    Raises:
+        UsageError: The value is a DTensor.
+    """
+    _refuse_dtensors(value)
     for part in parts:
         fixed = part.detach()
         value = value - torch.where(torch.isfinite(fixed), fixed - part, 0)
     return value
+
+
+def _refuse_dtensors(x: Tensor) -> None:
+    if private.is_distributed(x):
+        from . import _refused  # noqa: PLC0415  # runs while Dynamo traces: see there
+
+        _refused.refuse_dtensors()

@@ -30,7 +30,7 @@ from ._layer_gradients import Layer, known_layer
 from ._nested import edit_arguments, edit_output
 from ._past_itself import Looks, holds_itself
 from ._second_run import draws_random_numbers
-from ._site import computed_weights, has_learning_tensors
+from ._site import has_learning_tensors
 from ._site_mask import SiteMask, tell_apart, those_for
 
 
@@ -106,9 +106,11 @@ class OwnForward:
     def _routed(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], writers: list[SiteMask], readers: list[SiteMask]
     ) -> Any:
+        if not (writers or readers):
+            return self.plain(*args, **kwargs)
+        # What a transform learns by requires no gradient of itself; and Dynamo before torch 2.12 cannot look for more.
         transformed = private.forward_mode() or private.transforms_active()
-        learns = torch.is_grad_enabled() and has_learning_tensors(self.module)
-        if not (writers or readers) or not (learns or transformed):
+        if not transformed and not (torch.is_grad_enabled() and has_learning_tensors(self.module)):
             return self.plain(*args, **kwargs)
         if private.is_exporting():
             raise RoutingError(
@@ -120,17 +122,19 @@ class OwnForward:
         layer = known_layer(self.module) if self.previous is None else None
         if layer is None or kwargs or len(args) != 1 or any(mask.path not in ((), (0,)) for mask in readers):
             return routed_run(self, (args, kwargs), writers, readers)
-        if any(not _is_plain_in(self.module, mask.parameters) for mask in [*writers, *readers]):
-            return routed_run(self, (args, kwargs), writers, readers)
+        for mask in [*writers, *readers]:  # any() of calls is not traced before torch 2.12
+            if not _is_plain_in(layer, self.module, mask.parameters):
+                return routed_run(self, (args, kwargs), writers, readers)
         return _apply(layer, self.plain, args[0], writers, readers)
 
 
-def _is_plain_in(module: nn.Module, names: tuple[str, ...] | None) -> bool:
+def _is_plain_in(layer: Layer, module: nn.Module, names: tuple[str, ...] | None) -> bool:
     """Whether the parameters of these names are what a known layer computes with, and not what it is computed of."""
     if names is None:
         return True
+    used = ["weight"] if layer.bias is None else ["weight", "bias"]
     held = [name for name, _ in module.named_parameters(recurse=False)]
-    return all(name in held for name in names) and next(computed_weights(module), None) is None
+    return set(held).issuperset([*names, *used])
 
 
 def _masks_of(hooks: list[MaskSource]) -> list[SiteMask]:

@@ -73,6 +73,7 @@ class Router:
         refuse_spec_of_a_part(sites_found)
         # Nothing is registered before everything is checked, so that a refused router leaves no hook behind.
         private.make_compiled_code_look_at_hooks()
+        private.leave_to_python(MarkRun.__call__)
         drop_orphans(model)
         self._handles = [model.register_forward_pre_hook(MarkRun(state))]
         self._hooks: list[SiteHook] = []

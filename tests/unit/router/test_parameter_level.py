@@ -6,6 +6,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import gradroute as gr
 from gradroute.errors import SiteError, UsageError
@@ -252,6 +253,23 @@ class TestNamedParameters:
             layer(x).sum().backward()
         for name in ("weight_v", "weight_g"):
             torch.testing.assert_close(layer.get_parameter(name).grad, whole[name])
+        assert layer.bias.grad.tolist() == [1, 1, 0]
+
+    def test_what_a_pruned_weight_is_computed_of_is_routed_as_that_is(self):
+        layer = nn.Linear(2, 3)
+        prune.custom_from_mask(layer, "weight", torch.tensor([[1, 0], [1, 1], [1, 1]]))
+        with self.routed(layer, "weight_orig")(self.LABELS):
+            layer(torch.ones(2, 2)).sum().backward()
+        assert layer.weight_orig.grad.tolist() == [[1, 0], [1, 1], [0, 0]]
+        assert layer.bias.grad.tolist() == [2, 2, 2]
+
+    def test_a_weight_that_is_pruned_after_the_router_was_made_still_learns_whole(self):
+        layer = nn.Linear(2, 3)
+        router = self.routed(layer, "bias")
+        prune.custom_from_mask(layer, "weight", torch.tensor([[1, 0], [1, 1], [1, 1]]))
+        with router(self.LABELS):
+            layer(torch.ones(2, 2)).sum().backward()
+        assert layer.weight_orig.grad.tolist() == [[2, 0], [2, 2], [2, 2]]
         assert layer.bias.grad.tolist() == [1, 1, 0]
 
     def test_a_weight_that_is_computed_of_what_is_named_and_of_others_is_refused(self):

@@ -17,6 +17,10 @@ from gradroute.trainers import RoutedTrainer
 
 LR, STEPS, EXAMPLES = 0.5, 3, 8
 # The names of transformers 4, which 5 still knows.
+# Of transformers 4, where it enters autocast on a CPU.
+OLD_AUTOCAST = pytest.mark.filterwarnings(
+    r"ignore:`torch\.cpu\.amp\.autocast\(args\.\.\.\)` is deprecated:FutureWarning"
+)
 OLD_NAME = pytest.mark.filterwarnings(r"ignore:`gradient_checkpointing(_kwargs)?` is deprecated:FutureWarning")
 # One site that stops gradients on their way, and in each block, where checkpointing recomputes, one that stops its own.
 NEURONS = gr.RoutingSpec({"retain": slice(0, 24), "forget": slice(24, 30)}, 32, shared=slice(30, 32))

@@ -1,5 +1,6 @@
 """`RoutedCallback`: Lightning trains what a loop by hand trains, with checkpointing of either kind."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -86,7 +87,9 @@ def fit(task, callback, path, data=None, *, resume=None, **options):
         }
     )
     validation = DataLoader(Rows(labels=False), batch_size=4)
-    how = {"ckpt_path": resume, "weights_only": False} if resume else {}
+    how = {"ckpt_path": resume} if resume else {}
+    if resume and "weights_only" in inspect.signature(trainer.fit).parameters:  # not before Lightning 2.6
+        how["weights_only"] = False
     trainer.fit(task, data or DataLoader(Rows(), batch_size=4), validation, **how)
     return trainer
 

@@ -272,6 +272,7 @@ def test_another_trainer_is_routed_by_the_mixin(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft
+@pytest.mark.filterwarnings("ignore:Could not find a config file in:UserWarning")  # old peft, of models without a hub
 def test_an_adapter_of_peft_is_routed_and_saved_as_such(tmp_path):
     def adapted():
         model = tiny_gpt2()

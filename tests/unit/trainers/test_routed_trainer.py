@@ -14,7 +14,17 @@ from composition.forms import WARNINGS_OF_TORCH
 from composition.language import SITE, moved_units, taught_units, tiny_gpt2
 from gradroute.errors import SiteError
 from gradroute.trainers import RoutedTrainer
-from unit.trainers.by_hand import OLD_NAME, SITES, STEPS, assert_same, differ, examples, trained_by_hand, trainer_of
+from unit.trainers.by_hand import (
+    OLD_AUTOCAST,
+    OLD_NAME,
+    SITES,
+    STEPS,
+    assert_same,
+    differ,
+    examples,
+    trained_by_hand,
+    trainer_of,
+)
 
 pytestmark = WARNINGS_OF_TORCH
 
@@ -69,6 +79,7 @@ def test_checkpointing_of_either_kind_trains_the_same(reentrant: bool, accumulat
 
 
 @OLD_NAME
+@OLD_AUTOCAST
 @pytest.mark.parametrize("reentrant", [None, False, True])
 def test_bf16_trains_what_autocast_in_a_loop_trains(reentrant: bool | None, tmp_path) -> None:
     options = {}
