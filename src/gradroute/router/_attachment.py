@@ -77,6 +77,7 @@ class State:
         self.model_ran = False
         self.model_records = False  # whether the pass of the model that ran last began where gradients are recorded
         self.ran: set[int] = set()  # the sites whose module was called, by their position
+        self.recorded: set[int] = set()  # those of a plain pass with gradients in the block, which are in no other set
         # Of those that labels were to route, whether they ran never where gradients are recorded:
         self.ran_apart: dict[int, bool] = {}
         self.ran_compiled: set[int] = set()  # those of them that may learn by compiled code
@@ -317,12 +318,13 @@ class Attachment:
     def quiet(self) -> Iterator[None]:
         """For the length of the block nothing is warned of and nothing recorded; what was noted before is put back."""
         state = self.state
-        before = state.muted, state.model_ran, state.records, state.ran, state.ever_ran
-        state.muted, state.records, state.ran, state.ever_ran = True, [], set(), set(state.ever_ran)
+        before = state.muted, state.model_ran, state.records, state.ran, state.recorded, state.ever_ran
+        state.muted, state.records = True, []
+        state.ran, state.recorded, state.ever_ran = set(), set(), set(state.ever_ran)
         try:
             yield
         finally:
-            state.muted, state.model_ran, state.records, state.ran, state.ever_ran = before
+            state.muted, state.model_ran, state.records, state.ran, state.recorded, state.ever_ran = before
 
     @contextlib.contextmanager
     def suspended(self) -> Iterator[None]:

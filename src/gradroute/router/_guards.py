@@ -36,8 +36,34 @@ class Hook(AnySite, Protocol):
 # ---------------------------------------------------------------------- at each forward pass of a site
 
 
+def plain_pass(hook: Hook) -> tuple[BatchMask, ...]:
+    """The masks of a pass that is eager, in a block of this thread, and recorded once: no check has anything to say.
+
+    Returns:
+        One mask for each group of sites; none where the pass is no such one.
+    """
+    if torch.compiler.is_compiling():
+        return ()
+    state = hook.state
+    masks = IN_FLIGHT.get(state.name, ())
+    if (
+        len(masks) == 0
+        or state.suspended
+        or state.orphan
+        or hook.may_silence
+        or state.thread != threading.get_ident()
+        or not torch.is_grad_enabled()
+        or not private.is_recorded_once()
+    ):
+        return ()
+    for record in state.records:
+        record.note(masks)
+    state.recorded.add(hook.position)
+    return masks
+
+
 def check_pass(hook: Hook, module: nn.Module, tensors: Any) -> tuple[BatchMask, ...]:
-    """All checks of a forward pass that reaches a site, in the order in which they must be made.
+    """All checks of a forward pass that reaches a site and is no plain one, in the order in which they must be made.
 
     Returns:
         The masks that this pass is to be routed by, one for each group of sites; none where it is not to be.
@@ -45,20 +71,6 @@ def check_pass(hook: Hook, module: nn.Module, tensors: Any) -> tuple[BatchMask, 
     state = hook.state
     if torch.compiler.is_compiling():
         return _check_traced_pass(hook, module, tensors)
-    masks = () if state.suspended else IN_FLIGHT.get(state.name, ())
-    if (  # a pass in a block of this thread, that is recorded, once: none of the checks has anything to say
-        masks
-        and state.thread == threading.get_ident()
-        and torch.is_grad_enabled()
-        and private.is_recorded_once()
-        and not hook.may_silence
-        and not state.orphan
-    ):
-        for record in state.records:
-            record.note(masks)
-        state.ran.add(hook.position)
-        state.ran_apart[hook.position] = False
-        return masks
     kind, region = current_pass()
     if kind is not Pass.SECOND and torch.is_grad_enabled():
         _record_what_is_taught(hook)
@@ -342,22 +354,26 @@ def _replaced_forward(hook: AnySite, module: str) -> UsageError:
     )
 
 
-def held_by_the_caller(x: Tensor, given: tuple[tuple[Any, ...], dict[str, Any]]) -> bool:
+def held_by_the_caller(x: Tensor, base: Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a site's tensor is one of its module's arguments, or a view of one.
+
+    Args:
+        x: The tensor.
+        base: What it is a view of, if it is one.
+        args: The arguments by position.
+        kwargs: The others.
 
     The caller may use it again. An in-place operation on the routed one would change the caller's values without its
     gradients, so that there the form is used on which such an operation raises.
     """
-    args, kwargs = given
-    alias_of = None if torch.compiler.is_compiling() else private.base(x)
     for arg in args:  # a generator would not be traced
-        if arg is x or (alias_of is not None and private.is_of(arg, alias_of)):
+        if arg is x or (base is not None and private.is_of(arg, base)):
             return True
         if type(arg) is Tensor:
             continue
-        if isinstance(arg, (tuple, list, dict)) and held_by_the_caller(x, (_items(arg), {})):
+        if isinstance(arg, (tuple, list, dict)) and held_by_the_caller(x, base, _items(arg), {}):
             return True
-    return len(kwargs) > 0 and held_by_the_caller(x, (tuple(kwargs.values()), {}))
+    return len(kwargs) > 0 and held_by_the_caller(x, base, tuple(kwargs.values()), {})
 
 
 def _items(nest: Any) -> tuple[Any, ...]:
@@ -650,7 +666,7 @@ class Silence:
         self._all_parameters = list(dict.fromkeys(p for own in self._parameters for p in own))
         self._number = len(self._all_parameters)
         self._there: list[nn.Parameter] = []
-        self._outer: list[tuple[set[int], dict[int, bool], bool, bool]] = []
+        self._outer: list[tuple[set[int], set[int], dict[int, bool], bool, bool]] = []
         self._handles: list[RemovableHandle] = []  # on the parameters of sites that were silent in the last block
         self._earlier: list[
             ReferenceType[BatchMask]
@@ -681,24 +697,26 @@ class Silence:
         self._expected = {n for n in self._expected if not self._has_learned(n)}
         private.mark_gradients(self._there)
         self._there = []
-        self._outer.append((state.ran, state.ran_apart, state.model_ran, self._waiting()))
-        state.ran, state.ran_apart, state.model_ran, state.model_records = set(), {}, False, False
+        self._outer.append((state.ran, state.recorded, state.ran_apart, state.model_ran, self._waiting()))
+        state.ran, state.recorded, state.ran_apart = set(), set(), {}
+        state.model_ran, state.model_records = False, False
 
     def end(self, masks: tuple[BatchMask, ...], *, failed: bool) -> None:
         """A block ends, under these masks; after an error there is nothing to say."""
         state = self._attachment.state
-        ran, model_ran = state.ran, state.model_ran
-        apart = [n for n, never in state.ran_apart.items() if never] if any(state.ran_apart.values()) else []
+        ran, model_ran = state.ran | state.recorded, state.model_ran
+        apart = [n for n, never_recorded in state.ran_apart.items() if never_recorded and n not in state.recorded]
         if not ran <= state.ran_compiled:  # what Dynamo keeps of masks says nothing of a graph
             self._earlier += [ref(mask) for mask in masks]
-        outer_ran, state.ran_apart, outer_model_ran, waiting = self._outer.pop()
+        outer_ran, state.recorded, state.ran_apart, outer_model_ran, waiting = self._outer.pop()
+        all_ran = len(ran) == len(self._parameters)  # then, as mostly, there is no need to look at each
         state.ever_ran |= ran
-        state.ran, state.model_ran = outer_ran | ran if outer_ran else ran, outer_model_ran or model_ran
+        state.ran, state.model_ran = outer_ran | ran, outer_model_ran or model_ran
         self._expected |= {n for n in state.ran_compiled if not self._has_learned(n)}
         state.ran_compiled.clear()
         if failed or state.muted:
             return
-        silent = [n for n in range(len(self._parameters)) if n not in ran] if len(ran) < len(self._parameters) else []
+        silent = [] if all_ran else [n for n in range(len(self._parameters)) if n not in ran]
         bypassed: list[int] = []
         # Several processes write to ``.grad`` what all of them found: an expert that is silent here may have run there.
         # But not if nothing of the model ran: then what learned is a program that was exported of it.

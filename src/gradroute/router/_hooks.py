@@ -53,16 +53,18 @@ class SiteHook:
 
     def on_output(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """The forward hook."""
-        masks = guards.check_pass(self, module, output)
-        if self.edits_whole_output and len(masks) > 0 and not self.state.kept and isinstance(output, Tensor):
-            return self._routed(output, masks[self.group], (args, kwargs))  # the common case, in few steps
+        masks = guards.plain_pass(self)
+        if len(masks) == 0:
+            masks = guards.check_pass(self, module, output)
+        elif self.edits_whole_output and type(output) is Tensor and not self.state.kept:  # the common case, in few steps
+            return self._routed(output, masks[self.group], private.base(output), args, kwargs)
         guards.refuse_replaced_forward(self, module)
         edit = self._edit(masks, given=(args, kwargs))
         return None if edit is None else edit_output(output, self.site.path, edit, site=self.name)
 
     def on_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The forward pre-hook."""
-        masks = guards.check_pass(self, module, (args, kwargs))
+        masks = guards.plain_pass(self) or guards.check_pass(self, module, (args, kwargs))
         guards.refuse_work_in_place(self, module, masks)
         edit = self._edit(masks, given=(args, kwargs))
         if edit is None:
@@ -81,7 +83,7 @@ class SiteHook:
     def _site_mask(self, mask: BatchMask) -> SiteMask:
         return SiteMask(mask, self.dim, self.site.path, self.name, self.time_first, self.site.parameters)
 
-    def _edit(self, masks: tuple[BatchMask, ...], given: Any) -> Callable[[Tensor], Tensor] | None:
+    def _edit(self, masks: tuple[BatchMask, ...], given: tuple[tuple[Any, ...], dict[str, Any]]) -> Callable[[Tensor], Tensor] | None:
         """What is to be done to the site's tensor; None where nothing is."""
         # The units of a site that names parameters are no label's own: all labels teach them by the others.
         owns_units = self.site.parameters is None
@@ -92,13 +94,16 @@ class SiteHook:
 
         def edit(x: Tensor) -> Tensor:
             if routed:
-                x = self._routed(x, masks[self.group], given)
+                base = None if torch.compiler.is_compiling() else private.base(x)
+                x = self._routed(x, masks[self.group], base, *given)
             return x if kept is None else _switched_off(x, kept, self.dim)
 
         return edit
 
-    def _routed(self, x: Tensor, mask: BatchMask, given: tuple[tuple[Any, ...], dict[str, Any]]) -> Tensor:
-        """The site's tensor, routed.
+    def _routed(
+        self, x: Tensor, mask: BatchMask, base: Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
+        """The site's tensor, routed; `base` is what it is a view of, if it is one.
 
         Where the caller still holds it, one of the module's arguments, the routed one must not be written to.
         """
@@ -106,7 +111,7 @@ class SiteHook:
             self._site_mask(mask).check_order(x.shape)
         if isinstance(mask, DeferredMask):
             self._site_mask(mask).check_when_known(x, broadcast=self.is_whole)
-        held = guards.held_by_the_caller(x, given)
+        held = guards.held_by_the_caller(x, base, args, kwargs)
         try:
             x = route_mask(x, mask, self.dim, replacing=not held, broadcast=self.is_whole)
         except RoutingError as error:

@@ -417,7 +417,7 @@ class Mask:
         return Mask(self.table, labels, self.kind, given=labels, copy=False)
 
     def look_up(self, shape: torch.Size) -> Kept | None:
-        """The mask of a small tensor of this shape, its units last; None where weights are not 0 and 1 alone.
+        """The mask of a small tensor of this shape, its units last; None where one look-up does not say it.
 
         Looked up once for all sites of a block whose tensors have the shape.
 
@@ -426,8 +426,8 @@ class Mask:
         """
         keep = self._keeps.get(shape)
         if keep is None:
-            if self.kind != "rows" or not self.table.is_plain or self._given.is_inference():
-                return None
+            if self.kind != "rows" or not self.table.is_plain or self._given.is_inference() or shape[-1] != self.width:
+                return None  # also where one unit is to fit any number of them
             self.check_fits(shape, -1)
             labels = self.labels
             flat = self.table.weights(torch.bool, labels.device).index_select(0, labels.reshape(-1))
