@@ -56,7 +56,9 @@ class SiteHook:
         masks = guards.plain_pass(self)
         if len(masks) == 0:
             masks = guards.check_pass(self, module, output)
-        elif self.edits_whole_output and type(output) is Tensor and not self.state.kept:  # the common case, in few steps
+        elif (
+            self.edits_whole_output and type(output) is Tensor and not self.state.kept
+        ):  # the common case, in few steps
             return self._routed(output, masks[self.group], private.base(output), args, kwargs)
         guards.refuse_replaced_forward(self, module)
         edit = self._edit(masks, given=(args, kwargs))
@@ -83,7 +85,9 @@ class SiteHook:
     def _site_mask(self, mask: BatchMask) -> SiteMask:
         return SiteMask(mask, self.dim, self.site.path, self.name, self.time_first, self.site.parameters)
 
-    def _edit(self, masks: tuple[BatchMask, ...], given: tuple[tuple[Any, ...], dict[str, Any]]) -> Callable[[Tensor], Tensor] | None:
+    def _edit(
+        self, masks: tuple[BatchMask, ...], given: tuple[tuple[Any, ...], dict[str, Any]]
+    ) -> Callable[[Tensor], Tensor] | None:
         """What is to be done to the site's tensor; None where nothing is."""
         # The units of a site that names parameters are no label's own: all labels teach them by the others.
         owns_units = self.site.parameters is None

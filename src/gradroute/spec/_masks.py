@@ -145,18 +145,20 @@ class MaskTable:
             return None
         several = labels.ndim != 1
         keys = labels.reshape(-1) if several else labels
-        keep = None
+        keep, given = None, labels
         if self._keys_are_rows and not self._met_unlabeled:
             try:  # it refuses what is no row: that checks the labels, for nothing
                 keep = self._keeps_of_keys.index_select(0, keys)
             except IndexError:
                 self._met_unlabeled = True  # or an unknown label
         if keep is None:
-            self._check_keys(keys)
-            keep = self.keeps.index_select(0, self.row_of_key[keys])
+            rows, lowest = keys, self._check_keys(keys)
+            if lowest < 0 or not self._keys_are_rows:
+                rows = given = self.row_of_key[keys]  # as in `resolve`: what is written to the labels is no matter then
+            keep = self.keeps.index_select(0, rows)
         if several:
             keep = keep.view(*labels.shape, self.width)
-        return (keep, labels, private.writes(labels), None) if keep.shape == shape else None
+        return (keep, given, private.writes(given), None) if keep.shape == shape else None
 
     def _check_mixture(self, labels: Tensor) -> None:
         """Raise for weights that are not finite; warn, once for a spec, of sets of labels that were given as floats."""
@@ -268,7 +270,7 @@ class MaskTable:
 
 
 class Mask:
-    """The mask of one batch, not yet a tensor: what is kept until backward is labels and tables, nothing larger."""
+    """The mask of one batch, not yet a tensor: what it keeps is labels and tables, and for small tensors what they look up."""
 
     __slots__ = ("__weakref__", "_given", "_keeps", "_version", "kind", "labels", "seen_in_backward", "table")
 
@@ -431,7 +433,10 @@ class Mask:
             self.check_fits(shape, -1)
             labels = self.labels
             flat = self.table.weights(torch.bool, labels.device).index_select(0, labels.reshape(-1))
-            keep = self._keeps[shape] = align(flat.view(*labels.shape, self.width), len(shape), len(shape) - 1)
+            keep = align(flat.view(*labels.shape, self.width), len(shape), len(shape) - 1)
+            if type(keep) is not Tensor:  # of a fake mode, and good for nothing outside of it
+                return None
+            self._keeps[shape] = keep
         return keep, self._given, self._version, self
 
     def part(self, dim: int, starts: Sequence[int], sizes: Sequence[int]) -> Mask:

@@ -8,6 +8,7 @@ import gradroute as gr
 from gradroute.autograd import _functional
 from gradroute.diagnostics.audit._graph_paths import Paths, nodes
 
+
 @pytest.fixture(autouse=True, params=["small tensors", "large tensors"])
 def _each_way_to_route(request, monkeypatch):
     """By whatever node a tensor is routed, it is known for one."""
