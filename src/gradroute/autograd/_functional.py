@@ -137,7 +137,7 @@ def route(x: Tensor, labels: Tensor, spec: RoutingSpec, *, dim: int = -1) -> Ten
 
 
 def _is_small(x: Tensor, dim: int) -> bool:
-    """Whether few steps are all that routing costs: a small tensor that learns, with its units last, and all is plain."""
+    """Whether few steps are all that routing costs: a small tensor that learns, its units last, and all is plain."""
     return (
         private.is_eager()
         and type(x) is Tensor

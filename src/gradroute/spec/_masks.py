@@ -18,8 +18,11 @@ UNLABELED: Final = -1
 Kind: TypeAlias = Literal["rows", "union", "mixture"]
 
 Kept: TypeAlias = "tuple[Tensor, Tensor, int, Mask | None]"
-"""What is kept of a small tensor's mask: which units keep their gradient, bool, such that it broadcasts to the tensor; the
-labels as they were given, and how often they had been written to; and the mask of the block, if there is one."""
+"""What is kept of a small tensor's mask.
+
+Which units keep their gradient, bool, such that it broadcasts to the tensor; the labels as they were given, and how
+often they had been written to; and the mask of the block, if there is one.
+"""
 
 INTEGER_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -270,7 +273,7 @@ class MaskTable:
 
 
 class Mask:
-    """The mask of one batch, not yet a tensor: what it keeps is labels and tables, and for small tensors what they look up."""
+    """The mask of one batch, not yet a tensor: it keeps labels and tables, and what small tensors look up."""
 
     __slots__ = ("__weakref__", "_given", "_keeps", "_version", "kind", "labels", "seen_in_backward", "table")
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import gradroute as gr
+from gradroute.autograd._functional import SMALL
 from unit.router.small import SPEC, bias_gradient, mlp
 
 WHOLE = gr.RoutingSpec(dict.fromkeys(range(3), 0), 1)
@@ -94,6 +95,20 @@ class TestSmallTensors:
             labels.fill_(1)
             with pytest.raises(gr.errors.LabelError, match="changed in place"):
                 loss.backward()
+
+
+@pytest.mark.parametrize("examples", [2, SMALL])
+def test_a_graph_that_went_through_backward_is_not_waited_for_though_it_is_kept(examples):
+    """A site that is gone around is noticed only while no earlier graph waits for its backward pass."""
+    model = mlp()
+    router = gr.Router(model, {"0": SPEC})
+    labels, x = torch.zeros(examples, dtype=torch.long), torch.ones(examples, 2)
+    with router(labels):
+        loss = model(x).sum()
+        loss.backward(retain_graph=True)
+    with pytest.warns(gr.UnroutedWarning, match="got gradients"), router(labels):
+        nn.functional.linear(x, model[0].weight, model[0].bias).sum().backward()
+    assert loss.grad_fn is not None
 
 
 class TestOn:
