@@ -1,6 +1,7 @@
-"""Until backward, routing keeps labels and a table of masks, never a tensor of x's shape.
+"""Until backward, routing keeps labels and a table of masks, and of small tensors a mask of a byte for each element.
 
-For every shape and dtype, eager and compiled: the graph keeps at most the labels as int64 and the table as float32.
+For every shape and dtype, eager and compiled: the graph keeps at most the labels as int64 and the table as float32. The
+mask of the smallest tensor has its place within that.
 """
 
 import torch

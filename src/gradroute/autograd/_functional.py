@@ -158,7 +158,7 @@ def route_mask(x: Tensor, mask: BatchMask, dim: int, *, replacing: bool, broadca
     one unit fits any number of them.
     """
     if _is_small(x, dim):
-        kept = mask.look_up(x.shape, broadcast=broadcast)
+        kept = mask.look_up(x.shape)
         if kept is not None and kept[0].device == x.device:
             return _RouteSmall.apply(x, kept, replacing)  # type: ignore[no-any-return]
     # The common case, in few steps.

@@ -101,7 +101,7 @@ class DeferredMask:
             return mask.check_fits(shape, dim, broadcast=broadcast)
         return check_units(shape, dim, self.width, broadcast=broadcast)
 
-    def look_up(self, shape: torch.Size, *, broadcast: bool = False) -> None:
+    def look_up(self, shape: torch.Size) -> None:
         """Nothing is looked up in a forward pass that comes before its labels."""
 
     def check_device(self, device: torch.device) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,8 +18,11 @@ UNLABELED: Final = -1
 Kind: TypeAlias = Literal["rows", "union", "mixture"]
 
 Kept: TypeAlias = "tuple[Tensor, Tensor, int, Mask | None]"
-"""What is kept of a small tensor's mask: which units keep their gradient, bool, such that it broadcasts to the tensor;
-the labels as they were given, and how often they had been written to; and the mask of the block, if there is one."""
+"""What is kept of a small tensor's mask.
+
+Which units keep their gradient, bool, such that it broadcasts to the tensor; the labels as they were given, and how
+often they had been written to; and the mask of the block, if there is one.
+"""
 
 INTEGER_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -145,18 +148,20 @@ class MaskTable:
             return None
         several = labels.ndim != 1
         keys = labels.reshape(-1) if several else labels
-        keep = None
+        keep, given = None, labels
         if self._keys_are_rows and not self._met_unlabeled:
             try:  # it refuses what is no row: that checks the labels, for nothing
                 keep = self._keeps_of_keys.index_select(0, keys)
             except IndexError:
                 self._met_unlabeled = True  # or an unknown label
         if keep is None:
-            self._check_keys(keys)
-            keep = self.keeps.index_select(0, self.row_of_key[keys])
+            rows, lowest = keys, self._check_keys(keys)
+            if lowest < 0 or not self._keys_are_rows:
+                rows = given = self.row_of_key[keys]  # as in `resolve`: what is written to the labels is no matter then
+            keep = self.keeps.index_select(0, rows)
         if several:
             keep = keep.view(*labels.shape, self.width)
-        return (keep, labels, private.writes(labels), None) if keep.shape == shape else None
+        return (keep, given, private.writes(given), None) if keep.shape == shape else None
 
     def _check_mixture(self, labels: Tensor) -> None:
         """Raise for weights that are not finite; warn, once for a spec, of sets of labels that were given as floats."""
@@ -268,7 +273,7 @@ class MaskTable:
 
 
 class Mask:
-    """The mask of one batch, not yet a tensor: what is kept until backward is labels and tables, nothing larger."""
+    """The mask of one batch, not yet a tensor: it keeps labels and tables, and what small tensors look up."""
 
     __slots__ = ("__weakref__", "_given", "_keeps", "_version", "kind", "labels", "seen_in_backward", "table")
 
@@ -284,7 +289,7 @@ class Mask:
         self.table = table
         self.labels = labels
         self.kind: Kind = kind
-        self._keeps: dict[tuple[Any, ...], Tensor] = {}
+        self._keeps: dict[torch.Size, Tensor] = {}
 
     def known(self) -> Mask:
         """The mask itself: of one whose labels come late, see `DeferredMask`."""
@@ -416,23 +421,25 @@ class Mask:
             labels = labels[:, :length]
         return Mask(self.table, labels, self.kind, given=labels, copy=False)
 
-    def look_up(self, shape: torch.Size, *, broadcast: bool = False) -> Kept | None:
-        """The mask of a small tensor of this shape, its units last; None where weights are not 0 and 1 alone.
+    def look_up(self, shape: torch.Size) -> Kept | None:
+        """The mask of a small tensor of this shape, its units last; None where one look-up does not say it.
 
-        Looked up once for all sites of a block whose tensors have the shape. See `check_fits` for ``broadcast``.
+        Looked up once for all sites of a block whose tensors have the shape.
 
         Raises:
             LabelError: The labels do not fit the shape.
         """
-        key = (shape,) if broadcast else shape  # what fits as one unit may not fit as several
-        keep = self._keeps.get(key)
+        keep = self._keeps.get(shape)
         if keep is None:
-            if self.kind != "rows" or not self.table.is_plain or self._given.is_inference():
-                return None
-            self.check_fits(shape, -1, broadcast=broadcast)
+            if self.kind != "rows" or not self.table.is_plain or self._given.is_inference() or shape[-1] != self.width:
+                return None  # also where one unit is to fit any number of them
+            self.check_fits(shape, -1)
             labels = self.labels
             flat = self.table.weights(torch.bool, labels.device).index_select(0, labels.reshape(-1))
-            keep = self._keeps[key] = align(flat.view(*labels.shape, self.width), len(shape), len(shape) - 1)
+            keep = align(flat.view(*labels.shape, self.width), len(shape), len(shape) - 1)
+            if type(keep) is not Tensor:  # of a fake mode, and good for nothing outside of it
+                return None
+            self._keeps[shape] = keep
         return keep, self._given, self._version, self
 
     def part(self, dim: int, starts: Sequence[int], sizes: Sequence[int]) -> Mask:
