@@ -51,15 +51,20 @@ class CurrentPass(NamedTuple):
     second_of: Any = None
 
 
+_PLAIN = CurrentPass(Pass.PLAIN)
+
+
 def current_pass() -> CurrentPass:
     """The forward pass that calls this, outside of `torch.compile`."""
+    if torch.is_grad_enabled() and private.is_recorded_once():  # the common case, in few steps
+        return _PLAIN
     again, first_in = private.checkpoint_regions()
     if again:
         return CurrentPass(Pass.SECOND, second_of=again[0])
     if not torch.is_grad_enabled():
         first_in += private.functions_in_forward()
         if not first_in:
-            return CurrentPass(Pass.PLAIN)
+            return _PLAIN
     return _in_backward_or_not(first_in)
 
 
