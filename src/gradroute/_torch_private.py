@@ -295,7 +295,7 @@ def leave_to_python(hook: Any) -> None:
         return
     from torch._dynamo import eval_frame  # noqa: PLC0415  # as above
 
-    eval_frame.skip_code(hook.__code__)  # type: ignore[attr-defined, no-untyped-call]
+    eval_frame.skip_code(hook.__code__)
 
 
 _UNTRACED: dict[Any, Any] = {}
