@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import torch
 
 from ..errors import UsageError
-from ._masks import Mask, MaskTable, check_units
+from ._masks import Kept, Mask, MaskTable, check_units
 
 
 class DeferredMask:
@@ -101,8 +101,9 @@ class DeferredMask:
             return mask.check_fits(shape, dim, broadcast=broadcast)
         return check_units(shape, dim, self.width, broadcast=broadcast)
 
-    def look_up(self, shape: torch.Size) -> None:
-        """Nothing is looked up in a forward pass that comes before its labels."""
+    def look_up(self, shape: torch.Size) -> Kept | None:
+        """None: nothing is looked up in a forward pass that comes before its labels."""
+        return None
 
     def check_device(self, device: torch.device) -> None:
         """As `Mask.check_device`, once there are labels.

@@ -148,7 +148,8 @@ class MaskTable:
             return None
         several = labels.ndim != 1
         keys = labels.reshape(-1) if several else labels
-        keep, given = None, labels
+        given = labels
+        keep: Tensor | None = None
         if self._keys_are_rows and not self._met_unlabeled:
             try:  # it refuses what is no row: that checks the labels, for nothing
                 keep = self._keeps_of_keys.index_select(0, keys)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -29,8 +28,8 @@ class InFront:
         self._first = self._first_now()
 
     def _first_now(self) -> list[int | None]:
-        """The number of the first hook of each site's module, without a line of Python for each: once a block."""
-        return list(map(next, map(iter, self._tables), itertools.repeat(None)))
+        """The number of the first hook of each site's module."""
+        return [next(iter(table), None) for table in self._tables]
 
     def check(self) -> None:
         """Warn once of such hooks, as a block begins."""
