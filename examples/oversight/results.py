@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from common import tables
-from common.figures import ACCENT, INK, MUTED, WARM, band, legend_below, plain
+from common.figures import ACCENT, INK, MUTED, SMALL, WARM, WIDTH, band, legend_below, plain
 from oversight.runs import Job
 
 #: The routed run with its gate set to the ghost expert, which needs no run of its own.
@@ -125,11 +125,10 @@ def sections(results: dict[str, Any]) -> dict[str, str]:
 
 def figure(rows: Sequence[Row]) -> Figure:
     """A panel for each probability of oversight; medians over seeds, and their range."""
-    drawn = Figure(figsize=(7.6, 3.8), layout="constrained")
-    drawn.suptitle("True return while training goes on: medians over seeds, and their range", fontsize=10)
     chances = sorted({row["oversight"] for row in rows})
-    panels = drawn.subplots(1, len(chances), sharey=True, squeeze=False)[0]
-    for axes, chance in zip(panels, chances, strict=True):
+    drawn = Figure(figsize=(WIDTH, 1.2 + 1.9 * len(chances)), layout="constrained")
+    panels = drawn.subplots(len(chances), 1, sharex=True, sharey=True, squeeze=False)
+    for axes, chance in zip(panels.flat, chances, strict=True):
         for row in [each for each in rows if each["oversight"] == chance]:
             colour, style = LINES[row["name"]]
             # Some seeds go further than others.
@@ -137,8 +136,8 @@ def figure(rows: Sequence[Row]) -> Figure:
             updates = [each[0]["updates"] for each in points]
             values = [[at["return"] for at in each] for each in points]
             band(axes, updates, values, median, color=colour, linestyle=style, label=row["name"])
-        axes.set_title(f"overseen: {chance:.0%}", fontsize=9, loc="left")
-        axes.set_xlabel("updates")
+        axes.set_title(f"overseen: {chance:.0%}", fontsize=SMALL, loc="left")
         plain(axes, grid="y")
-    legend_below(drawn, columns=4)
+    axes.set_xlabel("updates; lines are medians over seeds, bands their range", fontsize=SMALL)
+    legend_below(drawn, columns=3)
     return drawn
