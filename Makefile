@@ -16,7 +16,8 @@ demo: $(VENV)/.example ## set up, fetch MNIST, train the VAE (minutes, see examp
 	$(BIN)/python examples/mnist_vae demo --no-serve --out $(RUN)
 
 test: $(VENV)/.dev ## set up and run the whole test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	@# Three on two cores: some tests wait for processes and pages.
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 check: $(VENV)/.dev ## a short loop: lint, types, unit tests and doctests
 	$(MAKE) lint types
