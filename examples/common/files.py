@@ -43,6 +43,12 @@ def read_json(path: Path) -> Any:
         raise ExampleError(f"{path} is not valid JSON ({error}). Delete it, or train again with --fresh.") from error
 
 
+def fill_page(template: Path, data: Any, path: Path) -> None:
+    """Write a page of HTML with the data in the place of the template's ``/* DATA */``."""
+    content = json.dumps(data, separators=(",", ":")).replace("</", "<\\/")  # no text in it ends the script
+    write_text(path, template.read_text(encoding="utf-8").replace("/* DATA */", content))
+
+
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

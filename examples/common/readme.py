@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ExampleError
-from common.files import replacing, write_text
+from common.files import replacing, write_json, write_text
 
 EXAMPLES = Path(__file__).parents[1]
 ASSETS = EXAMPLES.parent / "docs" / "assets"
@@ -38,6 +38,12 @@ def _around(text: str, name: str) -> tuple[str, str, str]:
         raise ExampleError(f"the text needs one line {start.strip()!r} and, after it, one line {end!r}.")
     first, last = text.index(start) + len(start), text.index(end)
     return text[:first], text[first:last], text[last:]
+
+
+def record(results: Any, parts: Mapping[str, str], folder: Path) -> None:
+    """Write what was found, and the parts of a README that are made from it, into a folder."""
+    write_json(folder / "results.json", results)
+    write_text(folder / "table.md", "\n\n".join(parts.values()) + "\n")
 
 
 def publish(example: str, parts: Mapping[str, str], results: Any, folder: Path, files: Sequence[str]) -> None:

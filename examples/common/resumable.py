@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from common.errors import ExampleError
 from common.files import replacing
@@ -23,12 +24,21 @@ class Resumable(ABC, Generic[Condition, Settings]):
     condition: Condition
     settings: Settings
     seed: int
-    #: Names of attributes that are plain values, and change in training.
+    #: Names of attributes that are plain values, and change in training; the first counts how far it has come.
     counts: ClassVar[tuple[str, ...]]
 
     @abstractmethod
     def parts(self) -> dict[str, Any]:
         """All else that changes in training: what has a ``state_dict``, and generators."""
+
+    @abstractmethod
+    def train(self, until: int) -> None:
+        """Go on until it has come so far."""
+
+    @property
+    def done(self) -> int:
+        """How far it has come."""
+        return int(getattr(self, self.counts[0]))
 
     def identity(self) -> dict[str, Any]:
         """What the training depends on, apart from the code, the data and the machine."""
@@ -61,11 +71,36 @@ def save(trainer: Resumable[Any, Any], path: Path) -> None:
 Trainer = TypeVar("Trainer", bound=Resumable[Any, Any])
 
 
-def as_saved(trainer: Trainer, path: Path) -> Trainer:
-    """The trainer, as far as its file says; a new one stays new where there is no file, or that of another training."""
+def as_saved(trainer: Trainer, path: Path, at_least: int = 0) -> Trainer:
+    """The trainer, as far as its file says; a new one stays new where there is no file, or that of another training.
+
+    Raises:
+        ExampleError: The file cannot be read, or it has not come as far as it must.
+    """
     if path.is_file():
         try:
             trainer.restore(torch.load(path, weights_only=True))
         except Exception as error:  # of many kinds
             raise ExampleError(f"{path} cannot be read ({error}). Delete it.") from error
+    if trainer.done < at_least:
+        raise ExampleError(f"there is no {path} that is trained. Run `train` with the same flags first.")
+    return trainer
+
+
+def finished(trainer: Trainer, path: Path, until: int, every: int, bar: str | None = None) -> Trainer:
+    """The trainer when it has come at least so far; it goes on from its file, and is saved there now and then.
+
+    Args:
+        trainer: A new one.
+        path: Of its file.
+        until: How far.
+        every: It is saved whenever it has come so much further.
+        bar: The name of a bar that shows how far it is; None where others train beside.
+    """
+    as_saved(trainer, path)
+    with tqdm(total=until, initial=trainer.done, desc=bar, disable=None if bar else True) as shown:
+        while trainer.done < until:
+            trainer.train(min(until, trainer.done + every))
+            save(trainer, path)
+            shown.update(trainer.done - shown.n)
     return trainer

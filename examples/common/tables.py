@@ -100,10 +100,10 @@ def spread(cell: str) -> Spread:
 
 
 def _and_range(middle: float, values: Sequence[float], form: str) -> str:
-    average, least, most = (_unsigned_zero(form.format(value)) for value in (middle, min(values), max(values)))
+    average, least, most = (unsigned_zero(form.format(value)) for value in (middle, min(values), max(values)))
     return average if least == most else f"{average} ({least} to {most})"
 
 
-def _unsigned_zero(text: str) -> str:
+def unsigned_zero(text: str) -> str:
     """A number's text, without the sign that is left of a negative number rounded to zero."""
     return text[1:] if re.fullmatch(r"-[0.]+\D*", text) else text

@@ -13,9 +13,9 @@ from tyro.conf import Positional, arg
 
 from common.errors import ExampleError, told
 from common.figures import save
-from common.files import read_json, write_json, write_text
+from common.files import read_json, write_json
 from common.processes import in_processes
-from common.readme import publish
+from common.readme import publish, record
 from common.tables import check_rows
 from oversight.config import CONDITIONS, ROUTED, Settings
 from oversight.page import write_page
@@ -64,17 +64,17 @@ class Command:
         if self.what in ("all", "compare"):
             self.compare(self.jobs(chances, seeds, [each.name for each in CONDITIONS], shown=True))
         if self.what == "tamper":
-            found = in_processes(removal, self.jobs(chances, seeds, TAMPERED, shown=False), self.workers)
-            write_json(self.out / "tampering.json", found)
-            print(f"\n{removals(found)}\n")
+            hacks = in_processes(removal, self.jobs(chances, seeds, TAMPERED, shown=False), self.workers)
+            write_json(self.out / "tampering.json", hacks)
+            print(f"\n{removals(hacks)}\n")
         if self.what in ("all", "train"):
-            finish(routed)
+            finish(routed, bar="updates")
         if self.what in ("all", "train", "evaluate"):
-            metrics = measured(trained(routed))
+            metrics = measured(found(routed, at_least=1))
             write_json(self.out / "metrics.json", metrics)
             print(", ".join(f"{name} {metrics[name]:.2f}" for name in metrics if name.endswith("_return")))
         if self.what in ("all", "demo") or self.docs:
-            write_page(trained(routed).policies(), shown, seeds[0], self.out / "page.html")
+            write_page(found(routed, at_least=1).policies(), shown, seeds[0], self.out / "page.html")
         if self.browser:
             webbrowser.open((self.out / "page.html").resolve().as_uri())
         if self.docs:
@@ -100,18 +100,9 @@ class Command:
             "rows": summarise(jobs, curves, self.updates),
             "tampering": read_json(hacks) if hacks.exists() else [],
         }
-        write_json(self.out / "results.json", results)
-        write_text(self.out / "table.md", "\n\n".join(sections(results).values()) + "\n")
+        record(results, sections(results), self.out)
         save(figure(results["rows"]), self.out / "curves.png")
         print(f"\n{sections(results)['table']}\n")
-
-
-def trained(job: Job) -> Trainer:
-    """The run as far as it is trained."""
-    trainer = found(job)
-    if trainer.updates == 0:
-        raise ExampleError(f"there is no {job.path}. Run `train` with the same flags first.")
-    return trainer
 
 
 def measured(trainer: Trainer) -> dict[str, Any]:

@@ -1,12 +1,11 @@
 """A page on which one sees it: the same grids, played by the policy in training and by the steered one."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from torch import Generator, nn
 
-from common.files import write_text
+from common.files import fill_page
 from oversight.episodes import play
 from oversight.world import STEPS, World
 
@@ -33,11 +32,5 @@ def episodes(policy: nn.Module, oversight: float, seed: int) -> list[dict[str, A
 
 def write_page(policies: dict[str, nn.Module], oversight: float, seed: int, path: Path) -> None:
     """One file of HTML that asks nobody for anything."""
-    data = {
-        "oversight": oversight,
-        "training": episodes(policies["training"], oversight, seed),
-        "steered": episodes(policies["steered"], oversight, seed),
-    }
-    write_text(
-        path, TEMPLATE.read_text(encoding="utf-8").replace("/* DATA */", json.dumps(data, separators=(",", ":")))
-    )
+    played = {name: episodes(policies[name], oversight, seed) for name in ("training", "steered")}
+    fill_page(TEMPLATE, {"oversight": oversight, **played}, path)

@@ -1,14 +1,12 @@
 """What was found, as tables and a picture: medians over seeds, and the range where there is one."""
 
 from collections.abc import Sequence
-from itertools import zip_longest
-from statistics import median
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from common import tables
-from common.figures import ACCENT, INK, MUTED, SMALL, WARM, WIDTH, band, legend_below, plain
+from common import curves, tables
+from common.figures import ACCENT, INK, MUTED, SMALL, WARM, WIDTH, legend_below, plain
 from oversight.runs import Job
 
 #: The routed run with its gate set to the ghost expert, which needs no run of its own.
@@ -27,26 +25,26 @@ COLUMNS = {
 SHOWN = (100, 200, 300, 400, 500, 700, 1000, 1500, 2000, 3000, 5000, 10000)
 #: Of each row: colour and style of its line.
 LINES = {
-    "routed": (ACCENT, "-"),
-    WRONG[0]: (ACCENT, ":"),
-    "penalty": (WARM, "-"),
-    "filtered": (WARM, "--"),
-    "placebo": (MUTED, "-"),
-    "no-gate": ("#6aa84f", "--"),
-    "unrouted": (MUTED, ":"),
-    "oracle": (INK, "--"),
+    "routed": {"color": ACCENT, "linestyle": "-"},
+    WRONG[0]: {"color": ACCENT, "linestyle": ":"},
+    "penalty": {"color": WARM, "linestyle": "-"},
+    "filtered": {"color": WARM, "linestyle": "--"},
+    "placebo": {"color": MUTED, "linestyle": "-"},
+    "no-gate": {"color": "#6aa84f", "linestyle": "--"},
+    "unrouted": {"color": MUTED, "linestyle": ":"},
+    "oracle": {"color": INK, "linestyle": "--"},
 }
 
 Row = dict[str, Any]
 
 
-def summarise(jobs: Sequence[Job], curves: Sequence[Sequence[Row]], updates: int) -> list[Row]:
+def summarise(jobs: Sequence[Job], measured: curves.Curves, updates: int) -> list[Row]:
     """A row for each probability of oversight and condition; of each column a list of values, one for each seed.
 
     They are those after so many updates; the curves are as long as each run.
     """
     runs = []
-    for job, curve in zip(jobs, curves, strict=True):
+    for job, curve in zip(jobs, measured, strict=True):
         last = next(at for at in curve if at["updates"] == updates)
         chance, shown = job.settings.oversight, [(job.condition.name, job.condition.what, "steered")]
         for name, what, policy in shown + [(*WRONG, "ghost")] * (job.condition.name == "routed"):
@@ -79,16 +77,9 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def later(rows: Sequence[Row]) -> str:
     """True returns on the way, as medians over seeds; with how many seeds have come so far, where not all have."""
-    updates = {at["updates"] for row in rows for curve in row["curves"] for at in curve}.intersection(SHOWN)
-    lines = []
-    for row in rows:
-        cells = []
-        for number in sorted(updates):
-            values = [at["return"] for curve in row["curves"] for at in curve if at["updates"] == number]
-            seeds = f" ({len(values)})" if len(values) < len(row["seeds"]) else ""
-            cells.append(f"{round(median(values), 2) + 0.0:.2f}{seeds}" if values else "")  # no -0.00
-        lines.append([*_name(row), *cells])
-    return tables.markdown(["overseen", "run", *map(str, sorted(updates))], lines)
+    updates = sorted({at["updates"] for row in rows for curve in row["curves"] for at in curve}.intersection(SHOWN))
+    lines = [[*_name(row), *curves.stops(row["curves"], "updates", "return", updates)] for row in rows]
+    return tables.markdown(["overseen", "run", *map(str, updates)], lines)
 
 
 def _name(row: Row) -> list[str]:
@@ -130,12 +121,7 @@ def figure(rows: Sequence[Row]) -> Figure:
     panels = drawn.subplots(len(chances), 1, sharex=True, sharey=True, squeeze=False)
     for axes, chance in zip(panels.flat, chances, strict=True):
         for row in [each for each in rows if each["oversight"] == chance]:
-            colour, style = LINES[row["name"]]
-            # Some seeds go further than others.
-            points = [[at for at in each if at] for each in zip_longest(*row["curves"])]
-            updates = [each[0]["updates"] for each in points]
-            values = [[at["return"] for at in each] for each in points]
-            band(axes, updates, values, median, color=colour, linestyle=style, label=row["name"])
+            curves.draw(axes, row["curves"], "updates", "return", label=row["name"], **LINES[row["name"]])
         axes.set_title(f"overseen: {chance:.0%}", fontsize=SMALL, loc="left")
         plain(axes, grid="y")
     axes.set_xlabel("updates; lines are medians over seeds, bands their range", fontsize=SMALL)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.resumable import as_saved, save
+from common.resumable import as_saved, finished
 from oversight.config import Condition, Settings
 from oversight.policy import without_ghost
 from oversight.train import Trainer
@@ -24,18 +24,15 @@ class Job(NamedTuple):
         return self.folder / "runs" / f"{self.condition.name}-{world}-seed{self.seed}.pt"
 
 
-def found(job: Job) -> Trainer:
+def found(job: Job, at_least: int = 0) -> Trainer:
     """The job's run as far as it is done; a new one where its file is absent, or is that of other settings."""
-    return as_saved(Trainer(job.condition, job.settings, job.seed), job.path)
+    return as_saved(Trainer(job.condition, job.settings, job.seed), job.path, at_least)
 
 
-def finish(job: Job) -> Trainer:
+def finish(job: Job, bar: str | None = None) -> Trainer:
     """The job's run after at least its number of updates, saved at each point of its curve."""
-    trainer = found(job)
-    while trainer.updates < job.updates:
-        trainer.train(min(job.updates, trainer.updates + job.settings.judged_every))
-        save(trainer, job.path)
-    return trainer
+    new = Trainer(job.condition, job.settings, job.seed)
+    return finished(new, job.path, job.updates, job.settings.judged_every, bar)
 
 
 def removal(job: Job) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import torch
 from torch import Generator, nn
 
 from common.errors import ExampleError
-from common.resumable import Resumable, as_saved, save
+from common.resumable import Resumable, as_saved, finished, save
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Counting(Resumable[Row, Setting]):
     def parts(self) -> dict[str, Any]:
         return {"model": self.model, "draws": self.draws}
 
-    def train(self, steps: int) -> None:
+    def train(self, until: int) -> None:
         with torch.no_grad():
-            for _ in range(steps):
+            while self.steps < until:
                 self.model.weight += torch.randn(self.settings.size, generator=self.draws)
                 self.steps += 1
 
@@ -48,8 +48,8 @@ def test_what_is_saved_goes_on_bit_for_bit(tmp_path: Path) -> None:
     first.train(2)
     save(first, tmp_path / "runs" / "one.pt")
     second = as_saved(Counting(Setting(), 0), tmp_path / "runs" / "one.pt")
-    assert second.steps == 2
-    second.train(3)
+    assert second.done == second.steps == 2
+    second.train(5)
     assert second.steps == whole.steps
     assert torch.equal(second.model.weight, whole.model.weight)
     assert not torch.equal(second.model.weight, first.model.weight)
@@ -69,3 +69,27 @@ def test_what_is_no_saved_training_is_named(tmp_path: Path) -> None:
     (tmp_path / "one.pt").write_text("no weights")
     with pytest.raises(ExampleError, match=r"(?s)one.pt cannot be read .* Delete it"):
         as_saved(Counting(Setting(), 0), tmp_path / "one.pt")
+
+
+def test_a_training_is_finished_once_and_saved_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, saved = tmp_path / "one.pt", []
+    monkeypatch.setattr(
+        "common.resumable.save", lambda trainer, path: (saved.append(trainer.done), save(trainer, path))
+    )
+    whole = finished(Counting(Setting(), 0), path, until=5, every=2, bar="steps")
+    assert saved == [2, 4, 5]
+    again = finished(Counting(Setting(), 0), path, until=3, every=2)
+    assert (again.done, saved) == (5, [2, 4, 5])
+    assert torch.equal(again.model.weight, whole.model.weight)
+    assert finished(Counting(Setting(), 0), path, until=6, every=2).done == 6
+    assert saved == [2, 4, 5, 6]
+
+
+def test_what_must_be_trained_and_is_not_is_named(tmp_path: Path) -> None:
+    first = Counting(Setting(), 0)
+    first.train(2)
+    save(first, tmp_path / "one.pt")
+    assert as_saved(Counting(Setting(), 0), tmp_path / "one.pt", at_least=2).done == 2
+    for path, at_least in ((tmp_path / "one.pt", 3), (tmp_path / "none.pt", 1)):
+        with pytest.raises(ExampleError, match=rf"there is no .*{path.name} that is trained\. Run `train`"):
+            as_saved(Counting(Setting(), 0), path, at_least)

@@ -138,7 +138,7 @@ def test_a_run_of_other_settings_is_trained_anew(tmp_path: Path) -> None:
         (["train", "--seed", "0", "1"], "only `compare` and `tamper` take more than one"),
         (["compare", "--only", "nonsense"], "there is no row nonsense"),
         (["compare", "--as-is", "--out", "empty"], "empty holds none of these runs"),
-        (["evaluate", "--out", "empty"], "there is no empty/runs/routed-p0.1-seed0.pt. Run `train`"),
+        (["evaluate", "--out", "empty"], "there is no empty/runs/routed-p0.1-seed0.pt that is trained. Run `train`"),
         (["evaluate"], "runs/oversight/runs/routed-p0.1-seed0.pt cannot be read"),
     ],
 )
@@ -156,7 +156,7 @@ def test_mistakes_get_one_message_and_no_traceback(
 def test_an_interruption_says_how_to_go_on(
     tiny: Arguments, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "finish", interrupted)
