@@ -84,6 +84,7 @@ class Base(RuleBasedStateMachine):
         self.spare: list[Opened] = []  # blocks of this router that ended, and may begin again
         self.passes: list[Pass] = []
         self.seed, self.wrapped, self.orphan, self.touched = 0, set(), False, False
+        self.notes: list[str] = []  # what was said of this model and its router
         self.router: gr.Router | None = None
         self.attach(data)
 
@@ -207,6 +208,8 @@ class Base(RuleBasedStateMachine):
             return None
         # Where another module stands, and no block says that it is to be routed, there is nothing to say.
         unrouted = (held is None and self.router is not None and train and not self.touched) or self.orphan
+        # Something is said once of a model; a copy, of which nothing was said so far, may be made before this learns.
+        unrouted = unrouted and not self.notes
         one = Pass(
             *(done, x, self.model, expected, checkpoint, held is not None and self.router is not None, unrouted),
             *(self.router, bool(notes)),
@@ -316,4 +319,4 @@ class Base(RuleBasedStateMachine):
             finally:
                 notes += [str(w.message) for w in given if issubclass(w.category, gr.UnroutedWarning)]
                 if notes:
-                    self.notes = [*getattr(self, "notes", []), *notes]
+                    self.notes += notes
