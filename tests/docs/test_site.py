@@ -36,11 +36,13 @@ WORDS = {
     "ddp": "how_to/pytorch/",
     "torch.compile": "how_to/pytorch/",
     "hugging face": "how_to/trainers/",
+    "huggingface": "how_to/trainers/",
     "ablate_": "how_to/ablate/",
     "gradroute.optim.Isolation": "reference/optim/",
     "unlearning": "mnist_unlearning/",
     "lora": "how_to/lora/",
     "cite": "",
+    "license": "",
 }
 
 #: What the search reads, of a site without words.

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageColor, ImageDraw
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
@@ -21,6 +21,8 @@ MILLISECONDS = 80
 COLUMNS = 5
 #: In pixels: a digit's picture, the bar below it, and the space around both.
 PICTURE, BAR, GAP = 3 * SIDE, 5, 12
+#: In pixels: letters that can be read on a phone, where the picture of a training has six tenths of its width.
+LETTERS = 20
 PAPER = "#ffffff"
 GROOVE = "#e4eaee"
 #: Shades of ink: few enough for a small file, and enough for soft edges.
@@ -81,12 +83,12 @@ def _film(config: Config, data: Split, frames: int, highest: float) -> tuple[lis
 
 
 def _pair(routed: Tensor, unrouted: Tensor, seen: int) -> Image.Image:
-    cell, line = 2 * SIDE + GAP // 2, 18
+    cell, line, font = 2 * SIDE + GAP // 2, LETTERS + 8, ImageFont.load_default(LETTERS)
     page = Image.new("RGB", (DIGITS.width * cell + GAP, 2 * (cell + line) + 2 * GAP), PAPER)
     draw = ImageDraw.Draw(page)
     for row, (images, name) in enumerate(((routed, "routed"), (unrouted, "not routed"))):
         top = GAP + row * (cell + line + GAP // 2)
-        draw.text((GAP, top), name if row else f"{name} - {seen:,} images seen", fill=INK)
+        draw.text((GAP, top), name if row else f"{name} - {seen:,} images seen", fill=INK, font=font)
         for column, image in enumerate(images):
             ink = Image.fromarray((image * 255).round().to(torch.uint8).numpy())
             place = GAP + column * cell, top + line
