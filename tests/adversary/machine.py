@@ -278,6 +278,8 @@ class Base(RuleBasedStateMachine):
     def step(self) -> None:
         self.passes.clear()  # the parameters that their graphs saved are about to change
         with self.allowed("step"):
+            # Many steps in a row go on with one gradient: in some models to infinity, of which no gradient can be told.
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             torch.optim.SGD(self.model.parameters(), 0.01).step()
 
     def teardown(self) -> None:
