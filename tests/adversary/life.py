@@ -35,9 +35,9 @@ class Life(Base):
     @precondition(lambda self: not self.open and not self.wrapped)
     @rule(how=some("both", "pickle", "model"))
     def copy(self, how: str) -> None:
-        self.compiled, self.spare = None, []
+        self.compiled, self.spare, self.notes = None, [], []
         if how == "model":
-            self.model, self.notes = copy.deepcopy(self.model), []
+            self.model = copy.deepcopy(self.model)
             hooked = self.router is not None and not self.touched  # with no other module in a site's place
             self.orphan, self.router, self.sites = hooked or self.orphan, None, []
         elif how == "both":

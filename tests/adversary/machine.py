@@ -208,11 +208,9 @@ class Base(RuleBasedStateMachine):
             return None
         # Where another module stands, and no block says that it is to be routed, there is nothing to say.
         unrouted = (held is None and self.router is not None and train and not self.touched) or self.orphan
-        # Something is said once of a model; a copy, of which nothing was said so far, may be made before this learns.
-        unrouted = unrouted and not self.notes
         one = Pass(
             *(done, x, self.model, expected, checkpoint, held is not None and self.router is not None, unrouted),
-            *(self.router, bool(notes)),
+            *(self.router, bool(notes), self.notes),
         )
         self.passes.append(one)
         return one
@@ -234,13 +232,15 @@ class Base(RuleBasedStateMachine):
         with self.allowed("backward") as notes:
             run_elsewhere(where, lambda: loss_of(one.output).backward(retain_graph=again))
             done = True
+        if one.said is not self.notes:
+            one.said += notes
         if not (done and again):
             self.passes = [each for each in self.passes if each is not one]
         if done and not notes and not one.warned:
             one.check(self.key)
             self.checked["all"] += 1
             self.checked["routed"] += one.routed
-            if one.unrouted and not self.notes:
+            if one.unrouted and not one.said:
                 raise Lost("a pass without labels learned unrouted, and nothing warned")
 
     @precondition(lambda self: self.router is not None and len(self.open) < 2)

@@ -83,6 +83,7 @@ class Pass:
     unrouted: bool  # whether it learns although nothing routes it, which must be said
     router: Any
     warned: bool
+    said: list[str]  # of its model and router, which may be copied, and removed, before its backward
 
     def check(self, key: Callable[[str], str]) -> None:
         """Hold the gradients that are there against the expected ones."""
