@@ -150,6 +150,10 @@ def _with(nest: Any, step: Key, before: Any, after: Any) -> Any:
         return type(nest)(**{**nest, step: after})  # transformers' ModelOutput: both, and its keys are its fields
     if dataclasses.is_dataclass(nest):
         return dataclasses.replace(nest, **{str(step): after})  # type: ignore[type-var]
+    if type(nest) is dict:
+        return {**nest, step: after}
+    if type(nest) is list:
+        return [after if i == int(step) % len(nest) else item for i, item in enumerate(nest)]
     changed = copy.copy(nest)
     changed[step] = after
     # Some dicts are their own attributes, and some lists name their items.

@@ -44,22 +44,23 @@ class Takes(nn.Module):
         return scale * hidden["h"] if isinstance(hidden, dict) else scale * hidden
 
 
-@pytest.mark.parametrize(
-    ("pack", "index", "get"),
-    [
-        (lambda x: (None, x), 1, lambda out: out[1]),
-        (lambda x: (None, x), -1, lambda out: out[1]),
-        (lambda x: [x, "other"], 0, lambda out: out[0]),
-        (lambda x: Pair("other", x), 1, lambda out: out.second),
-        (lambda x: {"x": x, "other": 1}, "x", lambda out: out["x"]),
-        (lambda x: OrderedDict(a=x), "a", lambda out: out["a"]),
-        (lambda x: Record(x, "other"), "first", lambda out: out.first),
-        (lambda x: (None, (None, {"h": x})), (1, 1, "h"), lambda out: out[1][1]["h"]),
-        (model_output, "last_hidden_state", lambda out: out.last_hidden_state),
-        (model_output, 0, lambda out: out[0]),
-        (model_output, ("hidden_states", 0), lambda out: out.hidden_states[0] / 2),
-    ],
-)
+#: What makes a container of a tensor, the index of the tensor in it, and what gets it back.
+CONTAINERS = [
+    (lambda x: (None, x), 1, lambda out: out[1]),
+    (lambda x: (None, x), -1, lambda out: out[1]),
+    (lambda x: [x, "other"], 0, lambda out: out[0]),
+    (lambda x: Pair("other", x), 1, lambda out: out.second),
+    (lambda x: {"x": x, "other": 1}, "x", lambda out: out["x"]),
+    (lambda x: OrderedDict(a=x), "a", lambda out: out["a"]),
+    (lambda x: Record(x, "other"), "first", lambda out: out.first),
+    (lambda x: (None, (None, {"h": x})), (1, 1, "h"), lambda out: out[1][1]["h"]),
+    (model_output, "last_hidden_state", lambda out: out.last_hidden_state),
+    (model_output, 0, lambda out: out[0]),
+    (model_output, ("hidden_states", 0), lambda out: out.hidden_states[0] / 2),
+]
+
+
+@pytest.mark.parametrize(("pack", "index", "get"), CONTAINERS)
 def test_index_finds_the_tensor_in_any_container_and_keeps_the_rest(pack, index, get):
     module = Packs(pack)
     x = torch.zeros(2, 3, requires_grad=True)
@@ -73,6 +74,29 @@ def test_index_finds_the_tensor_in_any_container_and_keeps_the_rest(pack, index,
     )
     get(out).sum().backward()
     assert torch.equal(x.grad, ROUTED)
+
+
+# What Dynamo says of itself where it breaks off, and where it looks at tensors that are no leaves.
+@pytest.mark.filterwarnings("ignore:.*Dynamo does not know", "ignore:The .grad attribute")
+@pytest.mark.parametrize(
+    ("pack", "index", "get", "level"),
+    [*((*each, "activations") for each in CONTAINERS), (lambda x: {"x": x}, "x", lambda out: out["x"], "parameters")],
+)
+def test_compiled_code_finds_it_in_the_same_containers(pack, index, get, level):
+    torch._dynamo.reset()
+    module = nn.Sequential(nn.Linear(3, 3), Packs(pack))
+    model = nn.Sequential(module)
+    router = gr.Router(model, {"0": gr.Site(SPEC, index=index, level=level)})
+    found = []
+    for run in (model, torch.compile(model, backend="eager")):
+        model.zero_grad()
+        with router(LABELS):
+            out = run(torch.ones(2, 3))
+            get(out).sum().backward()
+        found.append(module[0].bias.grad)
+    assert torch.equal(*found)
+    assert torch.equal(found[0], ROUTED.sum(0))
+    assert type(out) is type(pack(torch.ones(2, 3)))
 
 
 def test_containers_of_the_module_are_not_changed():
