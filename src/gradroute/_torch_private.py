@@ -82,6 +82,15 @@ def in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
+backward_number = torch._C._current_graph_task_id
+"""The number of the backward pass that is running in this thread, each of which has another; -1 outside of one."""
+
+
+def at_the_end_of_backward(function: Callable[[], None]) -> None:
+    """Call a function as soon as the backward pass that is running has come to its end."""
+    torch.autograd.Variable._execution_engine.queue_callback(function)
+
+
 def is_reached_in_backward(parameter: nn.Parameter) -> bool:
     """Whether the running backward pass finds a gradient for a parameter."""
     node = torch.autograd.graph.get_gradient_edge(parameter).node
@@ -198,6 +207,11 @@ def has_learned(parameter: nn.Parameter) -> bool:
     """Whether something was added to a parameter's ``.grad`` since it was marked."""
     gradient = parameter.grad
     return gradient is not None and getattr(gradient, "_gradroute_mark", None) != gradient._version
+
+
+def has_hook(tensor: Tensor, handle: torch.utils.hooks.RemovableHandle) -> bool:
+    """Whether the hook that this is the handle of is on a tensor."""
+    return handle.id in (tensor._backward_hooks or ())
 
 
 def is_distributed(tensor: Tensor) -> bool:

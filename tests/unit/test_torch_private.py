@@ -174,6 +174,29 @@ def test_in_backward():
     assert not private.in_backward()
 
 
+def test_backward_number():
+    assert private.backward_number() == -1
+    one, other = seen_in_backward(private.backward_number), seen_in_backward(private.backward_number)
+    assert -1 < one < other
+
+
+def test_at_the_end_of_backward():
+    order = []
+    x = torch.ones(2, requires_grad=True)
+    y = x * 2
+    x.register_hook(lambda _: order.append("the last gradient"))
+
+    def at_first(_):
+        private.at_the_end_of_backward(lambda: order.append("the end"))
+        order.append("the first gradient")
+
+    y.register_hook(at_first)
+    for run in (lambda: y.sum().backward(retain_graph=True), lambda: torch.autograd.grad(y.sum(), x)):
+        order.clear()
+        run()
+        assert order == ["the first gradient", "the last gradient", "the end"]
+
+
 def test_is_reached_in_backward():
     one, other, unused = (nn.Parameter(torch.ones(2)) for _ in range(3))
     found = []
@@ -576,6 +599,15 @@ def test_children_of():
     assert children == {"0": model[0]}
     model.append(nn.ReLU())
     assert len(children) == 2, "the very dict"
+
+
+def test_has_hook():
+    parameter, other = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    handle = parameter.register_hook(lambda gradient: gradient)
+    assert private.has_hook(parameter, handle)
+    assert not private.has_hook(other, handle)
+    handle.remove()
+    assert not private.has_hook(parameter, handle)
 
 
 def test_is_distributed():

@@ -120,6 +120,10 @@ class SiteMask:
         """A tensor times the mask, at the cost of one multiplication: outside of transforms, without a graph."""
         return masked_by(x, self.mask, self.check(x))
 
+    def note_backward(self) -> None:
+        """Note that a backward pass applies the mask by other operations than `on`."""
+        self.mask.applied.backward = private.backward_number()
+
     def silenced(self, x: Tensor) -> Tensor:
         """A tensor with the silent units of the batch exactly 0, or the tensor itself."""
         if not self.mask.silences:
