@@ -22,11 +22,11 @@ from torch.autograd import Function
 from .. import _torch_private as private
 from ..autograd._functional import TRANSFORMED
 from ._nested import edit_output, map_tensors, tensors_of
-from ._past_itself import past_itself
+from ._past_itself import leads_to, past_itself
 from ._run_twice import run_twice
 from ._second_run import Beginning, Call, chance_of_dropping, random_numbers
 from ._site_mask import SiteMask
-from ._twin import Forward, Twin, learning_tensors, routed_by
+from ._twin import Forward, Handed, Twin, learning_tensors, routed_by, works_in_place
 
 _RUNS_TWICE = (
     "level='parameters' on the input of a module of an unknown kind runs it a second time, on what its labels let it "
@@ -110,9 +110,13 @@ class _Run:
         self.inputs = [*self.given, *self.own.values(), *whole.values()]
         self.stand_ins = [_Dropped.apply(tensor) for tensor in self.own.values()]
         self._forward, self._call, self._writers, self._beginning = forward, call, writers, Beginning(forward.module)
+        handed = Handed(self.given)
         self.output = Twin(forward).on(dict(zip(self.own, self.stand_ins, strict=True)), *call)
         outputs = tensors_of(self.output)
-        forward.looks.check(forward.module, self.own, outputs, [*self.given, *self.stand_ins])
+        dropped = {stand_in.grad_fn for stand_in in self.stand_ins}
+        if leads_to(handed.written(), dropped.__contains__, handed.nodes):
+            raise works_in_place(forward.module)
+        forward.looks.check(forward.module, learning, self.own, outputs, [*self.given, *self.stand_ins])
         self._places = {id(y): place for place, y in reversed(list(enumerate(outputs)))}
 
     def groups(self, masks: list[SiteMask]) -> list[tuple[list[SiteMask], list[int]]]:

@@ -75,6 +75,10 @@ class SiteMask:
 
     def check(self, x: Tensor) -> int:
         """Check the mask against the tensor, now and when labels come; return `dim` counted from the front."""
+        if x.is_nested:
+            raise RoutingError(
+                f"site {self.site!r}: nested tensors cannot be routed: route their values(), with one label for each."
+            )
         self.check_when_known(x, broadcast=True)
         return self.check_shape(x.shape, x.device, broadcast=True)
 
