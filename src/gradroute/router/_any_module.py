@@ -59,9 +59,10 @@ def _note_backward(output: Any, masks: list[SiteMask]) -> None:
         for mask in masks:
             mask.note_backward()
 
-    for y in tensors_of(output):
-        if y.requires_grad:
-            y.register_hook(note)  # type: ignore[no-untyped-call]
+    with private.unseen_by_modes():  # of which one looks for hooks that may change gradients
+        for y in tensors_of(output):
+            if y.requires_grad:
+                y.register_hook(note)  # type: ignore[no-untyped-call]
 
 
 def _run_once(forward: Forward, call: Call, writers: list[SiteMask]) -> Any:

@@ -191,6 +191,7 @@ class Learned:
             for handle in handles.values():
                 handle.remove()
         self._watches.clear()
+        self._left_out.clear()
 
     def own(self, position: int) -> list[nn.Parameter]:
         """The parameters of a site."""
