@@ -10,7 +10,7 @@ import collections
 import contextlib
 import operator
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -80,6 +80,15 @@ def is_eager() -> bool:
 def in_backward() -> bool:
     """Whether a backward pass is running in this thread."""
     return torch._C._current_graph_task_id() != -1
+
+
+backward_number = torch._C._current_graph_task_id
+"""The number of the backward pass that is running in this thread, each of which has another; -1 outside of one."""
+
+
+def at_the_end_of_backward(function: Callable[[], None]) -> None:
+    """Call a function as soon as the backward pass that is running has come to its end."""
+    torch.autograd.Variable._execution_engine.queue_callback(function)
 
 
 def is_reached_in_backward(parameter: nn.Parameter) -> bool:
@@ -200,6 +209,11 @@ def has_learned(parameter: nn.Parameter) -> bool:
     return gradient is not None and getattr(gradient, "_gradroute_mark", None) != gradient._version
 
 
+def has_hook(tensor: Tensor, handle: torch.utils.hooks.RemovableHandle) -> bool:
+    """Whether the hook that this is the handle of is on a tensor."""
+    return handle.id in (tensor._backward_hooks or ())
+
+
 def is_distributed(tensor: Tensor) -> bool:
     """Whether a tensor is a DTensor, of which this process may hold a part only."""
     return type(tensor).__name__ == "DTensor"
@@ -260,6 +274,17 @@ def is_last_before_steps(optimizer: Any, handle: Any) -> bool:
     return bool(next(reversed(optimizer._optimizer_step_pre_hooks), None) == handle.id)
 
 
+@contextlib.contextmanager
+def parametrizations_computed_anew() -> Iterator[None]:
+    """For the length of the block `parametrize.cached()` holds nothing that was computed outside, and keeps nothing."""
+    parametrize = nn.utils.parametrize
+    outside, parametrize._cache = parametrize._cache, {}
+    try:
+        yield
+    finally:
+        parametrize._cache = outside
+
+
 def stand_in(optimizer: torch.optim.Optimizer, groups: list[Any], state: dict[Any, Any]) -> torch.optim.Optimizer:
     """An optimizer as another is at this moment, for other parameters: of its class, with its attributes, and no hooks.
 
@@ -279,6 +304,11 @@ def stand_in(optimizer: torch.optim.Optimizer, groups: list[Any], state: dict[An
 def schema(operation: Any) -> Any:
     """The schema of an operation in an exported program: its name and its arguments; None for what is no operation."""
     return getattr(operation, "_schema", None)
+
+
+def is_recorded_by_make_fx() -> bool:
+    """Whether operations are recorded by `make_fx`, as for an ahead-of-time compiler without Dynamo."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
 
 
 # ---------------------------------------------------------------------- Dynamo
@@ -360,6 +390,12 @@ def forward_hooks(module: nn.Module, end: Literal["input", "output"]) -> list[An
 def forward_hook_table(module: nn.Module) -> dict[int, Any]:
     """The very dict in which a module keeps the hooks that see what it returns."""
     return module._forward_hooks
+
+
+def places_of_hooks(modules: Iterable[nn.Module]) -> dict[int, tuple[dict[str, Any], str]]:
+    """By the id of each table of forward hooks and pre-hooks of modules: which dict holds it, and under which key."""
+    places = [(vars(module), key) for module in modules for key in ("_forward_hooks", "_forward_pre_hooks")]
+    return {id(held[key]): (held, key) for held, key in places}
 
 
 def forward_hooks_of_all_modules() -> dict[int, Any]:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.autograd import forward_ad
 from torch.distributed.fsdp import fully_shard
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.checkpoint import checkpoint
@@ -172,6 +173,29 @@ def test_in_backward():
     assert not private.in_backward()
     assert seen_in_backward(private.in_backward)
     assert not private.in_backward()
+
+
+def test_backward_number():
+    assert private.backward_number() == -1
+    one, other = seen_in_backward(private.backward_number), seen_in_backward(private.backward_number)
+    assert -1 < one < other
+
+
+def test_at_the_end_of_backward():
+    order = []
+    x = torch.ones(2, requires_grad=True)
+    y = x * 2
+    x.register_hook(lambda _: order.append("the last gradient"))
+
+    def at_first(_):
+        private.at_the_end_of_backward(lambda: order.append("the end"))
+        order.append("the first gradient")
+
+    y.register_hook(at_first)
+    for run in (lambda: y.sum().backward(retain_graph=True), lambda: torch.autograd.grad(y.sum(), x)):
+        order.clear()
+        run()
+        assert order == ["the first gradient", "the last gradient", "the end"]
 
 
 def test_is_reached_in_backward():
@@ -576,6 +600,51 @@ def test_children_of():
     assert children == {"0": model[0]}
     model.append(nn.ReLU())
     assert len(children) == 2, "the very dict"
+
+
+def test_has_hook():
+    parameter, other = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    handle = parameter.register_hook(lambda gradient: gradient)
+    assert private.has_hook(parameter, handle)
+    assert not private.has_hook(other, handle)
+    handle.remove()
+    assert not private.has_hook(parameter, handle)
+
+
+def test_is_recorded_by_make_fx():
+    found = []
+    make_fx(lambda x: found.append(private.is_recorded_by_make_fx()) or x * 2)(torch.ones(2))
+    assert found == [True]
+    assert not private.is_recorded_by_make_fx()
+
+
+def test_parametrizations_computed_anew():
+    layer, runs = nn.Linear(2, 2), []
+
+    class Noted(nn.Module):
+        def forward(self, weight):
+            runs.append(None)
+            return weight * 2
+
+    nn.utils.parametrize.register_parametrization(layer, "weight", Noted())
+    runs.clear()
+    with nn.utils.parametrize.cached():
+        first = layer.weight
+        with private.parametrizations_computed_anew():
+            assert layer.weight is not first
+            assert layer.weight is layer.weight
+        assert layer.weight is first
+    assert len(runs) == 2
+
+
+def test_places_of_hooks():
+    layer = nn.Linear(2, 2)
+    handles = [layer.register_forward_hook(lambda *_: None), layer.register_forward_pre_hook(lambda *_: None)]
+    places = private.places_of_hooks([nn.ReLU(), layer])
+    for handle in handles:
+        held, key = places[id(handle.hooks_dict_ref())]
+        assert held is vars(layer)
+        assert handle.id in held[key]
 
 
 def test_is_distributed():

@@ -78,7 +78,7 @@ class _RouteSmall(Function):
         keep, labels, version, mask = ctx.kept
         if not torch.compiler.is_compiling():
             if mask is not None:
-                mask.seen_in_backward = True
+                mask.applied.backward = private.backward_number()
             if private.writes(labels) != version:
                 refuse_changed(labels, version)
             if type(grad) is Tensor and grad.layout is torch.strided:  # `masked`, in few steps
@@ -234,7 +234,7 @@ def masked_by(grad: Tensor, mask: BatchMask, dim: int) -> Tensor:
     batch, mask = mask, mask.known()
     compiling = torch.compiler.is_compiling()
     if not compiling:
-        batch.seen_in_backward = True
+        batch.applied.backward = private.backward_number()
     if private.is_distributed(grad) and not (torch.is_grad_enabled() or compiling):
         part = HeldPart(grad)
         of_part = mask.part(dim, part.starts, part.local.shape)

@@ -22,11 +22,11 @@ from torch.autograd import Function
 from .. import _torch_private as private
 from ..autograd._functional import TRANSFORMED
 from ._nested import edit_output, map_tensors, tensors_of
-from ._past_itself import past_itself
+from ._past_itself import leads_to, past_itself
 from ._run_twice import run_twice
 from ._second_run import Beginning, Call, chance_of_dropping, random_numbers
 from ._site_mask import SiteMask
-from ._twin import Forward, Twin, learning_tensors, routed_by
+from ._twin import Forward, Handed, Twin, learning_tensors, routed_by, works_in_place
 
 _RUNS_TWICE = (
     "level='parameters' on the input of a module of an unknown kind runs it a second time, on what its labels let it "
@@ -44,9 +44,25 @@ def routed_run(forward: Forward, call: Call, writers: list[SiteMask], readers: l
             raise random_numbers(forward.module)
         if transformed and forward.holds_itself:
             raise past_itself(forward.module, "may read")
-        return run_twice(forward, call, writers, readers, transformed=transformed)
+        output = run_twice(forward, call, writers, readers, transformed=transformed)
+        if not transformed:
+            _note_backward(output, [*writers, *readers])
+        return output
     # Dynamo also compiles what eager code calls, in pieces: not this, whose Functions it cannot trace.
     return private.untraced(_run_once)(forward, call, writers)
+
+
+def _note_backward(output: Any, masks: list[SiteMask]) -> None:
+    """Where no Function of this library applies the masks, note that backward comes to what they have routed."""
+
+    def note(_: Tensor) -> None:
+        for mask in masks:
+            mask.note_backward()
+
+    with private.unseen_by_modes():  # of which one looks for hooks that may change gradients
+        for y in tensors_of(output):
+            if y.requires_grad:
+                y.register_hook(note)  # type: ignore[no-untyped-call]
 
 
 def _run_once(forward: Forward, call: Call, writers: list[SiteMask]) -> Any:
@@ -90,13 +106,18 @@ class _Run:
         self._routed = [(mask, routed_by(mask, forward.module, learning)) for mask in writers]
         by_route = set[str]().union(*(names for _, names in self._routed))
         self.own = {name: tensor for name, tensor in learning.items() if name in by_route}
-        whole = [tensor for name, tensor in learning.items() if name not in by_route]
-        self.inputs = [*self.given, *self.own.values(), *whole]
+        whole = {name: tensor for name, tensor in learning.items() if name not in by_route}
+        self._names = [*self.own, *whole]
+        self.inputs = [*self.given, *self.own.values(), *whole.values()]
         self.stand_ins = [_Dropped.apply(tensor) for tensor in self.own.values()]
-        self._again = partial(run_twice, forward, call, writers, [], beginning=Beginning(forward.module))
+        self._forward, self._call, self._writers, self._beginning = forward, call, writers, Beginning(forward.module)
+        handed = Handed(self.given)
         self.output = Twin(forward).on(dict(zip(self.own, self.stand_ins, strict=True)), *call)
         outputs = tensors_of(self.output)
-        forward.looks.check(forward.module, self.own, outputs, [*self.given, *self.stand_ins])
+        dropped = {stand_in.grad_fn for stand_in in self.stand_ins}
+        if leads_to(handed.written(), dropped.__contains__, handed.nodes):
+            raise works_in_place(forward.module)
+        forward.looks.check(forward.module, learning, self.own, outputs, [*self.given, *self.stand_ins])
         self._places = {id(y): place for place, y in reversed(list(enumerate(outputs)))}
 
     def groups(self, masks: list[SiteMask]) -> list[tuple[list[SiteMask], list[int]]]:
@@ -107,9 +128,14 @@ class _Run:
             found.setdefault(which, []).append(place)
         return [([self._routed[i][0] for i in which], places) for which, places in found.items()]
 
-    def again(self, y: Tensor) -> Tensor:
-        """One of the outputs of a second run, put together from operations that can be derived twice."""
-        return tensors_of(self._again())[self._places[id(y)]]
+    def again(self, y: Tensor, inputs: list[Tensor]) -> Tensor:
+        """One of the outputs of another run, on others than `inputs`, made of operations that can be derived twice."""
+        given, learning = iter(inputs), dict(zip(self._names, inputs[len(self.given) :], strict=True))
+        twin, call = Twin(self._forward), map_tensors(self._call, lambda _: next(given))
+        twin.run = lambda *args, **kwargs: run_twice(
+            self._forward, (args, kwargs), self._writers, [], beginning=self._beginning
+        )
+        return tensors_of(twin.on(learning, *call))[self._places[id(y)]]
 
 
 class _Dropped(Function):
@@ -146,6 +172,8 @@ class _Tap(Function):
         if grad is None:
             return (None, None, None, None, *found)
         if torch.is_grad_enabled():  # derivatives of this are wanted
+            for mask in ctx.masks:
+                mask.note_backward()
             return (None, None, None, None, *_differentiable(run, ctx.y, grad))
         for masks, places in run.groups(ctx.masks):
             masked = grad
@@ -160,9 +188,10 @@ class _Tap(Function):
 
 def _differentiable(run: _Run, y: Tensor, grad: Tensor) -> list[Tensor | None]:
     """The gradients of all that a run hangs on, with a graph of their own."""
-    inputs = run.inputs
+    # Of views, one for each place: hooks on the tensors themselves are for the sum, when backward is there.
+    inputs = [tensor.view_as(tensor) if tensor.requires_grad else tensor for tensor in run.inputs]
     wanted = [i for i, tensor in enumerate(inputs) if tensor.requires_grad]
-    output = run.again(y)
+    output = run.again(y, inputs)
     found = torch.autograd.grad(output, [inputs[i] for i in wanted], grad, create_graph=True, allow_unused=True)
     gradients: list[Tensor | None] = [None] * len(inputs)
     for i, gradient in zip(wanted, found, strict=True):

@@ -17,6 +17,7 @@ from ._deferred import Later
 from ._in_flight import State
 from .guards._in_front import InFront
 from .guards._placed import Placed
+from .guards._taken_off import TakenOff
 from .guards._uncalled import Uncalled
 
 
@@ -26,6 +27,7 @@ class HasBlocks(Protocol):
     _attachment: Attachment
     _placed: Placed
     _in_front: InFront
+    _taken_off: TakenOff
     _uncalled: Uncalled
 
 
@@ -45,6 +47,7 @@ class Block(Generic[RouterT]):
         router._attachment.check_usable()
         if not torch.compiler.is_compiling():
             router._placed.check()
+            router._taken_off.check()
             router._in_front.check()
             router._uncalled.check()
         self._outer.append((self._put(state), state.thread, state.reached))

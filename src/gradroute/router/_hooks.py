@@ -21,8 +21,8 @@ from ._nested import edit_arguments, edit_output
 from ._parameter_level import OwnForward
 from ._site_mask import SiteMask
 from .guards._in_place import held_by_the_caller, refuse_work_in_place
-from .guards._passes import check_pass, masks_for_parameters
-from .guards._programs import refuse_cuda_graph
+from .guards._passes import check_pass, masks_for_parameters, watch_what_a_reader_returns
+from .guards._programs import refuse_cuda_graph, refuse_trace
 from .guards._replaced_forward import refuse_replaced_forward
 
 
@@ -76,6 +76,7 @@ class SiteHook:
     def after_input(self, module: nn.Module, args: Any, output: Any) -> None:
         """The forward hook of a site that routes the parameters which read its input."""
         refuse_replaced_forward(self, module)
+        watch_what_a_reader_returns(self, module, output)
 
     def parameter_mask(self) -> SiteMask | None:
         """The mask of the batch in flight, for the parameters of the site's module; None outside of a block."""
@@ -151,6 +152,7 @@ class MarkRun:
         if not torch.compiler.is_compiling():
             if self.state.masks:
                 refuse_cuda_graph("a pass in a `with router(labels)` block")
+                refuse_trace()
             self.state.model_ran = True
             self.state.model_records = torch.is_grad_enabled()
 

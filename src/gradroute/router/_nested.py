@@ -142,22 +142,42 @@ def tensors_of(nest: Any) -> list[Tensor]:
 def _with(nest: Any, step: Key, before: Any, after: Any) -> Any:
     """A copy of what holds tensors, with another thing at one place: also where that is an attribute as well."""
     if isinstance(nest, tuple):
-        items = [after if i == int(step) % len(nest) else item for i, item in enumerate(nest)]
-        if hasattr(nest, "_fields"):
-            return type(nest)(*items)
-        return type(nest)(items) if hasattr(nest, "n_fields") else tuple(items)  # `torch.return_types`
+        return _tuple_with(nest, int(step), before, after)
     if isinstance(nest, Mapping) and dataclasses.is_dataclass(nest):
         return type(nest)(**{**nest, step: after})  # transformers' ModelOutput: both, and its keys are its fields
     if dataclasses.is_dataclass(nest):
-        return dataclasses.replace(nest, **{str(step): after})  # type: ignore[type-var]
+        changed = dataclasses.replace(nest, **{str(step): after})  # type: ignore[type-var]
+        return _with_attributes_of(nest, changed, before, after)  # its fields are not all that it may have
     if type(nest) is dict:
         return {**nest, step: after}
     if type(nest) is list:
         return [after if i == int(step) % len(nest) else item for i, item in enumerate(nest)]
     changed = copy.copy(nest)
     changed[step] = after
-    # Some dicts are their own attributes, and some lists name their items.
-    for name, value in list(getattr(changed, "__dict__", {}).items()):
-        if value is before and value is not after:
-            setattr(changed, name, after)
+    if nest[step] is after and after is not before:  # a copy that is none
+        nest[step] = before
+        raise SiteError(
+            f"a {type(nest).__name__} is changed with its copy (copy.copy), and so what the module keeps would be: let "
+            "it return a tuple, list, dict or dataclass, or put the site on a module inside of it."
+        )
+    return _with_attributes_of(nest, changed, before, after)
+
+
+def _tuple_with(nest: tuple[Any, ...], step: int, before: Any, after: Any) -> Any:
+    items = [after if i == step % len(nest) else item for i, item in enumerate(nest)]
+    if type(nest) is tuple:
+        return tuple(items)
+    if hasattr(nest, "_fields"):
+        return type(nest)(*items)
+    if hasattr(nest, "n_fields"):  # `torch.return_types`
+        return type(nest)(items)
+    return _with_attributes_of(nest, tuple.__new__(type(nest), items), before, after)
+
+
+def _with_attributes_of(nest: Any, changed: Any, before: Any, after: Any) -> Any:
+    """What holds tensors, with all attributes that it had: some dicts are their own, some lists name their items."""
+    held = getattr(changed, "__dict__", {})
+    for name, value in list(getattr(nest, "__dict__", {}).items()):
+        if name not in held or (value is before and held[name] is before):
+            object.__setattr__(changed, name, after if value is before else value)
     return changed

@@ -253,11 +253,14 @@ def _on(masks: list[SiteMask], x: Tensor) -> Tensor:
 def _composed_gradients(
     ctx: Any, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    inputs: list[Any] = [x, weight, bias]
-    wanted = [i for i, needed in enumerate(ctx.needs_input_grad[1:4]) if needed]
+    for mask in (*ctx.writers, *ctx.readers):
+        mask.note_backward()
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad(), _without_autocast(grad.device):
-        y = ctx.layer.composed(x, weight, bias, ctx.writers, ctx.readers)
+        # Of views: hooks on the tensors themselves see these gradients when backward is there.
+        inputs: list[Any] = [None if tensor is None else tensor.view_as(tensor) for tensor in (x, weight, bias)]
+        y = ctx.layer.composed(*inputs, ctx.writers, ctx.readers)
+    wanted = [i for i, needed in enumerate(ctx.needs_input_grad[1:4]) if needed]
     found = torch.autograd.grad(
         y, [inputs[i] for i in wanted], grad.to(y.dtype), create_graph=create_graph, allow_unused=True
     )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import UsageError
+from ..errors import UsageError, preview
 
 
 class Looks:
@@ -22,35 +22,53 @@ class Looks:
         self._passes: dict[tuple[str, ...], int] = {}
 
     def check(
-        self, module: nn.Module, own: Mapping[str, Tensor], outputs: list[Tensor], ends: Iterable[Tensor]
+        self,
+        module: nn.Module,
+        learning: Mapping[str, Tensor],
+        routed: Collection[str],
+        outputs: list[Tensor],
+        ends: Iterable[Tensor],
     ) -> None:
         """Refuse outputs whose graph leads to what the module learns by, and not to what stood in for it.
 
         Args:
             module: The module.
-            own: What of it learns by route.
+            learning: What it learned by before it ran.
+            routed: The names of what of that learns by route.
             outputs: What it returned.
             ends: What its graph ends at: the stand-ins, and what it was handed.
 
         Raises:
-            UsageError: It does.
+            UsageError: It does; or the module has made a parameter in this run, for which nothing stood in.
         """
-        names = tuple(own)
+        names = tuple(routed)
         number = self._passes.get(names, 0) + 1
-        if number & (number - 1) == 0 and _reaches(outputs, {id(tensor) for tensor in own.values()}, ends):
-            raise past_itself(module)
+        if number & (number - 1) == 0:
+            made = [name for name, p in module.named_parameters() if p.requires_grad and name not in learning]
+            if made:
+                raise UsageError(
+                    f"{type(module).__name__} has made parameters in its forward pass ({preview(made, 3)}), which "
+                    "level='parameters' could not route in it. Run it once before, under torch.no_grad()."
+                )
+            if _reaches(outputs, {id(learning[name]) for name in names}, ends):
+                raise past_itself(module)
         self._passes[names] = number
 
 
 def _reaches(outputs: list[Tensor], targets: set[int], ends: Iterable[Tensor]) -> bool:
-    known: set[Any] = {x.grad_fn for x in ends}
+    return leads_to(outputs, lambda node: id(getattr(node, "variable", None)) in targets, {x.grad_fn for x in ends})
+
+
+def leads_to(outputs: list[Tensor], is_it: Callable[[Any], bool], ends: Iterable[Any]) -> bool:
+    """Whether the graph of some tensors leads to a node, on a way that does not go through these others."""
+    known: set[Any] = set(ends)
     to_visit = [y.grad_fn for y in outputs if y.grad_fn is not None]
     while to_visit:
         node = to_visit.pop()
         if node in known:
             continue
         known.add(node)
-        if id(getattr(node, "variable", None)) in targets:
+        if is_it(node):
             return True
         to_visit += [inner for inner, _ in node.next_functions if inner is not None]
     return False

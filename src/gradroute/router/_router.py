@@ -23,8 +23,14 @@ from ._site import Site, check_level, hook_points_of, leads_with_time, match
 from .guards._in_front import InFront
 from .guards._placed import Placed
 from .guards._removed import refuse_recomputation_without_the_router, warn_of_removal_in_a_block
+from .guards._taken_off import TakenOff
 from .guards._uncalled import Uncalled
-from .guards._unfit_sites import refuse_module_that_is_never_called, refuse_spec_of_a_part, refuse_two_names
+from .guards._unfit_sites import (
+    refuse_module_that_is_never_called,
+    refuse_scripted,
+    refuse_spec_of_a_part,
+    refuse_two_names,
+)
 
 Sites: TypeAlias = Mapping[str, "RoutingSpec | Site | Sequence[Site]"]
 """Where to route: from patterns of module names to a spec, a site, or several sites."""
@@ -82,6 +88,7 @@ class Router:
             self._hooks.append(hook)
             self._handles += hook.attach(site.module)
         self._in_front = InFront(self._attachment, hooks_before)
+        self._taken_off = TakenOff(self._attachment, self._handles)
 
     def __call__(self, labels: Labels) -> Labeled[Router]:
         """A context manager that routes by these labels whatever the model computes inside it.
@@ -223,6 +230,7 @@ def _found(model: nn.Module, sites: Sites) -> tuple[list[AttachedSite], list[Gro
             group = groups.index(Group(pattern, site.spec))
             for name, module in match(pattern, names, hook_points).items():
                 refuse_module_that_is_never_called(name, model)
+                refuse_scripted(name, names)
                 refuse_two_names(name, module, found)
                 check_level(name, module, site)
                 arguments = argument_names(module) if site.on == "input" else []

@@ -16,7 +16,7 @@ from ..errors import SiteError
 from ._nested import edit_arguments, edit_output, map_tensors, tensors_of
 from ._second_run import Beginning, Call, refuse_memory
 from ._site_mask import SiteMask, product, scaled, times
-from ._twin import Forward, Twin, learning_tensors, routed_together
+from ._twin import Forward, Handed, Twin, learning_tensors, routed_together, works_in_place
 
 
 def run_twice(
@@ -39,10 +39,12 @@ def run_twice(
     # What learns whole does so in both runs, a part of the gradient each; but not in one that does not see all.
     rest = {name: _without_gradient(tensor) for name, tensor in learns.items() if name not in by_route and readers}
     if beginning is None:
+        handed = Handed(tensors_of(call))
         whole = twin.on(fixed, args, kwargs)
+        if handed.written():  # and would be again
+            raise works_in_place(module)
         if not transformed:
-            own = {name: learns[name] for name in fixed}
-            forward.looks.check(module, own, tensors_of(whole), [*tensors_of(call), *fixed.values()])
+            forward.looks.check(module, learns, list(fixed), tensors_of(whole), [*tensors_of(call), *fixed.values()])
     else:
         with start.once_more():
             whole = twin.on(fixed | start.buffers(), args, kwargs)

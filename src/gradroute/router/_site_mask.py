@@ -75,6 +75,10 @@ class SiteMask:
 
     def check(self, x: Tensor) -> int:
         """Check the mask against the tensor, now and when labels come; return `dim` counted from the front."""
+        if x.is_nested:
+            raise RoutingError(
+                f"site {self.site!r}: nested tensors cannot be routed: route their values(), with one label for each."
+            )
         self.check_when_known(x, broadcast=True)
         return self.check_shape(x.shape, x.device, broadcast=True)
 
@@ -119,6 +123,10 @@ class SiteMask:
     def on(self, x: Tensor) -> Tensor:
         """A tensor times the mask, at the cost of one multiplication: outside of transforms, without a graph."""
         return masked_by(x, self.mask, self.check(x))
+
+    def note_backward(self) -> None:
+        """Note that a backward pass applies the mask by other operations than `on`."""
+        self.mask.applied.backward = private.backward_number()
 
     def silenced(self, x: Tensor) -> Tensor:
         """A tensor with the silent units of the batch exactly 0, or the tensor itself."""

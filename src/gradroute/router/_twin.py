@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from .. import _torch_private as private
 from ..errors import UsageError, preview
 from ._past_itself import Looks
 from ._site import computed_weights, routed_parameters
@@ -46,13 +47,51 @@ class Twin(nn.Module):
             if f"={name}" in tensors
         ]
         before = [getattr(owner, key) for owner, key, _ in computed]
+        values = [] if torch.compiler.is_compiling() or private.transforms_active() else _values(tensors)
         try:
             for owner, key, value in computed:
                 owner.__dict__[key] = value
-            return torch.func.functional_call(self, named, args, kwargs)
+            # What others compute with weights that are cached is not what runs here; nor may it be the other way round.
+            with private.parametrizations_computed_anew():
+                return torch.func.functional_call(self, named, args, kwargs)
         finally:
+            for name, tensor, held in values:
+                if not tensor.is_set_to(held):  # by `.data` the module has put others in the place of its values
+                    self.get_parameter(f"module.{name}").data = tensor.data
             for (owner, key, _), value in zip(computed, before, strict=True):
                 owner.__dict__[key] = value
+
+
+def _values(tensors: dict[str, Tensor]) -> list[tuple[str, Tensor, Tensor]]:
+    """Those tensors that are of memory of their own, and what they hold."""
+    plain = [(name, x) for name, x in tensors.items() if type(x) in (Tensor, nn.Parameter) and name[0] != "="]
+    return [(name, x, x.detach()) for name, x in plain if x.layout is torch.strided]
+
+
+class Handed:
+    """The tensors that a module is handed, to be held against what they are after its run.
+
+    Attributes:
+        nodes: Their nodes in the graph.
+    """
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self._tensors = [] if torch.compiler.is_compiling() else tensors
+        self._versions = list(map(private.version, self._tensors))
+        self.nodes = [x.grad_fn for x in self._tensors]
+
+    def written(self) -> list[Tensor]:
+        """Those that were written to since."""
+        return [x for x, version in zip(self._tensors, self._versions, strict=True) if private.version(x) != version]
+
+
+def works_in_place(module: nn.Module) -> UsageError:
+    """The error."""
+    return UsageError(
+        f"{type(module).__name__} works in place on a tensor that it is handed, and level='parameters' cannot route "
+        "what reaches others by that tensor. Let it make a new one, x = x + y in the place of x += y, or put sites on "
+        "the layers inside of it."
+    )
 
 
 def learning_tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import torch
 
 from ..errors import UsageError
-from ._masks import Kept, Mask, MaskTable, check_units
+from ._masks import Applied, Kept, Mask, MaskTable, check_units
 
 
 class DeferredMask:
@@ -25,17 +25,17 @@ class DeferredMask:
 
     Attributes:
         table: The masks of all labels of the spec.
-        seen_in_backward: Whether a gradient was multiplied by it.
+        applied: In which backward pass a gradient was multiplied by it last.
         uses: What the labels are to be checked against.
     """
 
-    __slots__ = ("__weakref__", "_ask", "_note", "seen_in_backward", "table", "uses")
+    __slots__ = ("__weakref__", "_ask", "_note", "applied", "table", "uses")
 
     def __init__(
         self, table: MaskTable, ask: Callable[[], Mask | None], note: Callable[[], None], uses: set[Any]
     ) -> None:
         self.table = table
-        self.seen_in_backward = False
+        self.applied = Applied()
         self._ask = ask
         self._note = note
         self.uses = uses

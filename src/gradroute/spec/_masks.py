@@ -273,15 +273,24 @@ class MaskTable:
         return self._kept(("bits", dtype, device), make)
 
 
+class Applied:
+    """In which backward pass a mask was applied last, by its number; for who outlives the mask."""
+
+    __slots__ = ("backward",)
+
+    def __init__(self) -> None:
+        self.backward = -1
+
+
 class Mask:
     """The mask of one batch, not yet a tensor: it keeps labels and tables, and what small tensors look up."""
 
-    __slots__ = ("__weakref__", "_given", "_keeps", "_version", "kind", "labels", "seen_in_backward", "table")
+    __slots__ = ("__weakref__", "_given", "_keeps", "_version", "applied", "kind", "labels", "table")
 
     def __init__(self, table: MaskTable, labels: Tensor, kind: Kind, *, given: Tensor, copy: bool = True) -> None:
         self._given = given
         self._version = 0
-        self.seen_in_backward = False
+        self.applied = Applied()
         if not torch.compiler.is_compiling():
             self._version = private.version(given)
             if copy:

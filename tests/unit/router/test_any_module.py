@@ -1,5 +1,6 @@
 """Level "parameters" on modules of which nothing is known: one run in eager mode, whatever the module remembers or draws."""
 
+import contextlib
 import random
 from dataclasses import dataclass
 
@@ -177,3 +178,47 @@ def test_an_in_place_operation_on_a_view_of_the_input_raises():
         y = module(x)
     with pytest.raises(RuntimeError, match="is a view and is being modified inplace"):
         y.relu_()
+
+
+def derivatives(kind, handed_in, spec=None):
+    """Gradients and second derivatives, under a mask of ones or without a router; hooks of a user change both."""
+    seen = []
+
+    def twice(gradient):
+        seen.append(gradient.detach())
+        return 2 * gradient
+
+    torch.manual_seed(1)
+    module = kind()
+    x, own = torch.randn(5, 3, requires_grad=True), next(module.parameters())
+    inner = x.sin()
+    hooks = [tensor.register_hook(twice) for tensor in (inner, own)]
+    router = None if spec is None else gr.Router(module, {"": gr.Site(spec, level="parameters")})
+    with contextlib.nullcontext() if router is None else router(RETAIN):
+        first = torch.autograd.grad(module(*[inner] * handed_in).square().sum(), [x, own], create_graph=True)
+        second = torch.autograd.grad(sum(gradient.square().sum() for gradient in first), [x, own])
+    if router is not None:
+        router.remove()
+    for hook in hooks:
+        hook.remove()
+    return [*first, *second], len(seen)
+
+
+class Attends(Projected):
+    """Takes one tensor for several arguments, as self-attention does."""
+
+    def forward(self, queries, keys):
+        return super().forward(queries) * self.projection(keys)
+
+
+@pytest.mark.parametrize(
+    ("kind", "handed_in"),
+    [(lambda: nn.Linear(3, WIDTH), 1), (Projected, 1), (Attends, 2)],
+    ids=["known", "other", "two"],
+)
+def test_second_derivatives_are_those_of_the_module_under_a_mask_of_ones(kind, handed_in):
+    """Each tensor has its gradient once, whether it is handed in once or twice; and so its hooks see it."""
+    expected, how_often = derivatives(kind, handed_in)
+    found, seen = derivatives(kind, handed_in, spec=gr.RoutingSpec({"retain": slice(None)}, WIDTH))
+    assert seen == how_often
+    torch.testing.assert_close(found, expected)

@@ -1,6 +1,7 @@
 """How a tensor is found in what a module takes and returns, and put back edited."""
 
 from collections import OrderedDict, namedtuple
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 
 import pytest
@@ -97,6 +98,74 @@ def test_compiled_code_finds_it_in_the_same_containers(pack, index, get, level):
     assert torch.equal(*found)
     assert torch.equal(found[0], ROUTED.sum(0))
     assert type(out) is type(pack(torch.ones(2, 3)))
+
+
+class Named(tuple):  # for its attributes
+    """A tuple whose items have names, by a property and by an attribute."""
+
+    @property
+    def first(self):
+        return self[0]
+
+
+def named(x):
+    made = Named([x, "other"])
+    made.again, made.rest = x, "rest"
+    return made
+
+
+def recorded(x):
+    made = Record(x, "other")
+    made.again, made.rest = x, "rest"
+    return made
+
+
+@pytest.mark.parametrize(("pack", "index"), [(named, 0), (recorded, "first")])
+def test_a_container_s_class_and_its_other_attributes_stay(pack, index):
+    """Whoever asks whether there is an auxiliary loss goes on without it where it is lost."""
+    x = torch.zeros(2, 3, requires_grad=True)
+    module = Packs(pack)
+    with gr.Router(module, {"": gr.Site(SPEC, index=index)})(LABELS):
+        out = module(x)
+    assert type(out) is type(pack(x))
+    assert out.rest == "rest"
+    assert out.again is out.first
+    out.again.sum().backward()
+    assert torch.equal(x.grad, ROUTED)
+
+
+class Shares(MutableMapping):
+    """A mapping whose shallow copy holds the same dict."""
+
+    def __init__(self, **items):
+        self.items_held = items
+
+    def __getitem__(self, key):
+        return self.items_held[key]
+
+    def __setitem__(self, key, value):
+        self.items_held[key] = value
+
+    def __delitem__(self, key):
+        del self.items_held[key]
+
+    def __iter__(self):
+        return iter(self.items_held)
+
+    def __len__(self):
+        return len(self.items_held)
+
+
+def test_a_container_that_would_be_changed_with_its_copy_is_refused():
+    """What the module keeps would be routed again by the labels of the next batch."""
+    kept = []
+    module = Packs(lambda x: kept.append(Shares(x=x)) or kept[-1])
+    x = torch.zeros(2, 3, requires_grad=True)
+    router = gr.Router(module, {"": gr.Site(SPEC, index="x")})
+    with router(LABELS), pytest.raises(SiteError, match="a Shares is changed with its copy"):
+        module(x)
+    kept[0]["x"].sum().backward()
+    assert torch.equal(x.grad, torch.ones(2, 3))
 
 
 def test_containers_of_the_module_are_not_changed():

@@ -126,3 +126,28 @@ def test_what_holds_other_tensors_and_modules_does_not():
     tied.again = tied.projection.weight
     for module in (held, tied, nn.LSTM(3, WIDTH), nn.MultiheadAttention(WIDTH, 2), nn.ParameterList([torch.ones(1)])):
         assert not holds_itself(module)
+
+
+@pytest.mark.parametrize("on", ["output", "input"])
+def test_a_parameter_that_is_made_in_the_forward_pass_is_refused_in_it_and_routed_later(on):
+    """Nothing could stand in for it."""
+
+    class Lazy(Projected):
+        def __init__(self):
+            super().__init__()
+            self.weight = None
+
+        def forward(self, x):
+            if self.weight is None:
+                self.weight = nn.Parameter(torch.ones(WIDTH, x.shape[-1]))
+            return super().forward(x) + F.linear(x, self.weight)
+
+    module = Lazy()
+    spec = SPEC if on == "output" else gr.RoutingSpec({"retain": [0, 1], "forget": 2}, 3)
+    router = gr.Router(module, {"": gr.Site(spec, on=on, level="parameters")})
+    with router(RETAIN), pytest.raises(UsageError, match=r"made parameters in its forward pass .'weight'."):
+        module(torch.randn(5, 3))
+    with router(RETAIN):
+        module(torch.randn(5, 3)).sum().backward()
+    assert module.weight.grad.any()
+    assert not (module.weight.grad[3] if on == "output" else module.weight.grad[:, 2]).any()

@@ -36,11 +36,13 @@ class GradientHooks(TorchFunctionMode):
 
     def __enter__(self) -> GradientHooks:
         tables = private.gradient_hook_tables(self._model)
-        self.found = any(tables)
+        theirs = [(table, {key: hook for key, hook in table.items() if _is_foreign(hook)}) for table in tables]
+        self.found = any(hooks for _, hooks in theirs)
         if self._leave_out:
-            self._kept = [(table, dict(table)) for table in tables]
-            for table in tables:
-                table.clear()
+            self._kept = theirs
+            for table, hooks in theirs:
+                for key in hooks:
+                    del table[key]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -60,3 +62,8 @@ class GradientHooks(TorchFunctionMode):
             if self._leave_out:
                 return torch.utils.hooks.RemovableHandle(OrderedDict())
         return function(*args, **(kwargs or {}))
+
+
+def _is_foreign(hook: Any) -> bool:
+    """Whether a hook is none of this library's, which only look."""
+    return not (getattr(hook, "__module__", None) or "").startswith("gradroute.")

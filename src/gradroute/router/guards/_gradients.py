@@ -17,4 +17,4 @@ def when_gradients_come(tensors: Any, function: Callable[[Tensor], None]) -> Non
         if x.requires_grad:
             # On what it is a view of: an operation in place on a view takes its hooks out of the graph.
             base = private.base(x)
-            (x if base is None else base).register_hook(function)  # type: ignore[no-untyped-call]
+            (base if base is not None and base.requires_grad else x).register_hook(function)  # type: ignore[no-untyped-call]

@@ -71,6 +71,20 @@ def check_pass(hook: Hook, module: nn.Module, tensors: Any) -> tuple[BatchMask, 
     return masks
 
 
+def watch_what_a_reader_returns(hook: Hook, module: nn.Module, output: Any) -> None:
+    """In evaluation, whether the parameters learn that read an input is seen by what the module returns.
+
+    The input may be data, to which no gradient comes.
+    """
+    if module.training or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return
+    stray_copies.refuse_stray_copy(hook, module, output)
+    state = hook.state
+    if state.orphan or state.masks or state.suspended or current_pass().kind is Pass.SECOND:
+        return
+    watch_for_missing_labels(hook, module, output)
+
+
 def _check_traced_pass(hook: Hook, module: nn.Module, tensors: Any) -> tuple[BatchMask, ...]:
     """The checks that are made of what is traced. The others are made each time that the code runs."""
     stray_copies.refuse_stray_copy(hook, module, tensors)

@@ -43,6 +43,20 @@ def refuse_deferred_labels(hook: AnySite) -> None:
         )
 
 
+def refuse_trace() -> None:
+    """What records the operations of a pass knows its labels as constants.
+
+    Raises:
+        UsageError: A pass that learns is recorded by `torch.jit.trace` or `make_fx`.
+    """
+    if torch.is_grad_enabled() and (torch.jit.is_tracing() or private.is_recorded_by_make_fx()):  # type: ignore[attr-defined, no-untyped-call]
+        raise UsageError(
+            "a program that torch.jit.trace or make_fx records does not know this block: each of its runs would go by "
+            "the labels that there are now. Record it under torch.no_grad() or outside of the block, where nothing is "
+            "routed; torch.compile takes labels as they come."
+        )
+
+
 def refuse_cuda_graph(what: str) -> None:
     """A CUDA graph is replayed without the Python around its operations: the labels of now would be in it for ever.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+import torch
 from torch import nn
 
 from ... import _torch_private as private
@@ -24,6 +25,26 @@ def refuse_module_that_is_never_called(name: str, model: nn.Module) -> None:
             f"{name!r} is never called: nn.MultiheadAttention reads its weights itself, so a site there would route "
             f"nothing. Put the site on {parent!r} with index=0: its output is that of the projection."
         )
+
+
+def refuse_scripted(name: str, names: Mapping[str, nn.Module]) -> None:
+    """What `torch.jit` has compiled computes without the hooks of the modules inside of it.
+
+    Args:
+        name: The name of the site's module.
+        names: All modules by name.
+
+    Raises:
+        SiteError: The module is compiled so, or part of one that is.
+    """
+    steps = name.split(".") if name else []
+    for depth in range(len(steps) + 1):
+        around = ".".join(steps[:depth])
+        if isinstance(names.get(around), torch.jit.ScriptModule):
+            raise SiteError(
+                f"{name!r} is compiled by torch.jit.script or torch.jit.trace ({around!r}), which runs no hooks inside "
+                "of it: attach the router to the model as it was before; torch.compile takes a routed model as it is."
+            )
 
 
 def refuse_two_names(name: str, module: nn.Module, found: Sequence[AttachedSite]) -> None:

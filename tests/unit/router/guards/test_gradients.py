@@ -21,3 +21,13 @@ def test_a_view_that_was_changed_in_place_is_noticed():
     view.relu_()
     view.sum().backward()
     assert len(seen) == 1
+
+
+def test_a_view_of_what_gets_no_gradient_is_noticed():
+    seen = []
+    with torch.no_grad():
+        view = torch.ones(4)[:2]
+    view.requires_grad_()
+    when_gradients_come(view, seen.append)
+    view.sum().backward()
+    assert len(seen) == 1

@@ -91,6 +91,16 @@ class TestInEvaluationMode:
             learn(model, torch.ones(2, 2))
         assert len(caught) == 1
 
+    @pytest.mark.parametrize("kind", [nn.Linear, lambda *sizes: nn.Sequential(nn.Linear(*sizes), nn.Tanh())])
+    def test_what_reads_a_batch_of_data_warns_as_it_learns(self, kind):
+        """To which no gradient comes."""
+        model = kind(3, 2).eval()
+        gr.Router(model, {"": gr.Site(gr.RoutingSpec.one_per_label(3), on="input", level="parameters")})
+        with pytest.warns(gr.UnroutedWarning, match="learned in evaluation mode") as caught:
+            for _ in range(2):
+                learn_by_backward(model, torch.ones(2, 3))
+        assert len(caught) == 1
+
     def test_a_pass_that_learns_warns_where_its_tensor_is_a_view_that_is_changed_in_place(self):
         class Views(nn.Linear):
             def forward(self, x):

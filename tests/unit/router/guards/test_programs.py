@@ -1,7 +1,10 @@
 """A program that would keep the labels of now for ever is refused."""
 
+import warnings
+
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import gradroute as gr
 from gradroute.errors import UsageError
@@ -41,3 +44,39 @@ class TestCudaGraph:
         assert torch.equal(model[0].weight, before)
         isolation.remove()
         optimizer.step()
+
+
+def traced(model, x):
+    return torch.jit.trace(model, (x,), check_trace=False)
+
+
+def recorded(model, x):
+    """As an ahead-of-time compiler without Dynamo does: forward and backward."""
+
+    def step(bias):
+        return torch.autograd.grad(torch.func.functional_call(model, {"0.bias": bias}, (x,)).sum(), bias)
+
+    return make_fx(step)(model[0].bias.detach().requires_grad_())
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("record", [traced, recorded])
+@pytest.mark.parametrize("level", ["activations", "parameters"])
+class TestTrace:
+    def test_of_a_pass_that_learns_by_labels_is_refused(self, record, level):
+        """Its labels would be constants of the program, and mask whatever batch comes."""
+        model = mlp()
+        router = gr.Router(model, {"0": gr.Site(SPEC, level=level)})
+        with router(LABELS), pytest.raises(UsageError, match="does not know this block"):
+            record(model, torch.ones(2, 2))
+
+    def test_outside_of_a_block_is_not(self, record, level):
+        model = mlp().eval()
+        router = gr.Router(model, {"0": gr.Site(SPEC, level=level)})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", gr.UnroutedWarning)
+            record(model, torch.ones(2, 2))
+        if record is traced:
+            with router(LABELS), torch.no_grad():
+                assert torch.equal(record(model, torch.ones(2, 2))(torch.ones(2, 2)), model(torch.ones(2, 2)))

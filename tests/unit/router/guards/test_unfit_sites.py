@@ -1,6 +1,7 @@
 """Sites that could not be routed as they are meant are refused when the router is attached."""
 
 import pytest
+import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
@@ -13,6 +14,16 @@ from unit.router.small import LABELS, SPEC
 def test_a_projection_that_attention_never_calls_is_refused():
     with pytest.raises(SiteError, match=r"'out_proj' is never called.*Put the site on '' with index=0"):
         gr.Router(nn.MultiheadAttention(4, 2), {"out_proj": SPEC})
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("name", ["", "0", "0.1"])
+def test_a_site_that_torch_jit_has_compiled_is_refused(name):
+    model = nn.Sequential(torch.jit.script(nn.Sequential(nn.ReLU(), nn.Linear(2, 3))))
+    if name == "":
+        model = torch.jit.script(nn.Linear(2, 3))
+    with pytest.raises(SiteError, match="is compiled by torch.jit.script or torch.jit.trace"):
+        gr.Router(model, {name: SPEC})
 
 
 @pytest.mark.parametrize("first", ["the router", "the layer's division"])
