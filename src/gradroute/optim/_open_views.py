@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -39,8 +40,8 @@ class OpenPart(NamedTuple):
     parameter: nn.Parameter
     gradient: Tensor
     state: dict[str, Any]
-    seen: list[slice]
-    closed: list[slice]
+    seen: Sequence[slice]
+    closed: Sequence[slice]
 
 
 def open_part(
@@ -52,20 +53,27 @@ def open_part(
     state = optimizer.state.get(parameter, {})
     if not state or any(value is None for value in state.values()):  # a first step makes state of all entries
         return None
+    size = parameter.numel() // max(parameter.shape[0], 1) if parameter.ndim else 0
+    seen, margins = _places(tuple([(rows.start * size, rows.stop * size) for rows in closed_rows]), parameter.numel())
+    if not seen:
+        return None
     entries = [value for value in state.values() if isinstance(value, Tensor) and value.shape == parameter.shape]
     for tensor in (parameter, gradient, *entries):
         plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
         if not plain or tensor.dtype != parameter.dtype or not tensor.is_contiguous():
             return None
-    size = parameter.numel() // max(len(parameter), 1) if parameter.ndim else 0
-    closed = _merged([slice(rows.start * size, rows.stop * size) for rows in closed_rows], parameter.numel())
-    opened = _between(closed, slice(0, parameter.numel()))
-    aligned = [slice(s.start // ALIGNED * ALIGNED, -(-s.stop // ALIGNED) * ALIGNED) for s in opened]
-    seen = _merged(aligned, parameter.numel())
-    if not 0 < len(seen) <= MOST_RUNS or sum(s.stop - s.start for s in seen) > parameter.numel() - ALIGNED:
-        return None
-    margins = [piece for s in seen for piece in _between(opened, s)]
     return OpenPart(parameter, gradient, state, seen, margins)
+
+
+@functools.lru_cache(maxsize=1024)  # it is asked of each parameter in each step
+def _places(closed_entries: tuple[tuple[int, int], ...], length: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """What a step is to see of so many entries in a row, and which of it are closed; nothing where it must see all."""
+    closed = _merged([slice(start, stop) for start, stop in closed_entries], length)
+    opened = _between(closed, slice(0, length))
+    seen = _merged([slice(s.start // ALIGNED * ALIGNED, -(-s.stop // ALIGNED) * ALIGNED) for s in opened], length)
+    if not 0 < len(seen) <= MOST_RUNS or sum(s.stop - s.start for s in seen) > length - ALIGNED:
+        return (), ()
+    return tuple(seen), tuple([piece for s in seen for piece in _between(opened, s)])
 
 
 def step_open(optimizer: Optimizer, parts: Sequence[OpenPart]) -> None:
@@ -107,7 +115,7 @@ def _has_entries(value: Any, parameter: Tensor) -> bool:
 
 
 def _in_a_row(tensor: Tensor) -> Tensor:
-    return tensor.detach().view(-1)
+    return (tensor.detach() if tensor.requires_grad else tensor).view(-1)
 
 
 def _merged(places: Sequence[slice], length: int) -> list[slice]:
