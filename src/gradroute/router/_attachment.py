@@ -211,13 +211,12 @@ class Attachment:
     def quiet(self) -> Iterator[None]:
         """For the length of the block nothing is warned of and nothing recorded; what was noted before is put back."""
         state = self.state
-        before = state.muted, state.model_ran, state.records, state.ran, state.recorded, state.ever_ran
-        state.muted, state.records = True, []
-        state.ran, state.recorded, state.ever_ran = set(), set(), set(state.ever_ran)
+        before = state.muted, state.model_ran, state.records, state.ran, state.ever_ran
+        state.muted, state.records, state.ran, state.ever_ran = True, [], set(), set(state.ever_ran)
         try:
             yield
         finally:
-            state.muted, state.model_ran, state.records, state.ran, state.recorded, state.ever_ran = before
+            state.muted, state.model_ran, state.records, state.ran, state.ever_ran = before
 
     @contextlib.contextmanager
     def suspended(self) -> Iterator[None]:

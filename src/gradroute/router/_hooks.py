@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +21,9 @@ from ._nested import edit_arguments, edit_output
 from ._parameter_level import OwnForward
 from ._site_mask import SiteMask
 from .guards._in_place import held_by_the_caller, refuse_work_in_place
-from .guards._passes import check_pass, masks_for_parameters, plain_pass, watch_what_a_reader_returns
+from .guards._passes import check_pass, masks_for_parameters, watch_what_a_reader_returns
 from .guards._programs import refuse_cuda_graph, refuse_trace
 from .guards._replaced_forward import refuse_replaced_forward
-
-Arguments: TypeAlias = "tuple[tuple[Any, ...], dict[str, Any]]"
-"""Of a module, by position and by name."""
 
 
 class SiteHook:
@@ -60,21 +57,16 @@ class SiteHook:
 
     def on_output(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """The forward hook."""
-        masks = plain_pass(self)
-        if len(masks) == 0:
-            masks = check_pass(self, module, output)
-        elif self.edits_whole_output and type(output) is Tensor and not self.state.kept:
-            # The common case, in few steps.
-            return self._routed(output, masks[self.group], private.base(output), args, kwargs)
+        masks = check_pass(self, module, output)
+        if self.edits_whole_output and len(masks) > 0 and not self.state.kept and isinstance(output, Tensor):
+            return self._routed(output, masks[self.group], (args, kwargs))  # the common case, in few steps
         refuse_replaced_forward(self, module)
         edit = self._edit(masks, given=(args, kwargs))
         return None if edit is None else edit_output(output, self.site.path, edit, site=self.name)
 
     def on_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The forward pre-hook."""
-        masks = plain_pass(self)
-        if len(masks) == 0:
-            masks = check_pass(self, module, (args, kwargs))
+        masks = check_pass(self, module, (args, kwargs))
         refuse_work_in_place(self, module, masks)
         edit = self._edit(masks, given=(args, kwargs))
         if edit is None:
@@ -94,7 +86,7 @@ class SiteHook:
     def _site_mask(self, mask: BatchMask) -> SiteMask:
         return SiteMask(mask, self.dim, self.site.path, self.name, self.time_first, self.site.parameters)
 
-    def _edit(self, masks: tuple[BatchMask, ...], given: Arguments) -> Callable[[Tensor], Tensor] | None:
+    def _edit(self, masks: tuple[BatchMask, ...], given: Any) -> Callable[[Tensor], Tensor] | None:
         """What is to be done to the site's tensor; None where nothing is."""
         # The units of a site that names parameters are no label's own: all labels teach them by the others.
         owns_units = self.site.parameters is None
@@ -105,16 +97,13 @@ class SiteHook:
 
         def edit(x: Tensor) -> Tensor:
             if routed:
-                base = None if torch.compiler.is_compiling() else private.base(x)
-                x = self._routed(x, masks[self.group], base, *given)
+                x = self._routed(x, masks[self.group], given)
             return x if kept is None else _switched_off(x, kept, self.dim)
 
         return edit
 
-    def _routed(
-        self, x: Tensor, mask: BatchMask, base: Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Tensor:
-        """The site's tensor, routed; `base` is what it is a view of, if it is one.
+    def _routed(self, x: Tensor, mask: BatchMask, given: tuple[tuple[Any, ...], dict[str, Any]]) -> Tensor:
+        """The site's tensor, routed.
 
         Where the caller still holds it, one of the module's arguments, the routed one must not be written to.
         """
@@ -122,7 +111,7 @@ class SiteHook:
             self._site_mask(mask).check_order(x.shape)
         if isinstance(mask, DeferredMask):
             self._site_mask(mask).check_when_known(x, broadcast=self.is_whole)
-        held = held_by_the_caller(x, base, args, kwargs)
+        held = held_by_the_caller(x, given)
         try:
             x = route_mask(x, mask, self.dim, replacing=not held, broadcast=self.is_whole)
         except RoutingError as error:

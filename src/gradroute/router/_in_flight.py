@@ -63,7 +63,6 @@ class State:
         self.model_ran = False
         self.model_records = False  # whether the pass of the model that ran last began where gradients are recorded
         self.ran: set[int] = set()  # the sites whose module was called, by their position
-        self.recorded: set[int] = set()  # those of a plain pass in the block, which need be in no other of these sets
         # Of those that labels were to route, whether they ran never where gradients are recorded:
         self.ran_apart: dict[int, bool] = {}
         self.ran_compiled: set[int] = set()  # those of them that may learn by compiled code

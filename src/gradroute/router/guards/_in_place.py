@@ -14,27 +14,23 @@ from .._attachment import Hook
 from .._nested import parts_of
 
 
-def held_by_the_caller(x: Tensor, base: Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def held_by_the_caller(x: Tensor, given: tuple[tuple[Any, ...], dict[str, Any]]) -> bool:
     """Whether a site's tensor is one of its module's arguments, or a view of one.
-
-    Args:
-        x: The tensor.
-        base: What it is a view of, if it is one.
-        args: The arguments by position.
-        kwargs: The others.
 
     The caller may use it again. An in-place operation on the routed one would change the caller's values without its
     gradients, so that there the form is used on which such an operation raises.
     """
+    args, kwargs = given
+    alias_of = None if torch.compiler.is_compiling() else private.base(x)
     for arg in args:  # a generator would not be traced
-        if arg is x or (base is not None and private.is_of(arg, base)):
+        if arg is x or (alias_of is not None and private.is_of(arg, alias_of)):
             return True
         if type(arg) is Tensor:
             continue
         parts = parts_of(arg)
-        if len(parts) > 0 and held_by_the_caller(x, base, parts, {}):
+        if len(parts) > 0 and held_by_the_caller(x, (parts, {})):
             return True
-    return len(kwargs) > 0 and held_by_the_caller(x, base, tuple(kwargs.values()), {})
+    return len(kwargs) > 0 and held_by_the_caller(x, (tuple(kwargs.values()), {}))
 
 
 def refuse_work_in_place(hook: Hook, module: nn.Module, masks: tuple[BatchMask, ...]) -> None:

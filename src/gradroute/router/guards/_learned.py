@@ -112,7 +112,7 @@ class Learned:
     def begin(self) -> None:
         """A block begins; what ran in the block around it, if there is one, is what the state has of it now."""
         if self._open:
-            self._remember(self._open[-1].masks, self._state.ran | self._state.recorded)
+            self._remember(self._open[-1].masks, set(self._state.ran))
         self._earlier = [block for block in self._earlier if any(mask() is not None for mask in block.masks)]
         earlier = [(block, [applied.backward for applied in block.applied]) for block in self._earlier]
         private.mark_gradients(self._there)

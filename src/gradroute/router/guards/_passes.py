@@ -25,34 +25,8 @@ from ._programs import refuse_deferred_labels, refuse_silence_for_ever
 from ._replaced_forward import note_reached
 
 
-def plain_pass(hook: Hook) -> tuple[BatchMask, ...]:
-    """The masks of a pass that is eager, in a block of this thread, and recorded once: no check has anything to say.
-
-    Returns:
-        One mask for each group of sites; none where it is no such pass, and `check_pass` is to be asked.
-    """
-    if torch.compiler.is_compiling():
-        return ()
-    state = hook.state
-    masks = IN_FLIGHT.get(state.name, ())
-    if (
-        len(masks) == 0
-        or state.suspended
-        or state.orphan
-        or hook.may_silence
-        or state.thread != threading.get_ident()
-        or not torch.is_grad_enabled()
-        or not private.is_recorded_once()
-    ):
-        return ()
-    for record in state.records:
-        record.note(masks)
-    state.recorded.add(hook.position)
-    return masks
-
-
 def check_pass(hook: Hook, module: nn.Module, tensors: Any) -> tuple[BatchMask, ...]:
-    """All checks of a forward pass that reaches a site and is no plain one, in the order in which they must be made.
+    """All checks of a forward pass that reaches a site, in the order in which they must be made.
 
     Returns:
         The masks that this pass is to be routed by, one for each group of sites; none where it is not to be.
@@ -60,6 +34,20 @@ def check_pass(hook: Hook, module: nn.Module, tensors: Any) -> tuple[BatchMask, 
     state = hook.state
     if torch.compiler.is_compiling():
         return _check_traced_pass(hook, module, tensors)
+    masks = () if state.suspended else IN_FLIGHT.get(state.name, ())
+    if (  # a pass in a block of this thread, that is recorded, once: none of the checks has anything to say
+        masks
+        and state.thread == threading.get_ident()
+        and torch.is_grad_enabled()
+        and private.is_recorded_once()
+        and not hook.may_silence
+        and not state.orphan
+    ):
+        for record in state.records:
+            record.note(masks)
+        state.ran.add(hook.position)
+        state.ran_apart[hook.position] = False
+        return masks
     now = current_pass()
     if now.kind is not Pass.SECOND and torch.is_grad_enabled():
         _record_what_is_taught(hook)

@@ -20,7 +20,7 @@ class Uncalled:
         self._attachment = attachment
         self._names = [site.name for site in attachment.sites]
         self._learned = Learned(attachment, lambda position: self._warn_bypassed([position]))
-        self._outer: list[tuple[set[int], set[int], dict[int, bool], bool]] = []
+        self._outer: list[tuple[set[int], dict[int, bool], bool]] = []
         self._handles: list[RemovableHandle] = []  # on the parameters of the sites that come next
         self._expected: set[int] = set()  # sites whose compiled code, which holds no mask, may have one still to come
 
@@ -39,21 +39,20 @@ class Uncalled:
         self._expect_nothing()
         self._expected = {n for n in self._expected if not self._learned.has_mark(n)}
         self._learned.begin()
-        self._outer.append((state.ran, state.recorded, state.ran_apart, state.model_ran))
-        state.ran, state.recorded, state.ran_apart = set(), set(), {}
-        state.model_ran, state.model_records = False, False
+        self._outer.append((state.ran, state.ran_apart, state.model_ran))
+        state.ran, state.ran_apart, state.model_ran, state.model_records = set(), {}, False, False
 
     def end(self, masks: tuple[BatchMask, ...], *, failed: bool) -> None:
         """A block ends, under these masks; after an error there is nothing to say."""
         state = self._attachment.state
-        ran, model_ran = state.ran | state.recorded, state.model_ran
-        apart = [n for n, never_recorded in state.ran_apart.items() if never_recorded and n not in state.recorded]
+        ran, model_ran = state.ran, state.model_ran
+        apart = [n for n, never in state.ran_apart.items() if never] if any(state.ran_apart.values()) else []
         silent = [n for n in range(len(self._names)) if n not in ran] if len(ran) < len(self._names) else []
         # What Dynamo keeps of masks says nothing of a graph.
         learned = self._learned.end(() if ran <= state.ran_compiled else masks, ran, silent)
-        outer_ran, state.recorded, state.ran_apart, outer_model_ran = self._outer.pop()
+        outer_ran, state.ran_apart, outer_model_ran = self._outer.pop()
         state.ever_ran |= ran
-        state.ran, state.model_ran = outer_ran | ran, outer_model_ran or model_ran
+        state.ran, state.model_ran = outer_ran | ran if outer_ran else ran, outer_model_ran or model_ran
         self._expected |= {n for n in state.ran_compiled if not self._learned.has_mark(n)}
         state.ran_compiled.clear()
         if failed or state.muted:
