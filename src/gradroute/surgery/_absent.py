@@ -82,7 +82,11 @@ class Absent(nn.Module):
         return f"Absent({self.kind})"
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Zeros, for whatever arguments the module took."""
+        """Zeros, for whatever arguments the module took.
+
+        Raises:
+            SiteError: The module returned a container that cannot be copied, and zeros would change what it kept.
+        """
         arguments = tensors_of_call(args, kwargs)
         coming = iter(self.zeros)
 
