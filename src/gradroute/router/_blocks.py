@@ -50,7 +50,7 @@ class Block(Generic[RouterT]):
             router._taken_off.check()
             router._in_front.check()
             router._uncalled.check()
-        self._outer.append((self._put(state), state.thread, state.reached))
+        self._outer.append((self._put(state), (state.labels, state.ablated), state.thread, state.reached))
         if not torch.compiler.is_compiling():
             state.thread, state.reached = threading.get_ident(), Counter()
             router._uncalled.begin()
@@ -59,8 +59,8 @@ class Block(Generic[RouterT]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         state, compiling = self._router._attachment.state, torch.compiler.is_compiling()
-        outer, thread, reached = self._outer.pop()
-        innermost = compiling or self._is_on(state, outer)
+        outer, (labels, ablated), thread, reached = self._outer.pop()
+        innermost = compiling or (state.labels is labels and state.ablated == ablated)
         self._put_back(state, outer if innermost else None)
         state.thread = thread if innermost else None
         if not compiling:
@@ -73,10 +73,6 @@ class Block(Generic[RouterT]):
 
     def _put(self, state: State) -> Any:
         """Put it in flight; return what was there before."""
-        raise NotImplementedError
-
-    def _is_on(self, state: State, outer: Any) -> bool:
-        """Whether it is still what is in flight."""
         raise NotImplementedError
 
     def _put_back(self, state: State, outer: Any) -> None:
@@ -112,9 +108,6 @@ class Labeled(Block[RouterT]):
             state.compiled_blocks += 1
         return outer
 
-    def _is_on(self, state: State, outer: Any) -> bool:
-        return state.labels is self._labels
-
     def _put_back(self, state: State, outer: Any) -> None:
         state.labels, state.masks = (None, ()) if outer is None else outer
         if torch.compiler.is_compiling():
@@ -142,9 +135,6 @@ class Deferred(Block[RouterT]):
         state.labels, state.masks = self._entered[-1]
         return outer
 
-    def _is_on(self, state: State, outer: Any) -> bool:
-        return state.labels is self._entered[-1][0]
-
     def _put_back(self, state: State, outer: Any) -> None:
         state.labels, state.masks = (None, ()) if outer is None else outer
         _, self._masks = self._entered.pop()
@@ -170,9 +160,6 @@ class Ablated(Block[RouterT]):
         state.ablated, state.kept = ablated, self._router._attachment.kept_without(ablated)
         state.ever_ablated = True
         return outer
-
-    def _is_on(self, state: State, outer: Any) -> bool:
-        return bool(state.ablated == outer[0] | self._labels)
 
     def _put_back(self, state: State, outer: Any) -> None:
         state.ablated, state.kept = (frozenset(), ()) if outer is None else outer

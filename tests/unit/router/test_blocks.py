@@ -1,5 +1,7 @@
 """The blocks of a router: those that overlap, and labels that change before a block begins or in it."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -9,24 +11,34 @@ from gradroute.optim import Isolation
 from gradroute.router._attachment import attachment_of
 from unit.router.small import LABELS, SPEC, mlp
 
+KINDS = {
+    "labels": lambda router, label: router(torch.full((2,), label)),
+    "deferred": lambda router, label: router.deferred(),
+    "ablated": lambda router, label: router.ablated(label),
+}
 
-@pytest.mark.parametrize(
-    "block", [lambda router, label: router(label.expand(2)), lambda router, label: router.ablated(label.item())]
-)
-def test_blocks_that_overlap_are_refused_and_leave_none_open(block):
-    router = gr.Router(mlp(), {"0": SPEC})
 
-    def task(label):
-        with block(router, torch.tensor(label)):
+@pytest.mark.parametrize("other", KINDS)
+@pytest.mark.parametrize("one", KINDS)
+def test_blocks_that_overlap_are_refused_and_leave_none_open(one, other):
+    model = mlp()
+    router = gr.Router(model, {"0": SPEC})
+
+    def task(kind, label):
+        with KINDS[kind](router, label) as block:
             yield
+            if kind == "deferred":
+                block.set(torch.full((2,), label))
 
-    one, other = task(0), task(1)
-    next(one), next(other)
-    for running in (one, other):  # neither ended within the other
+    first, second = task(one, 0), task(other, 1)
+    next(first), next(second)
+    for running in (first, second):  # neither ended within the other
         with pytest.raises(UsageError, match="blocks of one router overlapped"):
             next(running)
     assert router.labels is None
     assert not attachment_of(router).state.active
+    with ThreadPoolExecutor(1) as pool, pytest.warns(gr.UnroutedWarning, match="no labels set"):
+        pool.submit(lambda: model(torch.ones(2, 2))).result()  # as outside of blocks, in any thread
 
 
 def test_labels_that_are_refused_as_a_block_begins_are_not_left_behind():
