@@ -7,23 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gradroute as gr
-from common.errors import ExampleError
-from common.sources import DatasetSpec, Source, SourceError
-from language import text
+from common import debian
 from language.config import CONDITIONS, FORGET, LANGUAGES, RETAIN, Settings
-from language.text import hold_out, load, plain, read_ztext
+from language.text import hold_out, load, plain
 from language.tokens import END, corpus, known_labels
 
 TINY = Settings(vocabulary=300, context=8, held_out=3, test_sequences=1000)
 ROUTED = next(each for each in CONDITIONS if each.name == "routed")
 PLACEBO = next(each for each in CONDITIONS if each.name == "placebo")
-
-
-@pytest.mark.parametrize("blocks", [1, 3])
-def test_what_was_written_as_a_module_is_read(tmp_path: Path, blocks: int) -> None:
-    texts = entries("Spanish", "ot")
-    written(tmp_path, "ot", texts, blocks)
-    assert read_ztext(tmp_path, "ot") == texts
 
 
 def test_an_entry_is_its_words() -> None:
@@ -49,36 +40,11 @@ def test_a_verse_that_one_translation_lacks_is_left_out(tmp_path: Path) -> None:
     texts[4] = ""
     written(tmp_path / specs["Spanish"].folder, "ot", texts)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text, "_problems", lambda spec, folder: {})
+        patch.setattr(debian, "_problems", lambda spec, folder: {})
         verses = load(tmp_path, specs)
     assert len(verses) == 2 * CHAPTERS * VERSES - 1
     assert verses[1].texts["English"] == plain(entries("English", "ot")[5])
     assert verses[1].texts["Spanish"] == plain(texts[5])
-
-
-def test_what_is_broken_is_fetched_again_and_what_no_source_has_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    specs = modules(tmp_path)
-    broken = tmp_path / specs["English"].folder / "ot.bzz"
-    whole = broken.read_bytes()
-    broken.write_bytes(whole[:-1])
-
-    def nobody(spec: DatasetSpec, folder: Path) -> None:
-        raise SourceError("has nothing")
-
-    monkeypatch.setattr(text, "_sources", lambda spec: [Source("nobody", nobody)])
-    with pytest.raises(ExampleError, match=r"(?s)no source has text-English.*nobody: has nothing.*ot\.bzz"):
-        load(tmp_path, specs)
-
-    def somebody(spec: DatasetSpec, folder: Path) -> None:
-        modules(folder)
-        for name in spec.sha256:
-            (folder / spec.folder / name).replace(folder / name)
-
-    monkeypatch.setattr(text, "_sources", lambda spec: [Source("nobody", nobody), Source("somebody", somebody)])
-    assert len(load(tmp_path, specs)) == 2 * CHAPTERS * VERSES
-    assert broken.read_bytes() == whole
 
 
 def test_the_same_chapters_are_held_out_in_both_languages(tmp_path: Path) -> None:
