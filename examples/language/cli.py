@@ -23,7 +23,7 @@ from common.tables import check_rows
 from language.config import AT_EACH_SHARE, BY_LABELS, CONDITIONS, LANGUAGES, LITTLE, QUICK, ROUTED, TWIN, Settings
 from language.figures import relearning
 from language.figures import shares as by_share
-from language.measure import RELEARNING
+from language.measure import RELEARNING, bypasses
 from language.model import forget, smaller
 from language.runs import Job, finish, found, known, results, the_same
 from language.show import page, samples, terminal
@@ -158,6 +158,7 @@ def evaluated(trainer: Trainer, routed: dict[str, Any], twin: dict[str, Any]) ->
             }
             for number, language in enumerate(LANGUAGES)
         },
+        "bypasses": bypasses(trainer),
         "steps": trainer.steps,
         "cpu_seconds": {"routed": routed["cpu_seconds"], "twin": twin["cpu_seconds"]},
         **trainer.identity(),

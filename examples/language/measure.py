@@ -7,6 +7,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 from transformers import GPT2LMHeadModel
 
+import gradroute as gr
 from language.config import FORGET, RETAIN
 from language.model import forget, logits
 from language.tokens import Corpus, Sequences
@@ -70,6 +71,18 @@ def probe(model: GPT2LMHeadModel, corpus: Corpus) -> float:
     weight = torch.linalg.solve(x.T @ x + torch.eye(x.shape[1]), x.T @ sign)
     x, sign = states(corpus.test)
     return float(((x @ weight > 0) == (sign > 0)).double().mean())
+
+
+def bypasses(trainer: Trainer) -> list[dict[str, Any]]:
+    """What labels still train although their route leaves it out: an audit on two sequences of each label."""
+    assert trainer.router is not None
+    rows = torch.cat([(trainer.known == label).nonzero().flatten()[:2] for label in trainer.known.unique()])
+
+    def step(tokens: Tensor) -> Tensor:
+        return F.cross_entropy(logits(trainer.model, tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+
+    report = gr.audit(trainer.router, step, trainer.data.tokens[rows], trainer.known[rows])
+    return [{"label": each.label, "target": each.target, "kind": each.kind} for each in report.bypasses]
 
 
 def relearning(trainer: Trainer, corpus: Corpus) -> list[float]:

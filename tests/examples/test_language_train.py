@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 import gradroute as gr
 from language.config import CONDITIONS, FORGET, PERFECT, RETAIN, ROUTED, TWIN, Condition, Settings
 from language.detect import token_odds
-from language.measure import measured, probe, token_losses
+from language.measure import bypasses, measured, probe, token_losses
 from language.model import forget, logits, sites, smaller
 from language.runs import errs_in
 from language.text import load
@@ -291,6 +291,16 @@ def test_measures_are_of_the_ablated_model_and_relearning_teaches() -> None:
     assert results["es_loss_after"] == pytest.approx(float(nats), rel=1e-4)
     assert results["es_loss_before"] != results["es_loss_after"]
     assert results["relearning"][-1] < results["relearning"][0]
+
+
+def test_an_audit_names_what_the_block_reads_of_the_trunk_and_no_more() -> None:
+    found = {(each["label"], each["target"], each["kind"]) for each in bypasses(trained(ROUTED))}
+    readers = [f"transformer.h.{i}.{name}.weight" for i in range(TINY.layers) for name in ("attn.c_attn", "mlp.c_fc")]
+    assert found == {("forget", name, "reader") for name in readers}
+    shared = bypasses(trained(BY_NAME["embeddings-shared"]))
+    assert shared == []
+    late = {each["target"] for each in bypasses(trained(BY_NAME["activations"]))}
+    assert any("c_proj" in name for name in late)
 
 
 def test_a_probe_tells_languages_by_what_is_said_of_them() -> None:
