@@ -20,6 +20,7 @@ from common.files import read_json, write_json, write_text
 from common.readme import publish
 from common.sources import default_root
 from common.tables import check_rows
+from common.verses import TRANSLATIONS, load
 from language.config import AT_EACH_SHARE, BY_LABELS, CONDITIONS, LANGUAGES, LITTLE, QUICK, ROUTED, TWIN, Settings
 from language.figures import relearning
 from language.figures import shares as by_share
@@ -28,7 +29,6 @@ from language.model import forget, smaller
 from language.runs import Job, finish, found, known, results, the_same
 from language.show import page, samples, terminal
 from language.table import sections, summarise
-from language.text import TRANSLATIONS, load
 from language.tokens import END, Corpus, corpus
 from language.train import Trainer
 

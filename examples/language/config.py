@@ -21,7 +21,9 @@ class Settings:
     block_neurons: int = 64  #: Of each layer's MLP units.
     steps: int = 500
     batch_size: int = 32
-    learning_rate: float = 3e-3
+    #: With three times as much, and without routing, gradients jumped after the warm-up, and two seeds of one row were
+    #: further apart than two rows.
+    learning_rate: float = 1e-3
     warm_up: int = 50  #: Steps.
     labeled: float = 0.5  #: Part of the Spanish sequences that is labeled.
     english_labeled: float = 0.25
@@ -64,11 +66,8 @@ TWIN = Condition("twin", "all data, no routing: what routed rows are compared wi
 ROUTED = Condition("routed", 'level "parameters"; for English that is labeled, the block is silent', level="parameters")
 PERFECT = Condition("perfect-filter", "sees no Spanish; its English is that of the twin", filtered="all")
 BY_LABELS = Condition("filter-by-labels", "sees all but the Spanish that is labeled", filtered="labeled")
-DETECTOR = Condition(
-    "detector-filter",
-    "`filter-by-labels`, without the unlabeled sequences, too, that a detector trained on the labels takes for Spanish",
-    filtered="detected",
-)
+_DETECTS = "`filter-by-labels`, and what a detector trained on the labels takes for Spanish goes, too"
+DETECTOR = Condition("detector-filter", _DETECTS, filtered="detected")
 CONDITIONS = (
     TWIN,
     PERFECT,

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from common.figures import ACCENT, INK, MUTED, SMALL, WARM, WIDTH, band, legend_below, plain
-from language.config import AT_EACH_SHARE, BY_LABELS, DETECTOR, PERFECT, ROUTED, TWIN
+from language.config import BY_LABELS, DETECTOR, PERFECT, ROUTED, TWIN
 
 #: Of each row that is drawn: colour and style of its line.
 LINES = {
@@ -40,16 +40,15 @@ def relearning(rows: Sequence[Row], steps: Sequence[int], share: float) -> Figur
 def shares(rows: Sequence[Row]) -> Figure:
     """What is lost of Spanish and of English, by how much of the Spanish is labeled."""
     figure = Figure(figsize=(WIDTH, 5.4), layout="constrained")
-    names = [each.name for each in AT_EACH_SHARE]
     known = sorted({row["labeled"] for row in rows if row["name"] == ROUTED.name})
     panels = {"es_loss_after": "Spanish, the higher the better", "en_loss_after": "English, the lower the better"}
     for axes, (key, title) in zip(figure.subplots(2, 1, sharex=True), panels.items(), strict=True):
         for name, (color, style) in LINES.items():
             of_row = {row["labeled"]: row[key] for row in rows if row["name"] == name}
-            line = [of_row.get(share if name in names else None) for share in known]
-            found = [(share, values) for share, values in zip(known, line, strict=True) if values]
-            if found:
-                places, values = zip(*found, strict=True)
+            # What uses no labels is the same at each share.
+            points = [(share, values) for share in known if (values := of_row.get(share, of_row.get(None)))]
+            if points:
+                places, values = zip(*points, strict=True)
                 band(axes, places, values, median, color=color, linestyle=style, label=name)
         axes.set_title(title, fontsize=SMALL, loc="left")
         plain(axes, "both")

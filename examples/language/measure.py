@@ -47,10 +47,13 @@ def measured(trainer: Trainer, corpus: Corpus) -> dict[str, Any]:
         }
 
     found = losses("before")
-    if trainer.router is not None:
+    if trainer.router is None:  # nothing to take out
+        found |= {name.replace("before", "after"): loss for name, loss in found.items()}
+    else:
         trainer.router.remove()
         forget(model, settings)
-    return {**found, **losses("after"), "probe": probe(model, corpus), "relearning": relearning(trainer, corpus)}
+        found |= losses("after")
+    return {**found, "probe": probe(model, corpus), "relearning": relearning(trainer, corpus)}
 
 
 @torch.no_grad()
@@ -76,7 +79,9 @@ def probe(model: GPT2LMHeadModel, corpus: Corpus) -> float:
 def bypasses(trainer: Trainer) -> list[dict[str, Any]]:
     """What labels still train although their route leaves it out: an audit on two sequences of each label."""
     assert trainer.router is not None
-    rows = torch.cat([(trainer.known == label).nonzero().flatten()[:2] for label in trainer.known.unique()])
+    rows = torch.cat(
+        [(trainer.known == label).nonzero().flatten()[:2] for label in sorted(set(trainer.known.tolist()))]
+    )
 
     def step(tokens: Tensor) -> Tensor:
         return F.cross_entropy(logits(trainer.model, tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())

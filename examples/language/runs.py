@@ -67,8 +67,7 @@ def results(job: Job, corpus: Corpus) -> dict[str, Any]:
     trainer = finish(job, corpus)
     about = {"identity": trainer.identity(), "cpu_seconds": trainer.cpu_seconds, "curve": trainer.curve}
     write_json(job.path.with_suffix(".json"), {**measured(trainer, corpus), **about})
-    new: dict[str, Any] = read_json(job.path.with_suffix(".json"))
-    return new
+    return results(job, corpus)
 
 
 def the_same(job: Job, settings: Settings, corpus: Corpus) -> Job:

@@ -14,12 +14,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import gradroute as gr
+from common.verses import load
 from language.config import CONDITIONS, FORGET, PERFECT, RETAIN, ROUTED, TWIN, Condition, Settings
 from language.detect import token_odds
 from language.measure import bypasses, measured, probe, token_losses
 from language.model import forget, logits, sites, smaller
 from language.runs import errs_in
-from language.text import load
 from language.tokens import Corpus, Sequences, corpus
 from language.train import IGNORED, Trainer
 

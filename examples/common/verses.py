@@ -1,4 +1,4 @@
-"""The same verses in two languages: fetched once, checked every time, read out of their SWORD modules."""
+"""The Bible, verse by verse in two languages: fetched once, checked every time, read out of SWORD modules."""
 
 import re
 from collections.abc import Mapping, Sequence
