@@ -5,7 +5,7 @@ import sys
 import webbrowser
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import compress, product
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -94,14 +94,14 @@ class Command:
             of_row = [*shares[: None if row in AT_EACH_SHARE else 1], *(LITTLE if row == BY_LABELS else ())]
             parts = [replace(settings, labeled=share) for share in of_row] if row.uses_labels else [settings]
             jobs += [Job(row, part, seed, self.out) for part in parts]
-        runs = [the_same(job, settings, texts) for job in jobs]
-        if self.so_far:
-            there = [known(run, texts) is not None for run in runs]
-            jobs, runs = list(compress(jobs, there)), list(compress(runs, there))
-        found = [results(run, texts) for run in runs]
+        runs = {job: the_same(job, settings, texts) for job in jobs}
+        jobs = [job for job, run in runs.items() if not self.so_far or known(run, texts)]
+        if not jobs:
+            raise ExampleError("nothing of the table has been measured so far. Leave --so-far out.")
+        found = [results(runs[job], texts) for job in jobs]
         everything: dict[str, Any] = {
             "settings": found[0]["identity"]["settings"],
-            "seeds": list(seeds),
+            "seeds": sorted({job.seed for job in jobs}),
             "machine": {"cores": os.cpu_count(), "torch": torch.__version__},
             "rows": summarise(jobs, found),
         }

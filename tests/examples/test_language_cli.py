@@ -126,6 +126,7 @@ def test_the_table_has_every_row_and_goes_on_where_it_was(
         (["evaluate"], "Run `train` with the same flags first"),
         (["demo"], "Run `train` with the same flags first"),
         (["compare", "--only", "nothing"], "there is no row nothing"),
+        (["compare", "--so-far"], "nothing of the table has been measured so far"),
     ],
 )
 def test_what_cannot_be_done_is_told_in_a_sentence(tiny: Arguments, arguments: list[str], message: str) -> None:
