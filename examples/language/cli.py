@@ -83,9 +83,7 @@ class Command:
             self.demo(trained(routed, texts), texts)
         if self.docs:
             everything = read_json(self.out / "results.json")
-            publish(
-                "language", sections(everything), everything, self.out, ["relearning.png", "shares.png", "page.html"]
-            )
+            publish("language", sections(everything), everything, self.out, ["relearning.png", "page.html"])
         print(f"wrote to {self.out}: {', '.join(sorted(each.name for each in self.out.iterdir()))}")
 
     def compare(self, shares: Sequence[float], seeds: Sequence[int], settings: Settings, texts: Corpus) -> None:

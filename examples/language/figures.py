@@ -49,7 +49,7 @@ def shares(rows: Sequence[Row]) -> Figure:
             points = [(share, values) for share in known if (values := of_row.get(share, of_row.get(None)))]
             if points:
                 places, values = zip(*points, strict=True)
-                band(axes, places, values, median, color=color, linestyle=style, label=name)
+                band(axes, places, values, median, color=color, linestyle=style, label=name, marker=".")
         axes.set_title(title, fontsize=SMALL, loc="left")
         plain(axes, "both")
     axes.set_xlabel("part of the Spanish that is labeled; losses in nats per byte", fontsize=SMALL)
