@@ -1,7 +1,7 @@
-"""What changes while training goes on, over several seeds: each curve is a list of points, and some are longer."""
+"""What changes while training goes on: curves of several seeds, of which some are longer, and where one gets to."""
 
 from collections.abc import Sequence
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from statistics import median
 from typing import Any
 
@@ -27,3 +27,18 @@ def stops(curves: Curves, x: str, y: str, shown: Sequence[int]) -> list[str]:
         seeds = f" ({len(values)})" if len(values) < len(curves) else ""
         cells.append(f"{unsigned_zero(f'{median(values):.2f}')}{seeds}" if values else "")
     return cells
+
+
+def reached(points: Sequence[tuple[float, float]], value: float) -> float:
+    """The first place at which a falling curve is as low as the value; straight lines lead from point to point.
+
+    Args:
+        points: Place and height of one or more, by place.
+        value: A height. What is above the first point is said to be there, and what is below all, at the last one.
+    """
+    if value >= points[0][1]:
+        return points[0][0]
+    for (left, above), (right, below) in pairwise(points):
+        if below <= value:
+            return left + (above - value) / (above - below) * (right - left)
+    return points[-1][0]

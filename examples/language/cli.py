@@ -20,13 +20,15 @@ from common.files import read_json, write_json, write_text
 from common.readme import publish
 from common.sources import default_root
 from common.tables import check_rows
-from language.config import CONDITIONS, LANGUAGES, QUICK, ROUTED, TWIN, Settings
-from language.measure import RELEARNING
+from common.verses import TRANSLATIONS, load
+from language.config import AT_EACH_SHARE, BY_LABELS, CONDITIONS, LANGUAGES, LITTLE, QUICK, ROUTED, TWIN, Settings
+from language.figures import relearning
+from language.figures import shares as by_share
+from language.measure import RELEARNING, bypasses
 from language.model import forget, smaller
-from language.runs import Job, finish, found, results
+from language.runs import Job, finish, found, known, results, the_same
 from language.show import page, samples, terminal
-from language.table import markdown, relearning, sections, summarise
-from language.text import TRANSLATIONS, load
+from language.table import sections, summarise
 from language.tokens import END, Corpus, corpus
 from language.train import Trainer
 
@@ -36,7 +38,7 @@ train: the routed model, its twin without routing, and metrics.json. evaluate: m
 verses before and after, as text and as a page; and the smaller model, as transformers loads it. compare: all rows, as
 a table and a figure. all: train and demo. What is trained already goes on from where it is.
 """
-SHARES, SEEDS = (1.0, 0.8, 0.5, 0.2), (0, 1, 2)
+SHARES, SEEDS = (0.5, 1.0, 0.8, 0.2), (0, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Command:
         tuple[float, ...], arg(help="Part of the Spanish that is labeled; by default .5; `compare`: four, .5 if quick.")
     ] = ()
     only: Annotated[tuple[str, ...], arg(help="Names of rows to compare; by default all.")] = ()
+    so_far: Annotated[bool, arg(help="Compare what has been measured, and train nothing.")] = False
     docs: Annotated[bool, arg(help="Write the table into README.md and the documentation, too.")] = False
     browser: Annotated[bool, arg(help="Open the page.")] = False
     threads: Annotated[int, arg(help="Of torch. Results are the same bit for bit only with as many.")] = 2
@@ -84,23 +87,27 @@ class Command:
         print(f"wrote to {self.out}: {', '.join(sorted(each.name for each in self.out.iterdir()))}")
 
     def compare(self, shares: Sequence[float], seeds: Sequence[int], settings: Settings, texts: Corpus) -> None:
-        rows = [each for each in CONDITIONS if not self.only or each.name in self.only]
-        jobs = [
-            Job(row, replace(settings, labeled=share) if row.uses_labels else settings, seed, self.out)
-            for seed, share, row in product(seeds, shares, rows)
-        ]
-        jobs = list(dict.fromkeys(jobs))
-        found = [results(job, texts) for job in jobs]
+        jobs = []
+        for seed, row in product(seeds, [each for each in CONDITIONS if not self.only or each.name in self.only]):
+            of_row = [*shares[: None if row in AT_EACH_SHARE else 1], *(LITTLE if row == BY_LABELS else ())]
+            parts = [replace(settings, labeled=share) for share in of_row] if row.uses_labels else [settings]
+            jobs += [Job(row, part, seed, self.out) for part in parts]
+        runs = {job: the_same(job, settings, texts) for job in jobs}
+        jobs = [job for job, run in runs.items() if not self.so_far or known(run, texts)]
+        if not jobs:
+            raise ExampleError("nothing of the table has been measured so far. Leave --so-far out.")
+        found = [results(runs[job], texts) for job in jobs]
         everything: dict[str, Any] = {
             "settings": found[0]["identity"]["settings"],
-            "seeds": list(seeds),
+            "seeds": sorted({job.seed for job in jobs}),
             "machine": {"cores": os.cpu_count(), "torch": torch.__version__},
             "rows": summarise(jobs, found),
         }
         write_json(self.out / "results.json", everything)
         write_text(self.out / "table.md", "\n\n".join(sections(everything).values()) + "\n")
-        save(relearning(everything["rows"], RELEARNING), self.out / "relearning.png")
-        print(f"\n{markdown(everything['rows'])}\n")
+        save(relearning(everything["rows"], RELEARNING, shares[0]), self.out / "relearning.png")
+        save(by_share(everything["rows"]), self.out / "shares.png")
+        print(f"\n{(self.out / 'table.md').read_text(encoding='utf-8')}")
 
     def demo(self, trainer: Trainer, texts: Corpus) -> None:
         """Before and after, for the eye; and the model that is left."""
@@ -149,6 +156,7 @@ def evaluated(trainer: Trainer, routed: dict[str, Any], twin: dict[str, Any]) ->
             }
             for number, language in enumerate(LANGUAGES)
         },
+        "bypasses": bypasses(trainer),
         "steps": trainer.steps,
         "cpu_seconds": {"routed": routed["cpu_seconds"], "twin": twin["cpu_seconds"]},
         **trainer.identity(),

@@ -1,7 +1,7 @@
 """The same verses in both languages, before and after: losses in colours, and what the model makes of a prompt."""
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from string import Template
 from typing import Any
 
@@ -9,14 +9,13 @@ import torch
 from tokenizers import Tokenizer
 from transformers import GPT2LMHeadModel
 
+from common.token_colors import WORST, in_html, in_terminal
+from common.verses import Verse
 from language.config import LANGUAGES
 from language.measure import continued, token_losses
-from language.text import Verse
 
 VERSES, PROMPT = 4, 8  #: How many are shown, and how many tokens of each are a prompt.
-_WORST = 8.0  #: Nats: from here on a token has the full colour. Guessing among 2048 costs 7.6.
 
-Piece = tuple[str, float]
 Sample = dict[str, Any]
 Models = dict[str, GPT2LMHeadModel]
 
@@ -48,36 +47,26 @@ def samples(models: Models, tokenizer: Tokenizer, verses: Sequence[Verse], conte
 
 def terminal(found: Sequence[Sample], names: Sequence[str], *, color: bool) -> str:
     """The samples as text, with ANSI colours if asked for."""
-
-    def colored(text: str, loss: float) -> str:
-        if not color:
-            return text
-        red, green, blue = _color(loss)
-        return f"\x1b[48;2;{red};{green};{blue}m\x1b[38;2;0;0;0m{text}\x1b[0m"
-
     lines = []
     for sample in found:
         lines.append(f"\n{sample['chapter']}, {sample['language']}")
         for name in names:
-            lines.append(f"  {name:>7}: {_pieces(sample[name]['pieces'], colored)}")
+            pieces = sample[name]["pieces"]
+            lines.append(f"  {name:>7}: {in_terminal(pieces) if color else ''.join(text for text, _ in pieces)}")
             lines.append(f"           {sample[name]['prompt']} …{sample[name]['completion']}")
     return "\n".join(lines)
 
 
 def page(found: Sequence[Sample], names: Sequence[str], sentence: str) -> str:
     """The samples as one HTML page that asks nobody for anything."""
-
-    def colored(text: str, loss: float) -> str:
-        return f'<span style="background:rgb{_color(loss)}" title="{loss:.2f} nats">{html.escape(text)}</span>'
-
     rows = []
     for sample in found:
         rows.append(f"<h2>{html.escape(sample['chapter'])}, {html.escape(sample['language'])}</h2>")
         for name in names:
             own = sample[name]
             made = f"<b>{html.escape(own['prompt'])}</b>{html.escape(own['completion'])}"
-            rows.append(f"<h3>{html.escape(name)}</h3><p>{_pieces(own['pieces'], colored)}</p><p>{made}</p>")
-    return _PAGE.substitute(sentence=html.escape(sentence), rows="\n".join(rows), worst=_WORST)
+            rows.append(f"<h3>{html.escape(name)}</h3><p>{in_html(own['pieces'])}</p><p>{made}</p>")
+    return _PAGE.substitute(sentence=html.escape(sentence), rows="\n".join(rows), worst=WORST)
 
 
 _PAGE = Template("""<!doctype html>
@@ -112,13 +101,3 @@ def _sample(model: GPT2LMHeadModel, tokenizer: Tokenizer, text: str, context: in
         "prompt": tokenizer.decode(prompt),
         "completion": tokenizer.decode(made[len(prompt) :], skip_special_tokens=False),
     }
-
-
-def _pieces(pieces: Sequence[Piece], colored: Callable[[str, float], str]) -> str:
-    return "".join(colored(text, loss) for text, loss in pieces)
-
-
-def _color(loss: float) -> tuple[int, int, int]:
-    """White to red."""
-    part = min(1.0, loss / _WORST)
-    return 255, round(255 - 150 * part), round(255 - 175 * part)

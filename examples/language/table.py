@@ -1,78 +1,121 @@
-"""The results as one table and one figure."""
+"""The results as tables: medians over seeds, and the range where there is one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from common import tables
-from common.figures import ACCENT, MUTED, WARM, WIDTH, legend_below, plain
-from language.config import TWIN
+from common.curves import reached
+from language.config import BY_LABELS, LITTLE, PERFECT, TWIN
+from language.measure import RELEARNING
 from language.runs import Job
 
-PERFECT = "perfect-filter"
 #: Of each value: its heading, by what it is multiplied, and how it is printed.
 COLUMNS = {
-    "es_loss_before": ("ES before", 1, "{:.3f}"),
     "es_loss_after": ("ES after", 1, "{:.3f}"),
     "gap": ("ES gap, %", 100, "{:+.1f}"),
-    "en_loss_before": ("EN before", 1, "{:.3f}"),
+    "leakage": ("leakage, %", 100, "{:.1f}"),
     "en_loss_after": ("EN after", 1, "{:.3f}"),
     "cost": ("EN cost, %", 100, "{:+.1f}"),
-    "relearned": ("ES relearned", 1, "{:.3f}"),
+    "over_filter": ("over the filter, %", 100, "{:+.1f}"),
+    "compute": ("compute, %", 100, "{:.0f}"),
+}
+FURTHER = {
+    "es_loss_before": ("ES before", 1, "{:.3f}"),
+    "en_loss_before": ("EN before", 1, "{:.3f}"),
+    "soon": (f"ES after {RELEARNING[2]} steps", 1, "{:.3f}"),
+    "relearned": (f"after {RELEARNING[-1]}", 1, "{:.3f}"),
+    "probe": ("probe, %", 100, "{:.1f}"),
     "cpu_seconds": ("CPU, s", 1, "{:.0f}"),
 }
 
+Row = dict[str, Any]
 
-def summarise(jobs: Sequence[Job], found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+
+def summarise(jobs: Sequence[Job], found: Sequence[Row]) -> list[Row]:
     """A row for each condition and labeled share; of each column a list of values, one for each seed.
 
-    Gap and cost are relative differences, to the loss of the model that never saw Spanish and to the twin's; None where
-    that was not run.
+    None is in place of a value that is relative to a run which is not there.
     """
-    by_seed = {(job.condition.name, job.seed): each for job, each in zip(jobs, found, strict=True)}
+    by_seed: dict[int, dict[tuple[str, float | None], Row]] = {}
+    for job, each in zip(jobs, found, strict=True):
+        by_seed.setdefault(job.seed, {})[job.condition.name, _share(job)] = each
     runs = []
     for job, each in zip(jobs, found, strict=True):
-        labeled = job.settings.labeled if job.condition.uses_labels else None
-        perfect, twin = (by_seed.get((other, job.seed)) for other in (PERFECT, TWIN.name))
+        beside = by_seed[job.seed]
+        twin, perfect = (beside.get((other.name, None)) for other in (TWIN, PERFECT))
+        english, spanish = each["en_loss_after"], each["es_loss_after"]
         values = {
             **each,
             "seeds": job.seed,
-            "gap": perfect and each["es_loss_after"] / perfect["es_loss_after"] - 1,
-            "cost": twin and each["en_loss_after"] / twin["en_loss_after"] - 1,
+            "gap": perfect and spanish / perfect["es_loss_after"] - 1,
+            "leakage": _leakage(job, spanish, beside),
+            "cost": twin and english / twin["en_loss_after"] - 1,
+            "over_filter": perfect and english / perfect["en_loss_after"] - 1,
+            "compute": twin and reached(twin["curve"], english) / job.settings.steps,
+            "soon": each["relearning"][2],
             "relearned": each["relearning"][-1],
         }
-        runs.append(({"name": job.condition.name, "what": job.condition.what, "labeled": labeled}, values))
+        runs.append(({"name": job.condition.name, "what": job.condition.what, "labeled": _share(job)}, values))
     return tables.gather(runs)
 
 
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The table of results."""
+def _share(job: Job) -> float | None:
+    return job.settings.labeled if job.condition.uses_labels else None
+
+
+def _leakage(job: Job, spanish: float, beside: Mapping[tuple[str, float | None], Row]) -> float | None:
+    """How much of the Spanish teaches a plain model as much, in parts of the Spanish that is not labeled.
+
+    None where all of it is labeled, where labels are drawn by lot, and where no model was trained on a little Spanish.
+    """
+    share = _share(job)
+    if share is None or share == 1 or job.condition.labels == "random" or (BY_LABELS.name, LITTLE[0]) not in beside:
+        return None
+    seen: dict[tuple[str, float | None], float] = {
+        (TWIN.name, None): 1.0,
+        (PERFECT.name, None): 0.0,
+        **{(name, part): 1 - part for name, part in beside if name == BY_LABELS.name and part is not None},
+    }
+    points = [(part, beside[key]["es_loss_after"]) for key, part in seen.items() if key in beside]
+    return reached(sorted(points), spanish) / (1 - share)
+
+
+def markdown(rows: Sequence[Row], columns: Mapping[str, tuple[str, float, str]]) -> str:
+    """A table of results."""
 
     def cell(values: Sequence[float | None], factor: float, form: str) -> str:
         known = [factor * value for value in values if value is not None]
-        return tables.mean_and_range(known, form) if known else ""
+        return tables.median_and_range(known, form) if known else ""
 
     lines = [
         [
             "" if row["labeled"] is None else f"{row['labeled']:.0%}",
             f"`{row['name']}`",
             str(len(row["seeds"])),
-            *(cell(row[key], factor, form) for key, (_, factor, form) in COLUMNS.items()),
+            *(cell(row[key], factor, form) for key, (_, factor, form) in columns.items()),
         ]
         for row in rows
     ]
-    return tables.markdown(["labeled", "run", "seeds", *(heading for heading, _, _ in COLUMNS.values())], lines)
+    return tables.markdown(["labeled", "run", "seeds", *(heading for heading, _, _ in columns.values())], lines)
 
 
 def sections(results: dict[str, Any]) -> dict[str, str]:
     """Parts of the README that are made from ``results.json``, by their names."""
-    return {"rows": tables.legend(results["rows"]), "table": markdown(results["rows"]), "made": made(results)}
+    rows = [row for row in results["rows"] if row["labeled"] not in LITTLE]
+    # What all are compared with first, then from many labels to few.
+    rows.sort(key=lambda row: -(row["labeled"] or 2.0))
+    return {
+        "rows": tables.legend(rows),
+        "table": markdown(rows, COLUMNS),
+        "further": markdown(rows, FURTHER),
+        "made": made(results),
+    }
 
 
 def made(results: dict[str, Any]) -> str:
     """How the table was made, and how long that took."""
-    seconds = [value for row in results["rows"] for value in row["cpu_seconds"]]
+    # A detector that did not err was no run of its own.
+    seconds = {value for row in results["rows"] for value in row["cpu_seconds"]}
     settings, machine = results["settings"], results["machine"]
     return (
         f"{len(seconds)} runs of {settings['steps']} steps of {settings['batch_size']} times {settings['context']} "
@@ -80,20 +123,3 @@ def made(results: dict[str, Any]) -> str:
         f"{sum(seconds) / 60:.0f} minutes of CPU time for training, on {machine['cores']} shared "
         f"cores, with torch {machine['torch']}. {settings['english_labeled']:.0%} of the English is labeled."
     )
-
-
-def relearning(rows: Sequence[dict[str, Any]], steps: Sequence[int]) -> Figure:
-    """How fast each model of the table learns Spanish again, in the first seed and the first labeled share."""
-    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
-    axes = figure.subplots()
-    plain(axes, "both")
-    first = next((row["labeled"] for row in rows if row["labeled"] is not None), None)
-    shown = [row for row in rows if row["labeled"] in (None, first)]
-    for number, row in enumerate(shown):
-        color = {TWIN.name: MUTED, PERFECT: ACCENT}.get(row["name"], WARM)
-        style = ["-", "--", ":", "-."][number % 4]
-        axes.plot(steps, row["relearning"][0], style, color=color, marker="o", markersize=3, label=row["name"])
-    axes.set_xlabel("steps on Spanish")
-    axes.set_ylabel("loss on Spanish, nats per byte")
-    legend_below(figure, columns=3)
-    return figure

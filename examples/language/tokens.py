@@ -9,8 +9,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Generator, Tensor
 
 import gradroute as gr
+from common.verses import Verse, hold_out
 from language.config import FORGET, LANGUAGES, RETAIN, Condition, Settings
-from language.text import Verse, hold_out
 
 END = "<|endoftext|>"  #: Stands after each chapter.
 

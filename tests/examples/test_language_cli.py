@@ -3,10 +3,14 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from fake_text import modules
+from hypothesis import given
+from hypothesis import strategies as st
 from saved_runs import saved_runs
 from test_language_train import TINY
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -14,9 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from common import readme
 from language import cli, measure
 from language.cli import main
-from language.config import CONDITIONS
+from language.config import AT_EACH_SHARE, BY_LABELS, CONDITIONS, LITTLE, PERFECT, ROUTED, TWIN
 from language.show import page, terminal
-from language.table import made, markdown, sections, summarise
+from language.table import COLUMNS, made, markdown, sections, summarise
 
 pytestmark = pytest.mark.long
 
@@ -31,7 +35,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Arguments]
     monkeypatch.setattr(cli, "QUICK", replace(TINY, context=32))
     monkeypatch.setattr(cli, "TRANSLATIONS", modules(tmp_path / "data"))
     for module in (measure, cli):  # or most of a run would be to relearn
-        monkeypatch.setattr(module, "RELEARNING", (0, 1, 2))
+        monkeypatch.setattr(module, "RELEARNING", (0, 1, 2, 3))
     threads = torch.get_num_threads()
     folders = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
     yield lambda *arguments: [*arguments, "--quick", "--threads", "1", *folders]
@@ -73,23 +77,44 @@ def test_the_table_has_every_row_and_goes_on_where_it_was(
     tmp_path: Path, tiny: Arguments, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    main(tiny("compare", "--only", "twin", "--labeled", "1", "0.5"))
+    main(tiny("compare", "--only", "twin"))
     first = saved_runs(out)
     assert sorted(first) == ["twin-seed0.json", "twin-seed0.pt"]
-    main(tiny("compare", "--labeled", "1", "0.5", "--seed", "0", "1"))
+    main(tiny("compare", "--labeled", "0.5", "1", "--seed", "0", "1"))
     assert {name: time for name, time in saved_runs(out).items() if name in first} == first
     results = json.loads((out / "results.json").read_text())
     labeled = {each.name for each in CONDITIONS if each.uses_labels}
-    assert len(results["rows"]) == len(CONDITIONS) + len(labeled)
+    assert len(results["rows"]) == len(CONDITIONS) + len(AT_EACH_SHARE) + len(LITTLE)
     for row in results["rows"]:
         assert row["seeds"] == [0, 1]
         assert (row["labeled"] is None) == (row["name"] not in labeled)
-    by_name = {row["name"]: row for row in results["rows"]}
-    assert by_name["twin"]["cost"] == [0, 0]
-    assert by_name["perfect-filter"]["gap"] == [0, 0]
-    assert markdown(results["rows"]) in (out / "table.md").read_text()
-    assert markdown(results["rows"]) in capsys.readouterr().out
+    by_name = {(row["name"], row["labeled"]): row for row in results["rows"]}
+    assert by_name["twin", None]["cost"] == [0, 0]
+    assert by_name["twin", None]["compute"] == [1, 1]
+    assert by_name["perfect-filter", None]["gap"] == [0, 0]
+    for name in ("filter-by-labels", "detector-filter"):  # with all labeled, both are perfect
+        assert by_name[name, 1.0]["en_loss_after"] == by_name["perfect-filter", None]["en_loss_after"]
+        assert by_name[name, 1.0]["leakage"] == [None, None]
+    assert by_name["filter-by-labels", 0.5]["en_loss_after"] != by_name["perfect-filter", None]["en_loss_after"]
+    assert not any(name.startswith(("detector-filter", "filter-by-labels-labeled1-")) for name in saved_runs(out))
+    table, printed = (out / "table.md").read_text(), capsys.readouterr().out
+    for content in sections(results).values():
+        assert content in table
+        assert content in printed
+    assert "| 99%" not in table
     assert (out / "relearning.png").is_file()
+    assert (out / "shares.png").is_file()
+
+    times = saved_runs(out)
+    (out / "runs" / "twin-seed1.json").unlink()
+    main(tiny("compare", "--so-far", "--labeled", "0.5", "0.2", "--seed", "0", "1", "2"))
+    assert saved_runs(out) == {name: time for name, time in times.items() if name != "twin-seed1.json"}
+    rows = json.loads((out / "results.json").read_text())["rows"]
+    by_name = {(row["name"], row["labeled"]): row for row in rows}
+    assert by_name["twin", None]["seeds"] == [0]
+    assert by_name["routed", 0.5]["seeds"] == [0, 1]
+    assert by_name["routed", 0.5]["cost"][1] is None
+    assert ("routed", 0.2) not in by_name
 
 
 @pytest.mark.parametrize(
@@ -101,6 +126,7 @@ def test_the_table_has_every_row_and_goes_on_where_it_was(
         (["evaluate"], "Run `train` with the same flags first"),
         (["demo"], "Run `train` with the same flags first"),
         (["compare", "--only", "nothing"], "there is no row nothing"),
+        (["compare", "--so-far"], "nothing of the table has been measured so far"),
     ],
 )
 def test_what_cannot_be_done_is_told_in_a_sentence(tiny: Arguments, arguments: list[str], message: str) -> None:
@@ -109,11 +135,43 @@ def test_what_cannot_be_done_is_told_in_a_sentence(tiny: Arguments, arguments: l
 
 
 def test_a_table_without_the_rows_that_others_are_compared_with_leaves_these_cells_empty() -> None:
-    job = cli.Job(CONDITIONS[3], TINY, 0, Path())
-    found = {"es_loss_after": 2.0, "en_loss_after": 1.0, "es_loss_before": 1.0, "en_loss_before": 1.0}
-    rows = summarise([job], [{**found, "relearning": [2.0, 1.5], "cpu_seconds": 3.0}])
-    assert rows[0]["gap"] == rows[0]["cost"] == [None]
-    assert "None" not in markdown(rows)
+    rows = summarise([cli.Job(ROUTED, TINY, 0, Path())], [measures(2.0, 1.0)])
+    for key in ("gap", "leakage", "cost", "over_filter", "compute"):
+        assert rows[0][key] == [None]
+    assert "None" not in markdown(rows, COLUMNS)
+
+
+@given(st.sampled_from([0.1, 0.3, 0.6]), st.floats(1.1, 2.9))
+def test_leakage_is_the_spanish_that_teaches_a_filtered_model_as_much(labeled: float, loss: float) -> None:
+    curve = {1 - labeled: 1.5, **{1 - part: 2 + part for part in LITTLE}}  # of Spanish seen, what was lost
+    jobs = {cli.Job(TWIN, TINY, 0, Path()): 1.0, cli.Job(PERFECT, TINY, 0, Path()): 3.0}
+    for seen, height in curve.items():
+        jobs[cli.Job(BY_LABELS, replace(TINY, labeled=round(1 - seen, 6)), 0, Path())] = height
+    jobs[cli.Job(ROUTED, replace(TINY, labeled=labeled), 0, Path())] = loss
+    rows = summarise(list(jobs), [measures(height, 1.0) for height in jobs.values()])
+    found = {(row["name"], row["labeled"]): row["leakage"][0] for row in rows}
+    assert found["twin", None] is None
+    assert found["filter-by-labels", labeled] == pytest.approx(1)
+    # By another way: where the drawn curve is as low.
+    places = np.array([0.0, *sorted(curve), 1.0])
+    heights = np.interp(places, [0.0, *sorted(curve), 1.0], [3.0, *(curve[each] for each in sorted(curve)), 1.0])
+    expected = np.interp(-loss, -heights, places) / (1 - labeled)
+    assert found["routed", labeled] == pytest.approx(expected, abs=1e-4)
+
+
+def test_compute_is_the_part_of_the_twins_training_after_which_it_was_as_good() -> None:
+    twin = {**measures(2.0, 1.0), "curve": [[2, 3.0], [4, 2.0], [6, 1.0]]}
+    jobs = [cli.Job(TWIN, TINY, 0, Path()), cli.Job(ROUTED, TINY, 0, Path()), cli.Job(PERFECT, TINY, 0, Path())]
+    rows = summarise(jobs, [twin, measures(2.0, 2.5), measures(2.0, 0.9)])
+    assert [row["compute"][0] for row in rows] == [1, 0.5, 1]
+    assert [row["over_filter"][0] for row in rows] == pytest.approx([1 / 0.9 - 1, 2.5 / 0.9 - 1, 0])
+
+
+def measures(spanish: float, english: float) -> dict[str, Any]:
+    return {
+        **{"es_loss_before": 1.0, "es_loss_after": spanish, "en_loss_before": 1.0, "en_loss_after": english},
+        **{"relearning": [2.0, 1.8, 1.7, 1.6, 1.5], "probe": 0.5, "cpu_seconds": 3.0, "curve": [[6, english]]},
+    }
 
 
 def test_samples_are_escaped_and_colored_by_loss() -> None:

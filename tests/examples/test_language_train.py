@@ -1,3 +1,4 @@
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -7,16 +8,20 @@ from tempfile import TemporaryDirectory
 import pytest
 import torch
 from fake_text import modules
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import gradroute as gr
-from language.config import CONDITIONS, FORGET, RETAIN, ROUTED, TWIN, Condition, Settings
-from language.measure import measured, token_losses
+from common.verses import load
+from language.config import CONDITIONS, FORGET, PERFECT, RETAIN, ROUTED, TWIN, Condition, Settings
+from language.detect import token_odds
+from language.measure import bypasses, measured, probe, token_losses
 from language.model import forget, logits, sites, smaller
-from language.text import load
-from language.tokens import Corpus, corpus
-from language.train import Trainer
+from language.runs import errs_in
+from language.tokens import Corpus, Sequences, corpus
+from language.train import IGNORED, Trainer
 
 TINY = Settings(
     vocabulary=300,
@@ -109,6 +114,21 @@ def test_rows_that_leave_something_out_do_not_have_that_trunk(name: str) -> None
     assert any((different[name] & ~block).any() for name, block in in_block(routed).items())
 
 
+def test_a_model_without_a_block_is_the_trunk_of_the_routed_one_with_all_labeled() -> None:
+    """What the block's units would cost is told from what routing costs by such a model."""
+    routed, small = trained(TWO, ALL_LABELED), trained(BY_NAME["trunk-filter"], ALL_LABELED)
+    different, moved = changed(routed, small), changed(small, trainer(TWO, ALL_LABELED))
+    for name, block in in_block(routed).items():
+        assert not (different[name] & ~block).any(), name
+        assert not (moved[name] & block).any(), name
+    everything = trained(BY_NAME["trunk-twin"])
+    moved = changed(everything, trainer(BY_NAME["trunk-twin"]))
+    assert not any((moved[name] & block).any() for name, block in in_block(everything).items())
+    results = measured(everything, texts())
+    # With the block as it was drawn, which it has never met, it is no better.
+    assert results["en_loss_after"] != results["en_loss_before"]
+
+
 def test_one_pass_with_a_silent_block_learns_what_two_passes_do() -> None:
     steps = {}
     for condition in (ROUTED, TWO):
@@ -159,6 +179,56 @@ def test_a_filtered_model_sees_the_english_that_the_twin_does() -> None:
         assert len(rows) == TINY.batch_size
         assert perfect.batch(step).tolist() == [row for row in rows.tolist() if twin.data.language[row] == RETAIN]
         assert by_labels.batch(step).tolist() == [row for row in rows.tolist() if twin.known[row] != FORGET]
+
+
+def test_a_detector_is_told_by_labels_alone_and_leaves_out_what_they_are_like() -> None:
+    found = trainer(BY_NAME["detector-filter"])
+    known = trainer(ROUTED).known
+    labeled = known != gr.UNLABELED
+    assert torch.equal(found.known[labeled], known[labeled])
+    assert set(found.known[~labeled].tolist()) == {FORGET, gr.UNLABELED}
+    # The languages of these texts share no word, so that not one sequence is hard to tell.
+    assert errs_in(found) == (0, 0)
+    assert errs_in(trainer(BY_NAME["filter-by-labels"])) == (int((texts().train.language == FORGET)[~labeled].sum()), 0)
+    perfect = trainer(PERFECT)
+    for step in range(TINY.steps):
+        assert torch.equal(found.batch(step), perfect.batch(step))
+
+
+@given(st.integers(0, 99))
+def test_what_speaks_for_spanish_is_the_ratio_of_frequencies(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(5, (6, 4), generator=generator)
+    known = torch.tensor([RETAIN, FORGET, gr.UNLABELED] * 2)
+    odds = token_odds(Sequences(tokens, known), known)
+    for token in range(int(tokens.max()) + 1):
+        shares = [
+            (sum(row.count(token) for row in tokens[known == label].tolist()) + 1) / (8 + int(tokens.max()) + 1)
+            for label in (RETAIN, FORGET)
+        ]
+        assert float(odds[token]) == pytest.approx(math.log(shares[1] / shares[0]), abs=1e-5)
+    swapped = token_odds(Sequences(tokens, known), torch.where(known == gr.UNLABELED, known, 1 - known))
+    torch.testing.assert_close(swapped, -odds)
+
+
+def test_tokens_that_are_filtered_are_read_and_not_predicted() -> None:
+    found = trainer(BY_NAME["token-filter"])
+    rows = torch.cat([found.batch(step) for step in range(4)])
+    assert not (found.known[rows] == FORGET).any()
+    targets, tokens = found.targets(rows), found.data.tokens[rows, 1:]
+    kept = targets == tokens
+    assert (kept | (targets == IGNORED)).all()
+    assert torch.equal(kept, (found.odds[tokens] <= 0) | (found.known[rows] == RETAIN)[:, None])
+    assert 0 < kept[found.known[rows] == gr.UNLABELED].double().mean() < 1
+
+    found.optimizer.step = lambda: None  # type: ignore[method-assign, assignment]
+    found.step(rows)
+    gradient = found.model.transformer.wte.weight.grad.clone()
+    found.model.zero_grad()
+    likely = logits(found.model, found.data.tokens[rows, :-1]).log_softmax(-1)
+    losses = -likely.gather(-1, tokens[..., None])[..., 0]
+    (losses[kept].sum() / (TINY.batch_size * TINY.context)).backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(found.model.transformer.wte.weight.grad, gradient)
 
 
 def test_every_sequence_comes_once_in_a_round() -> None:
@@ -221,6 +291,32 @@ def test_measures_are_of_the_ablated_model_and_relearning_teaches() -> None:
     assert results["es_loss_after"] == pytest.approx(float(nats), rel=1e-4)
     assert results["es_loss_before"] != results["es_loss_after"]
     assert results["relearning"][-1] < results["relearning"][0]
+
+
+def test_an_audit_names_what_the_block_reads_of_the_trunk_and_no_more() -> None:
+    found = {(each["label"], each["target"], each["kind"]) for each in bypasses(trained(ROUTED))}
+    readers = [f"transformer.h.{i}.{name}.weight" for i in range(TINY.layers) for name in ("attn.c_attn", "mlp.c_fc")]
+    assert found == {("forget", name, "reader") for name in readers}
+    shared = bypasses(trained(BY_NAME["embeddings-shared"]))
+    assert shared == []
+    late = {each["target"] for each in bypasses(trained(BY_NAME["activations"]))}
+    assert any("c_proj" in name for name in late)
+
+
+def test_a_probe_tells_languages_by_what_is_said_of_them() -> None:
+    found = trained(TWIN)
+    before = found.model.state_dict()
+    assert 0.4 < probe(found.model, texts()) <= 1
+    with torch.no_grad():  # all tokens alike
+        found.model.transformer.wte.weight.zero_()
+    assert probe(found.model, texts()) == pytest.approx(0.5, abs=0.02)
+    with torch.no_grad():  # one direction says it
+        language = torch.zeros(len(before["transformer.wte.weight"]))
+        spanish = texts().train.of(FORGET).flatten()
+        language[spanish] = 1.0
+        language[texts().train.of(RETAIN).flatten()] = -1.0
+        found.model.transformer.wte.weight[:, 0] = 100 * language
+    assert probe(found.model, texts()) > 0.7
 
 
 def test_a_model_without_routing_is_measured_as_it_is() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict, deque
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -61,7 +62,8 @@ class ReaderSearch:
         self._values: dict[tuple[int, int], Tensor] = {}  # of each site, call by call, as it is
         self._met_data: set[int] = set()  # the readings that were not the same in all runs
         self.unknown: set[str] = set()
-        self._before, again = self._run(), self._run()
+        self._before = self._run()
+        again = _aligned(self._before, self._run())
         changed = (_changed(position, self._before, again) for position in range(len(self._before)))
         self.repeatable = not any(bool(columns.any()) for columns in changed)
 
@@ -105,14 +107,14 @@ class ReaderSearch:
         """For each reading of the model, the columns that read these units and nothing else."""
         before = self._before
         nudge = _Edit(site, units, _LARGE)
-        nudged = self._run(nudge)
+        nudged = _aligned(before, self._run(nudge))
         columns = [
             _changed(position, before, nudged).expand(len(reading.columns)) for position, reading in enumerate(before)
         ]
         self._met_data |= {position for position, found in enumerate(columns) if bool(found.any())}
         for held, still in ((_Edit(site, units, 0.0), before), (nudge, nudged)):
             for size, traded in ((_SMALL, False), (_LARGE, True)):
-                after = self._run(held, _Edit(site, others, size, seed=1), traded=traded)
+                after = _aligned(before, self._run(held, _Edit(site, others, size, seed=1), traded=traded))
                 changed = [_changed(position, still, after) for position in range(len(columns))]
                 self._met_data |= {position for position, found in enumerate(changed) if bool(found.any())}
                 columns = [mine & ~found for mine, found in zip(columns, changed, strict=True)]
@@ -144,9 +146,22 @@ class ReaderSearch:
         return found
 
 
-def _changed(position: int, before: list[Reading], after: list[Reading]) -> Tensor:
+def _aligned(before: Sequence[Reading], after: Sequence[Reading]) -> list[Reading | None]:
+    """The readings of another run, each in its place in the first one; None where it is missing.
+
+    Rows that were looked up in a weight are not known as its own any more once a site's edit has replaced them, so that
+    the runs differ in number: by position alone, readings of different weights would be compared from there on.
+    """
+    found: defaultdict[Hashable, deque[Reading]] = defaultdict(deque)
+    for reading in after:
+        found[reading.use].append(reading)
+    return [found[reading.use].popleft() if found[reading.use] else None for reading in before]
+
+
+def _changed(position: int, before: Sequence[Reading | None], after: Sequence[Reading | None]) -> Tensor:
     """Which columns of a reading are not the same in another run, bool [n_columns]; all, [1], where it is missing."""
-    if position >= min(len(before), len(after)) or before[position].columns.shape != after[position].columns.shape:
+    one, other = before[position], after[position]
+    if one is None or other is None or one.columns.shape != other.columns.shape:
         return torch.ones(1, dtype=torch.bool, device="cpu")
-    old, new = before[position].columns, after[position].columns
+    old, new = one.columns, other.columns
     return ((old != new) & ~(old.isnan() & new.isnan())).any(1).cpu()

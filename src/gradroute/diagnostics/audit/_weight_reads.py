@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -35,6 +35,11 @@ class Reading:
     columns: Tensor
     multiplies: bool = True
     entry_by_entry: bool = False
+
+    @property
+    def use(self) -> Hashable:
+        """Of which weight it is, and how it is used: the same in each run of a model."""
+        return self.weight, self.dim, self.bias, self.multiplies, self.entry_by_entry
 
 
 class _Use(NamedTuple):

@@ -14,10 +14,12 @@ UNITS = torch.tensor([True, True, False, False])
 LABELS = torch.tensor([0, 1] * (N // 2))
 
 
-def search(model, units=UNITS, site="0"):
+def search(model, units=UNITS, site="0", batch=None):
     router = gr.Router(model, {site: SPEC})
     with Untouched(router) as untouched:
-        runs = Runs(router, lambda x: model(x).square().mean(), torch.randn(N, 3), N, untouched)
+        runs = Runs(
+            router, lambda x: model(x).square().mean(), torch.randn(N, 3) if batch is None else batch, N, untouched
+        )
         finder = ReaderSearch(runs, LABELS, dict(model.named_parameters()))
         return finder, finder.find(0, units)
 
@@ -68,3 +70,24 @@ def test_no_units_have_no_readers():
     _, readers = search(nn.Sequential(nn.Linear(3, WIDTH), nn.Linear(WIDTH, 2)), torch.zeros(WIDTH, dtype=torch.bool))
     assert not readers.weights
     assert not readers.biases
+
+
+def test_readers_of_rows_that_are_looked_up_are_those_of_a_layer_that_makes_them():
+    """An edit replaces the rows, and they are no reading of their weight any more: all after it still are compared."""
+
+    class Looked(nn.Module):
+        def __init__(self, first):
+            super().__init__()
+            self.first, self.places = first, nn.Embedding(N, WIDTH)
+            self.rest = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH))
+
+        def forward(self, x):
+            return self.rest(self.first(x) + self.places(torch.arange(N)))
+
+    rows = Looked(nn.Embedding(N, WIDTH))
+    made = Looked(nn.Sequential(nn.Embedding(N, WIDTH), nn.Linear(WIDTH, WIDTH)))
+    for model in (rows, made):
+        _, readers = search(model, site="first", batch=torch.arange(N))
+        assert set(readers.weights) == {"rest.0.weight"}
+        assert torch.equal(readers.weights["rest.0.weight"], UNITS.expand(WIDTH, -1))
+        assert torch.equal(readers.per_unit["places.weight"], UNITS.expand(N, -1))

@@ -1,18 +1,15 @@
-"""The same verses in two languages: fetched once, checked every time, read out of their SWORD modules."""
+"""The Bible, verse by verse in two languages: fetched once, checked every time, read out of SWORD modules."""
 
 import re
-import shutil
-import struct
-import subprocess
-import zlib
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+from common.debian import make_sure_of
 from common.errors import ExampleError
-from common.files import sha256
-from common.sources import DatasetSpec, Source, SourceError, fetch_checked, from_folder
+from common.sources import DatasetSpec
+from common.sword import read_ztext
 
 #: Debian's packages, of which nothing is installed: the King James Bible and Reina-Valera 1909, both public domain.
 TRANSLATIONS: dict[str, DatasetSpec] = {
@@ -68,22 +65,8 @@ def load(root: Path, specs: Mapping[str, DatasetSpec] = TRANSLATIONS) -> list[Ve
     """
     folders = {language: root.expanduser() / spec.folder for language, spec in specs.items()}
     for language, spec in specs.items():
-        _make_sure_of(spec, folders[language])
+        make_sure_of(spec, folders[language])
     return [verse for part in ("ot", "nt") for verse in _aligned(folders, part)]
-
-
-def read_ztext(folder: Path, part: str) -> list[str]:
-    """All entries of one testament of a SWORD zText module: of verses and of headings, with their markup.
-
-    ``.bzs`` has for each block its place in ``.bzz``, its size, and its unpacked size; ``.bzv`` for each entry its
-    block, and its place and size there.
-    """
-    index, verses, packed = ((folder / f"{part}.{suffix}").read_bytes() for suffix in ("bzs", "bzv", "bzz"))
-    blocks = [zlib.decompress(packed[start : start + size]) for start, size, _ in struct.iter_unpack("<III", index)]
-    return [
-        blocks[block][start : start + size].decode() if size else ""
-        for block, start, size in struct.iter_unpack("<IIH", verses)
-    ]
 
 
 def plain(markup: str) -> str:
@@ -109,58 +92,3 @@ def _aligned(folders: Mapping[str, Path], part: str) -> list[Verse]:
         if chapter and all(texts.values()):
             found.append(Verse(chapter, texts))
     return found
-
-
-def _make_sure_of(spec: DatasetSpec, folder: Path) -> None:
-    problems = _problems(spec, folder)
-    reasons = []
-    for source in _sources(spec) if problems else ():
-        try:
-            fetch_checked(source, spec, folder, list(spec.sha256), lambda incoming: _problems(spec, incoming))
-        except SourceError as error:
-            print(f"data: {source.name}: {error}")
-            reasons.append(f"  - {source.name}: {error}")
-        except OSError as error:
-            raise ExampleError(f"cannot write the data to {folder} ({error}). Give another --data.") from error
-        else:
-            print(f"data: {source.name}: wrote {', '.join(spec.sha256)} to {folder}")
-            return
-    if problems:
-        files = (f"  {file}  (SHA-256 {digest})" for file, digest in spec.sha256.items())
-        mend = f"To mend it, put these files, of {spec.debian_folder} in Debian's {spec.debian_package}, into {folder}:"
-        raise ExampleError("\n".join([f"no source has {spec.folder}:", *reasons, mend, *files]))
-
-
-def _problems(spec: DatasetSpec, folder: Path) -> dict[str, str]:
-    """What is wrong with each file that is not as it should be."""
-    found = {name: sha256(folder / name) if (folder / name).is_file() else "missing" for name in spec.sha256}
-    return {
-        name: f"SHA-256 {found[name]} is not {spec.sha256[name]}" for name in found if found[name] != spec.sha256[name]
-    }
-
-
-def _sources(spec: DatasetSpec) -> list[Source]:
-    installed = Path(str(spec.debian_folder))
-    return [*([from_folder(installed)] if installed.is_dir() else []), Source("apt-get download", _from_apt)]
-
-
-def _from_apt(spec: DatasetSpec, folder: Path) -> None:
-    """Debian's package, unpacked and not installed."""
-    if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
-        raise SourceError("apt-get or dpkg-deb is not installed")
-    try:
-        _run(["apt-get", "download", str(spec.debian_package)], folder)
-        _run(["dpkg-deb", "-x", *(path.name for path in folder.glob("*.deb")), "unpacked"], folder)
-    except subprocess.CalledProcessError as error:
-        last_line = (error.stderr.strip().splitlines() or ["without a word"])[-1]
-        raise SourceError(f"`{' '.join(error.cmd)}` failed ({last_line}); `apt-get update` may help") from error
-    except subprocess.TimeoutExpired as error:
-        raise SourceError("took more than 5 minutes") from error
-    for name in spec.sha256:
-        found = folder / "unpacked" / str(spec.debian_folder).lstrip("/") / name
-        if found.is_file():
-            found.replace(folder / name)
-
-
-def _run(command: list[str], folder: Path) -> None:
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=300)
