@@ -22,7 +22,7 @@ COLUMNS = {
     "argmax_accuracy": ("argmax accuracy", "{:.2%}"),
     "best_permutation_accuracy": ("best permutation", "{:.2%}"),
     "probe_accuracy": ("linear probe", "{:.2%}"),
-    "owned_digits": ("owned digits", "{:.4g}"),
+    "owned_digits": ("owned digits", "{:.2g}"),
     "test_sse": ("test SSE", "{:.1f}"),
     "slider_accuracy": ("sliders", "{:.1%}"),
 }
