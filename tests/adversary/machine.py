@@ -207,7 +207,9 @@ class Base(RuleBasedStateMachine):
         if mode != "grad":
             return None
         # Where another module stands, and no block says that it is to be routed, there is nothing to say.
-        unrouted = (held is None and self.router is not None and train and not self.touched) or self.orphan
+        unrouted = held is None and self.router is not None and train and not self.touched
+        # In compiled code nothing sees whether a copy learns that is in evaluation mode.
+        unrouted = unrouted or (self.orphan and (train or model is self.model))
         one = Pass(
             *(done, x, self.model, expected, checkpoint, held is not None and self.router is not None, unrouted),
             *(self.router, bool(notes), self.notes),

@@ -135,3 +135,26 @@ def test_what_a_layer_reads_behind_whose_output_units_are_off_for_a_mixture():
     by_hand = torch.einsum("bot,bit->oi", grad, sees * reads.place(labels).mask(h))[..., None]
     torch.testing.assert_close(found["0.inner.weight"], by_hand)
     torch.testing.assert_close(layer.weight.grad, by_hand)
+
+
+class Doubles(nn.Module):
+    """The site returns a view of what it is given, which its caller changes in place, and reads by its other name."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.site = nn.Linear(4, 4), nn.Flatten()
+
+    def forward(self, x):
+        h = self.first(x).clone()
+        self.site(h).mul_(2)
+        return h
+
+
+@pytest.mark.parametrize("backend", [None, "eager", "aot_eager"])
+def test_work_in_place_on_a_view_of_what_the_caller_holds_raises_in_compiled_code_too(backend):
+    torch._dynamo.reset()
+    model = Doubles()
+    router = gr.Router(model, {"site": SPEC})
+    run = torch.compile(model, backend=backend) if backend else model
+    with router(LABELS), pytest.raises(RuntimeError, match="modified inplace"):
+        learn(run)

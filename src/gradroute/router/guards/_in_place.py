@@ -21,7 +21,7 @@ def held_by_the_caller(x: Tensor, given: tuple[tuple[Any, ...], dict[str, Any]])
     gradients, so that there the form is used on which such an operation raises.
     """
     args, kwargs = given
-    alias_of = None if torch.compiler.is_compiling() else private.base(x)
+    alias_of = private.base(x)
     for arg in args:  # a generator would not be traced
         if arg is x or (alias_of is not None and private.is_of(arg, alias_of)):
             return True
