@@ -1,6 +1,7 @@
 """Trainings that are saved in a file each, and go on from it bit for bit."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
@@ -87,7 +88,15 @@ def as_saved(trainer: Trainer, path: Path, at_least: int = 0) -> Trainer:
     return trainer
 
 
-def finished(trainer: Trainer, path: Path, until: int, every: int, bar: str | None = None) -> Trainer:
+def finished(
+    trainer: Trainer,
+    path: Path,
+    until: int,
+    every: int,
+    *,
+    bar: str | None = None,
+    look: Callable[[Trainer], None] = lambda trainer: None,
+) -> Trainer:
     """The trainer when it has come at least so far; it goes on from its file, and is saved there now and then.
 
     Args:
@@ -96,11 +105,13 @@ def finished(trainer: Trainer, path: Path, until: int, every: int, bar: str | No
         until: How far.
         every: It is saved whenever it has come so much further.
         bar: The name of a bar that shows how far it is; None where others train beside.
+        look: Is called each time before it is saved.
     """
     as_saved(trainer, path)
     with tqdm(total=until, initial=trainer.done, desc=bar, disable=None if bar else True) as shown:
         while trainer.done < until:
             trainer.train(min(until, trainer.done + every))
+            look(trainer)
             save(trainer, path)
             shown.update(trainer.done - shown.n)
     return trainer

@@ -17,7 +17,7 @@ from tyro.conf import Positional, arg
 from common.errors import ExampleError, told
 from common.figures import save
 from common.files import read_json, write_json, write_text
-from common.readme import publish
+from common.readme import publish, record
 from common.sources import default_root
 from common.tables import check_rows
 from common.verses import TRANSLATIONS, load
@@ -103,8 +103,7 @@ class Command:
             "machine": {"cores": os.cpu_count(), "torch": torch.__version__},
             "rows": summarise(jobs, found),
         }
-        write_json(self.out / "results.json", everything)
-        write_text(self.out / "table.md", "\n\n".join(sections(everything).values()) + "\n")
+        record(everything, sections(everything), self.out)
         save(relearning(everything["rows"], RELEARNING, shares[0]), self.out / "relearning.png")
         save(by_share(everything["rows"]), self.out / "shares.png")
         print(f"\n{(self.out / 'table.md').read_text(encoding='utf-8')}")

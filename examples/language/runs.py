@@ -3,10 +3,8 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm  # type: ignore[import-untyped]
-
 from common.files import read_json, write_json
-from common.resumable import as_saved, save
+from common.resumable import as_saved, finished
 from language.config import BY_LABELS, DETECTOR, FORGET, PERFECT, RETAIN, TWIN, Condition, Settings
 from language.measure import loss_per_byte, measured
 from language.tokens import Corpus
@@ -27,23 +25,23 @@ class Job(NamedTuple):
 
 def found(job: Job, corpus: Corpus) -> Trainer:
     """The job's run as far as it is done; a new one where its file is absent, or is that of other settings."""
-    vocabulary = corpus.tokenizer.get_vocab_size()
-    return as_saved(Trainer(job.condition, job.settings, corpus.train, vocabulary, job.seed), job.path)
+    return as_saved(_new(job, corpus), job.path)
+
+
+def _new(job: Job, corpus: Corpus) -> Trainer:
+    return Trainer(job.condition, job.settings, corpus.train, corpus.tokenizer.get_vocab_size(), job.seed)
 
 
 def finish(job: Job, corpus: Corpus) -> Trainer:
     """The job's run, trained to its end and saved now and then."""
-    trainer = found(job, corpus)
-    steps = job.settings.steps
-    with tqdm(total=steps, initial=trainer.steps, desc=job.condition.name, unit="step", disable=None) as bar:
-        while trainer.steps < steps:
-            trainer.train(min(steps, trainer.steps + job.settings.saved_every))
-            if job.condition == TWIN:  # what others are asked: after which part of its training it was as good
-                english = loss_per_byte(trainer.model, corpus.test.of(RETAIN), corpus.n_bytes)
-                trainer.curve.append((trainer.steps, english))
-            save(trainer, job.path)
-            bar.update(trainer.steps - bar.n)
-    return trainer
+
+    def look(trainer: Trainer) -> None:
+        if job.condition == TWIN:  # what others are asked: after which part of its training it was as good
+            english = loss_per_byte(trainer.model, corpus.test.of(RETAIN), corpus.n_bytes)
+            trainer.curve.append((trainer.steps, english))
+
+    settings, new = job.settings, _new(job, corpus)
+    return finished(new, job.path, settings.steps, settings.saved_every, bar=job.condition.name, look=look)
 
 
 def errs_in(trainer: Trainer) -> tuple[int, int]:

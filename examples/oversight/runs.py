@@ -32,7 +32,7 @@ def found(job: Job, at_least: int = 0) -> Trainer:
 def finish(job: Job, bar: str | None = None) -> Trainer:
     """The job's run after at least its number of updates, saved at each point of its curve."""
     new = Trainer(job.condition, job.settings, job.seed)
-    return finished(new, job.path, job.updates, job.settings.judged_every, bar)
+    return finished(new, job.path, job.updates, job.settings.judged_every, bar=bar)
 
 
 def removal(job: Job) -> dict[str, Any]:

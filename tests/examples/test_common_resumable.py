@@ -81,8 +81,9 @@ def test_a_training_is_finished_once_and_saved_on_the_way(tmp_path: Path, monkey
     again = finished(Counting(Setting(), 0), path, until=3, every=2)
     assert (again.done, saved) == (5, [2, 4, 5])
     assert torch.equal(again.model.weight, whole.model.weight)
-    assert finished(Counting(Setting(), 0), path, until=6, every=2).done == 6
-    assert saved == [2, 4, 5, 6]
+    seen: list[int] = []
+    assert finished(Counting(Setting(), 0), path, until=6, every=2, look=lambda each: seen.append(each.done)).done == 6
+    assert (saved, seen) == ([2, 4, 5, 6], [6])
 
 
 def test_what_must_be_trained_and_is_not_is_named(tmp_path: Path) -> None:
