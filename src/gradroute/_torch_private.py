@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+from torch.utils.weak import TensorWeakRef
 
 FUNCTIONS_COMPILE = torch.__version__ >= "2.12"
 """Whether Dynamo keeps an `autograd.Function` whole that it is told to, inside of `torch.func` transforms too."""
@@ -183,6 +184,10 @@ def version(tensor: Tensor) -> int:
 
 writes = operator.attrgetter("_version")
 """The same of a tensor of which it is counted, in one step."""
+
+
+weak_reference = TensorWeakRef
+"""A weak reference to a tensor: a plain one may find what autograd has kept of a tensor that nobody else holds."""
 
 
 def base(tensor: Tensor) -> Tensor | None:

@@ -288,10 +288,12 @@ class Mask:
     __slots__ = ("__weakref__", "_given", "_keeps", "_version", "applied", "kind", "labels", "table")
 
     def __init__(self, table: MaskTable, labels: Tensor, kind: Kind, *, given: Tensor, copy: bool = True) -> None:
-        self._given = given
+        self._given: Callable[[], Tensor | None] = _nobody
         self._version = 0
         self.applied = Applied()
         if not torch.compiler.is_compiling():
+            # Whoever holds them may write to them, and hears of it; held here, they would be kept twice.
+            self._given = private.weak_reference(given)
             self._version = private.version(given)
             if copy:
                 # Not everything that writes to a tensor is counted: `.data`, numpy's view of it, inference mode.
@@ -441,7 +443,7 @@ class Mask:
         """
         keep = self._keeps.get(shape)
         if keep is None:
-            if self.kind != "rows" or not self.table.is_plain or self._given.is_inference() or shape[-1] != self.width:
+            if self.kind != "rows" or not self.table.is_plain or shape[-1] != self.width:
                 return None  # also where one unit is to fit any number of them
             self.check_fits(shape, -1)
             labels = self.labels
@@ -450,7 +452,12 @@ class Mask:
             if type(keep) is not Tensor:  # of a fake mode, and good for nothing outside of it
                 return None
             self._keeps[shape] = keep
-        return keep, self._given, self._version, self
+        given, version = self._given(), self._version
+        if given is None:  # so that nobody can write to them
+            given, version = self.labels, private.version(self.labels)
+        if given.is_inference():  # nobody counts what is written to it
+            return None
+        return keep, given, version, self
 
     def part(self, dim: int, starts: Sequence[int], sizes: Sequence[int]) -> Mask:
         """The mask of a part of the routed tensor, which has its units along `dim`, counted from the front.
@@ -498,7 +505,13 @@ class Mask:
 
     def _check_version(self) -> None:
         if not torch.compiler.is_compiling():
-            refuse_changed(self._given, self._version)
+            given = self._given()
+            if given is not None:
+                refuse_changed(given, self._version)
+
+
+def _nobody() -> None:
+    """In place of a reference to the labels that were given, where nobody checks what is written to them."""
 
 
 def refuse_changed(labels: Tensor, version: int) -> None:

@@ -1,5 +1,8 @@
 """`route`, `RouteMask` and `RouteGradient`: labels and shapes that do not fit, in-place operations, corner cases."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
@@ -122,6 +125,42 @@ def test_nothing_as_large_as_x_is_saved_for_backward(kind):
 def way(y):
     """The name of the node that routes a tensor."""
     return type(y.grad_fn).__name__
+
+
+class TestLargeTensors:
+    """Their mask is made in the backward pass, of a copy of the labels."""
+
+    SPEC = gr.RoutingSpec.one_per_label(10)
+
+    @pytest.mark.parametrize("lowest", [0, gr.UNLABELED])
+    def test_the_graph_keeps_no_labels_that_nobody_else_holds(self, lowest):
+        x = torch.randn(SMALL, 10, requires_grad=True)
+        labels = torch.randint(lowest, 10, (SMALL,))
+        expected = self.SPEC.mask(labels)
+        y, given = gr.route(x, labels, self.SPEC), weakref.ref(labels)
+        assert way(y) == "_RouteBatchBackward"
+        del labels
+        gc.collect()
+        assert given() is None
+        y.sum().backward()
+        assert torch.equal(x.grad, expected)
+
+    def test_whoever_holds_the_labels_hears_that_they_were_written_to(self):
+        x = torch.randn(SMALL, 10, requires_grad=True)
+        labels = torch.randint(0, 10, (SMALL,))
+        y = gr.route(x, labels, self.SPEC)
+        labels.zero_()
+        with pytest.raises(LabelError, match="changed in place"):
+            y.sum().backward()
+
+    def test_labels_of_which_a_view_was_given_are_what_they_were(self):
+        x = torch.randn(SMALL, 10, requires_grad=True)
+        every = torch.randint(0, 10, (2, SMALL))
+        expected = self.SPEC.mask(every[1])
+        y = gr.route(x, every[1], self.SPEC)  # the view is gone at once, and nobody is told of
+        every.zero_()
+        y.sum().backward()
+        assert torch.equal(x.grad, expected)
 
 
 class TestSmallTensors:
