@@ -29,7 +29,7 @@ lint: $(VENV)/.dev ## ruff
 
 types: $(VENV)/.dev ## mypy --strict on the library and the examples
 	$(BIN)/mypy --strict src
-	MYPYPATH=examples $(BIN)/mypy --strict -p common -p mnist_vae -p mnist_unlearning -p oversight -p language
+	MYPYPATH=examples $(BIN)/mypy --strict -p common -p mnist_vae -p mnist_unlearning -p oversight -p language -p topics
 
 docs: $(VENV)/.dev ## build the documentation into site/
 	$(BIN)/mkdocs build --strict --quiet

@@ -20,6 +20,7 @@ from common.files import read_json, write_json, write_text
 from common.readme import publish, record
 from common.sources import default_root
 from common.tables import check_rows
+from common.tokens import END
 from common.verses import TRANSLATIONS, load
 from language.config import AT_EACH_SHARE, BY_LABELS, CONDITIONS, LANGUAGES, LITTLE, QUICK, ROUTED, TWIN, Settings
 from language.figures import relearning
@@ -29,7 +30,7 @@ from language.model import forget, smaller
 from language.runs import Job, finish, found, known, results, the_same
 from language.show import page, samples, terminal
 from language.table import sections, summarise
-from language.tokens import END, Corpus, corpus
+from language.tokens import Corpus, corpus
 from language.train import Trainer
 
 DESCRIPTION = """A language that can be taken out of a language model: Spanish in a block of units, half of it labeled.
@@ -83,7 +84,9 @@ class Command:
             self.demo(trained(routed, texts), texts)
         if self.docs:
             everything = read_json(self.out / "results.json")
-            publish("language", sections(everything), everything, self.out, ["relearning.png", "page.html"])
+            publish(
+                "language", sections(everything), everything, self.out, ["relearning.png", "shares.png", "page.html"]
+            )
         print(f"wrote to {self.out}: {', '.join(sorted(each.name for each in self.out.iterdir()))}")
 
     def compare(self, shares: Sequence[float], seeds: Sequence[int], settings: Settings, texts: Corpus) -> None:

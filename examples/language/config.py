@@ -3,33 +3,22 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from common.gpt2 import TextSettings
+
 LANGUAGES = ("English", "Spanish")  #: What is to stay, and what is to be taken out.
 RETAIN, FORGET = 0, 1  #: The labels' ids, and the languages'.
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(TextSettings):
     """Of all conditions alike."""
 
-    vocabulary: int = 2048
-    context: int = 64  #: Tokens in a sequence.
-    layers: int = 4
-    width: int = 128
-    heads: int = 4
-    neurons: int = 512
     block_heads: int = 1  #: Of each layer's heads, those of the block.
     block_neurons: int = 64  #: Of each layer's MLP units.
-    steps: int = 500
-    batch_size: int = 32
-    #: With three times as much, and without routing, gradients jumped after the warm-up, and two seeds of one row were
-    #: further apart than two rows.
-    learning_rate: float = 1e-3
-    warm_up: int = 50  #: Steps.
     labeled: float = 0.5  #: Part of the Spanish sequences that is labeled.
     english_labeled: float = 0.25
     held_out: int = 20  #: Every n-th chapter is for testing.
     test_sequences: int = 512  #: Of each language at most.
-    saved_every: int = 50  #: Steps.
 
 
 #: Of a pair of models in some minutes.

@@ -8,28 +8,14 @@ from torch.nn import functional as F
 from transformers import GPT2LMHeadModel
 
 import gradroute as gr
+from common.gpt2 import logits, loss_per_byte, relearned
 from language.config import FORGET, RETAIN
-from language.model import forget, logits
+from language.model import forget
 from language.tokens import Corpus, Sequences
 from language.train import Trainer
 
 RELEARNING = (0, 5, 10, 20, 40)  #: Steps on Spanish after which the loss on it is measured.
-_RELEARNING_BATCH, _RELEARNING_RATE = 16, 1e-3
-_AT_ONCE = 64
 _PROBED = 128  #: Sequences of each language.
-
-
-@torch.no_grad()
-def token_losses(model: GPT2LMHeadModel, tokens: Tensor) -> Tensor:
-    """Nats [B, T - 1] for tokens [B, T]: the loss of each but the first."""
-    return F.cross_entropy(logits(model, tokens[:, :-1]).transpose(1, 2), tokens[:, 1:], reduction="none")
-
-
-def loss_per_byte(model: GPT2LMHeadModel, tokens: Tensor, n_bytes: Tensor) -> float:
-    """Nats per byte of text, so that languages whose tokens differ in length compare."""
-    model.eval()  # type: ignore[no-untyped-call]
-    nats = sum(token_losses(model, part).double().sum().item() for part in torch.split(tokens, _AT_ONCE))
-    return nats / int(n_bytes[tokens[:, 1:]].sum())
 
 
 def measured(trainer: Trainer, corpus: Corpus) -> dict[str, Any]:
@@ -100,17 +86,10 @@ def relearning(trainer: Trainer, corpus: Corpus) -> list[float]:
     forget(model, settings, reinit=True, generator=Generator().manual_seed(trainer.seed))
     order = trainer.order(0).flip(0)
     rows = order[language[order] == FORGET]
-    optimizer = torch.optim.Adam(model.parameters(), _RELEARNING_RATE)
-    curve = []
-    for step in range(max(RELEARNING) + 1):
-        if step in RELEARNING:
-            curve.append(loss_per_byte(model, corpus.test.of(FORGET), corpus.n_bytes))
-        batch = torch.arange(step * _RELEARNING_BATCH, (step + 1) * _RELEARNING_BATCH) % len(rows)
-        tokens = corpus.train.tokens[rows[batch]]
-        optimizer.zero_grad()
-        F.cross_entropy(logits(model, tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    return curve
+    spanish = corpus.test.of(FORGET)
+    return relearned(
+        model, corpus.train.tokens[rows], RELEARNING, lambda: loss_per_byte(model, spanish, corpus.n_bytes)
+    )
 
 
 @torch.no_grad()

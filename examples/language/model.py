@@ -3,43 +3,13 @@
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2LMHeadModel
 
 import gradroute as gr
+from common.gpt2 import example, rest_sites
 from gradroute.blocks import block_sites
 from gradroute.surgery import ablate_, contract
 from language.config import Condition, Settings
-
-#: What belongs to no neuron and no head, and its width.
-_REST = {"transformer.w[tp]e": "n_embd", "transformer.*ln_?": "n_embd", "lm_head": "vocab_size"}
-
-
-def build(settings: Settings, vocabulary: int, seed: int) -> GPT2LMHeadModel:
-    """GPT-2, without dropout, and with the biases left out that no unit owns."""
-    config = GPT2Config(
-        vocab_size=vocabulary,
-        n_positions=settings.context,
-        n_embd=settings.width,
-        n_layer=settings.layers,
-        n_head=settings.heads,
-        n_inner=settings.neurons,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=0,
-        eos_token_id=0,
-        use_cache=False,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = GPT2LMHeadModel(config)
-    # The biases behind neurons and heads add to the residual stream. They stay 0: all data would teach them.
-    for name, parameter in model.named_parameters():
-        if name.endswith("c_proj.bias"):
-            parameter.requires_grad_(False)
-    return model
 
 
 def sites(model: GPT2LMHeadModel, settings: Settings, condition: Condition) -> dict[str, gr.Site]:
@@ -53,25 +23,14 @@ def sites(model: GPT2LMHeadModel, settings: Settings, condition: Condition) -> d
     if condition.level == "activations":
         found = {name: replace(site, level="activations") for name, site in found.items() if site.on == "output"}
     if condition.rest:
-        for pattern, n in _REST.items():
-            width = getattr(model.config, n)
-            spec = gr.RoutingSpec({"retain": slice(width), "forget": []}, width)
-            found[pattern] = gr.Site(spec, level="parameters")
+        found |= rest_sites(model, "retain", ["forget"])
     return found
-
-
-def logits(model: GPT2LMHeadModel, tokens: Tensor) -> Tensor:
-    """[B, T, vocabulary] for tokens [B, T]."""
-    # By default positions have no batch dimension, and without it no label of an example could route what they teach.
-    positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-    out: Tensor = model(input_ids=tokens, position_ids=positions).logits
-    return out
 
 
 def forget(model: GPT2LMHeadModel, settings: Settings, **arguments: Any) -> None:
     """Take the block out of the weights: zeros, or with ``reinit=True`` fresh ones."""
     router = gr.Router(model, sites(model, settings, Condition("", "", level="parameters", rest=False, passes="two")))
-    ablate_(router, "forget", example=_example(model), **arguments)
+    ablate_(router, "forget", example=example(model), **arguments)
     router.remove()
 
 
@@ -84,13 +43,8 @@ def smaller(model: GPT2LMHeadModel, settings: Settings) -> GPT2LMHeadModel:
         {"retain": settings.neurons - settings.block_neurons, "forget": settings.block_neurons}
     )
     router = gr.Router(model, block_sites(model, mlp=neurons))
-    small = contract(router, "forget", example=_example(model)).model
+    small = contract(router, "forget", example=example(model)).model
     router.remove()
     assert isinstance(small, GPT2LMHeadModel)
     small.config.n_inner = neurons.width - settings.block_neurons
     return small
-
-
-def _example(model: GPT2LMHeadModel) -> dict[str, Tensor]:
-    tokens = torch.arange(2 * model.config.n_positions) % model.config.vocab_size
-    return {"input_ids": tokens.view(2, -1)}

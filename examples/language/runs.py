@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.files import read_json, write_json
+from common.gpt2 import loss_per_byte
 from common.resumable import as_saved, finished
 from language.config import BY_LABELS, DETECTOR, FORGET, PERFECT, RETAIN, TWIN, Condition, Settings
-from language.measure import loss_per_byte, measured
+from language.measure import measured
 from language.tokens import Corpus
 from language.train import Trainer
 

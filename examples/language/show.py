@@ -9,10 +9,11 @@ import torch
 from tokenizers import Tokenizer
 from transformers import GPT2LMHeadModel
 
+from common.gpt2 import token_losses
 from common.token_colors import WORST, in_html, in_terminal
 from common.verses import Verse
 from language.config import LANGUAGES
-from language.measure import continued, token_losses
+from language.measure import continued
 
 VERSES, PROMPT = 4, 8  #: How many are shown, and how many tokens of each are a prompt.
 

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 from torch import Generator, Tensor
 
 import gradroute as gr
+from common.tokens import END, byte_pairs, cut, n_bytes
 from common.verses import Verse, hold_out
 from language.config import FORGET, LANGUAGES, RETAIN, Condition, Settings
-
-END = "<|endoftext|>"  #: Stands after each chapter.
 
 
 @dataclass(frozen=True)
@@ -35,24 +34,15 @@ class Corpus:
 
     @property
     def n_bytes(self) -> Tensor:
-        """Of each token: in a byte-level vocabulary a character stands for a byte."""
-        tokens = (str(self.tokenizer.id_to_token(i)) for i in range(self.tokenizer.get_vocab_size()))
-        return torch.tensor([1 if token == END else len(token) for token in tokens])
+        """Of each token."""
+        return n_bytes(self.tokenizer)
 
 
 def corpus(verses: Sequence[Verse], settings: Settings) -> Corpus:
     """Verses as sequences: a tokenizer of all training text, and chapters one after the other, cut up."""
     train, test = hold_out(verses, settings.held_out)
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=settings.vocabulary,
-        special_tokens=[END],
-        show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    tokenizer.train_from_iterator((verse.texts[language] for verse in train for language in LANGUAGES), trainer)
+    texts = (verse.texts[language] for verse in train for language in LANGUAGES)
+    tokenizer = byte_pairs(texts, settings.vocabulary)
     train_sequences = _sequences(tokenizer, train, settings.context, None)
     return Corpus(
         tokenizer, train_sequences, _sequences(tokenizer, test, settings.context, settings.test_sequences), test
@@ -76,9 +66,7 @@ def known_labels(language: Tensor, settings: Settings, condition: Condition, see
 def _sequences(tokenizer: Tokenizer, verses: Sequence[Verse], context: int, most: int | None) -> Sequences:
     tokens, languages = [], []
     for number, language in enumerate(LANGUAGES):
-        ids = torch.tensor([i for text in _chapters(verses, language) for i in tokenizer.encode(text).ids])
-        # The last token of each is the first of the next, so that each token is predicted once.
-        found = ids.unfold(0, context + 1, context)[:most].clone()
+        found = cut(tokenizer, _chapters(verses, language), context)[:most]
         tokens.append(found)
         languages.append(torch.full((len(found),), number))
     return Sequences(torch.cat(tokens), torch.cat(languages))

@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gradroute as gr
+from common.tokens import END
 from common.verses import hold_out, load
 from language.config import CONDITIONS, FORGET, LANGUAGES, RETAIN, Settings
-from language.tokens import END, corpus, known_labels
+from language.tokens import corpus, known_labels
 
 TINY = Settings(vocabulary=300, context=8, held_out=3, test_sequences=1000)
 ROUTED = next(each for each in CONDITIONS if each.name == "routed")

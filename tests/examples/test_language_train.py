@@ -14,14 +14,15 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import gradroute as gr
+from common.gpt2 import IGNORED, logits, token_losses
 from common.verses import load
 from language.config import CONDITIONS, FORGET, PERFECT, RETAIN, ROUTED, TWIN, Condition, Settings
 from language.detect import token_odds
-from language.measure import bypasses, measured, probe, token_losses
-from language.model import forget, logits, sites, smaller
+from language.measure import bypasses, measured, probe
+from language.model import forget, sites, smaller
 from language.runs import errs_in
 from language.tokens import Corpus, Sequences, corpus
-from language.train import IGNORED, Trainer
+from language.train import Trainer
 
 TINY = Settings(
     vocabulary=300,
