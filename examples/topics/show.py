@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from common.gpt2 import token_losses
+from common.tokens import END
 from topics.config import TOPICS
 from topics.measure import key, subsets
 from topics.text import Corpus
@@ -41,5 +42,5 @@ def _middle(tokens: torch.Tensor) -> torch.Tensor:
 def _pieces(tokens: list[int], texts: Corpus) -> list[str]:
     """What each token adds to the text; a character of several tokens comes with the last."""
     decoded = [texts.tokenizer.decode(tokens[: n + 1], skip_special_tokens=False) for n in range(len(tokens))]
-    whole = [text.rstrip("\ufffd") for text in decoded]
+    whole = [text.rstrip("\ufffd").replace(END, " ¶ ") for text in decoded]
     return [whole[0], *(after[len(before) :] for before, after in pairwise(whole))]
