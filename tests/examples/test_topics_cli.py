@@ -2,10 +2,12 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
 import torch
+from browser import chromium
 from fake_text import modules
 from fake_wordnet import wordnet
 from hypothesis import given
@@ -71,6 +73,31 @@ def test_the_page_holds_a_loss_for_each_token_and_each_set_of_modules(tmp_path: 
         assert [len(row) for row in losses] == [len(text["pieces"]) - 1 for text in data["texts"]]
     english = next("".join(text["pieces"]) for text in data["texts"] if text["topic"] == "English")
     assert set(english.replace(".", " ").split()) & {"the", "king", "house", "river"}
+
+
+def test_switching_modules_in_a_browser_shows_the_losses_without_them(tmp_path: Path, tiny: Arguments) -> None:
+    main(tiny())
+    complaints: list[str] = []
+    with chromium() as browser:
+        page = browser.new_page(reduced_motion="reduce")
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("request", lambda request: request.url.startswith("file:") or complaints.append(request.url))
+        page.goto((tmp_path / "out" / "page.html").as_uri())
+        data = json.loads(page.locator("#data").inner_text())
+        for out in ((), ("living",), ("living", "Spanish"), MODULES):
+            for topic in MODULES:
+                page.set_checked(f"input[name={topic}]", topic not in out)
+            for heading, topic in zip(page.locator("h2").all_inner_texts(), TOPICS, strict=True):
+                rows = [row for row, text in enumerate(data["texts"]) if text["topic"] == topic]
+                now, whole = (mean([x for row in rows for x in data["losses"][key(each)][row]]) for each in (out, ()))
+                name, nats, change = re.fullmatch(r"(\w+): (\S+) nats a token(?: \((\S+)\))?", heading).groups()
+                assert name == topic
+                assert float(nats) == pytest.approx(now / 100, abs=0.006)
+                assert (change is None) == (not out)
+                if out:
+                    assert float(change.replace("\u2212", "-")) == pytest.approx((now - whole) / 100, abs=0.006)
+    assert complaints == []
 
 
 def test_the_tables_have_every_row_and_go_on_where_they_were(
