@@ -2,7 +2,7 @@
 
 From [8, 1024, 768] with token labels up. The multiplication is by a factor of the gradient's own shape, as if the mask
 lay ready; both sides allocate their result. Backward also looks the mask up, and goes through the autograd engine.
-What forward adds are the labels, which are made for it here, and its own copy of them.
+What forward adds is a copy of the labels.
 """
 
 import torch
@@ -52,9 +52,8 @@ def _backward(case: Case, settings: Settings) -> list[Check]:
 
 def _forward(case: Case) -> Check:
     plain, routed = (measure_memory(routing, case).forward for routing in (no_routing, case.routed))
-    labels = 2 * case.labels.nbytes + case.spec.table.nbytes + SLACK
     what = f"{case.name}, {case.dtype}: bytes that forward adds (x has {case.x.nbytes:,})"
-    return at_most(what, Spread.exact(routed - plain), labels, unit="bytes")
+    return at_most(what, Spread.exact(routed - plain), case.labels.nbytes + SLACK, unit="bytes")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Cost grows linearly in depth, width and tokens, and not at all with the number of labels.
+"""Cost grows linearly in depth, in width and tokens as a multiplication's does, and not with the number of labels.
 
 By the exponent that fits the times of a routed forward and backward pass, of which each round gives one: of GPT-2
 blocks that are 2 to 48 deep; of a tensor that is 64 to 4096 units wide; of 10,000 to a million tokens; of 100 to a

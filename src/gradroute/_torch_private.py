@@ -187,7 +187,7 @@ writes = operator.attrgetter("_version")
 
 
 weak_reference = TensorWeakRef
-"""A weak reference to a tensor: a plain one may find what autograd has kept of a tensor that nobody else holds."""
+"""A weak reference to a tensor, which may be one that only torch's C++ code still holds."""
 
 
 def base(tensor: Tensor) -> Tensor | None:

@@ -20,8 +20,8 @@ Kind: TypeAlias = Literal["rows", "union", "mixture"]
 Kept: TypeAlias = "tuple[Tensor, Tensor, int, Mask | None]"
 """What is kept of a small tensor's mask.
 
-Which units keep their gradient, bool, such that it broadcasts to the tensor; the labels as they were given, and how
-often they had been written to; and the mask of the block, if there is one.
+Which units keep their gradient, bool, such that it broadcasts to the tensor; the labels as they were given, or a copy
+where nobody holds them, and how often they had been written to; and the mask of the block, if there is one.
 """
 
 INTEGER_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -295,9 +295,9 @@ class Mask:
             # Whoever holds them may write to them, and hears of it; held here, they would be kept twice.
             self._given = private.weak_reference(given)
             self._version = private.version(given)
-            if copy:
-                # Not everything that writes to a tensor is counted: `.data`, numpy's view of it, inference mode.
-                labels = labels.clone()
+        if copy:  # in compiled code, too: it may hand the mask to code that is not
+            # Not everything that writes to a tensor is counted: `.data`, numpy's view of it, inference mode.
+            labels = labels.clone()
         self.table = table
         self.labels = labels
         self.kind: Kind = kind

@@ -42,6 +42,40 @@ def test_the_sites_that_run_are_noted_each_time_and_no_others(level):
             assert state.ran == {0}
 
 
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("kind", [torch.bool, torch.float32])
+def test_labels_of_a_block_in_compiled_code_hold_for_a_module_that_is_not_compiled(kind, backend):
+    """Whatever is written to them before or after: compiled code asks nobody how often they were written to."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 3, bias=False)
+
+        @torch.compiler.disable
+        def forward(self, x):
+            return self.layer(x)
+
+    model = Model()
+    router = gr.Router(model, {"layer": SPEC})
+
+    @torch.compile(backend=backend)
+    def loss(x, labels):
+        with router(labels):
+            return model(x).sum()
+
+    buffer = torch.eye(3).to(kind)[LABELS]
+    buffer.copy_(buffer.clone())
+    for _ in range(2):
+        model.zero_grad()
+        result = loss(torch.ones(2, 2), buffer)
+        before = buffer.clone()
+        buffer.copy_(torch.eye(3).to(kind)[[2, 2]])
+        result.backward()
+        assert torch.equal(model.layer.weight.grad, torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.0, 0.0]]))
+        buffer.copy_(before)
+
+
 class TestSitesThatCompiledCodeGoesAround:
     @pytest.fixture(params=["activations", "parameters"])
     def model(self, request):
