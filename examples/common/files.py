@@ -45,7 +45,7 @@ def read_json(path: Path) -> Any:
 
 def fill_page(template: Path, data: Any, path: Path) -> None:
     """Write a page of HTML with the data in the place of the template's ``/* DATA */``."""
-    content = json.dumps(data, separators=(",", ":")).replace("</", "<\\/")  # no text in it ends the script
+    content = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")  # no text in it ends the script
     write_text(path, template.read_text(encoding="utf-8").replace("/* DATA */", content))
 
 

@@ -49,6 +49,9 @@ def record(results: Any, parts: Mapping[str, str], folder: Path) -> None:
 def publish(example: str, parts: Mapping[str, str], results: Any, folder: Path, files: Sequence[str]) -> None:
     """Write the parts of an example's README, and copy files and numbers of its folder into the documentation."""
     assets = ASSETS / example
+    missing = [name for name in files if not (folder / name).is_file()]
+    if missing:
+        raise ExampleError(f"there is no {', '.join(missing)} in {folder} to publish: run all commands there first.")
     write_parts(EXAMPLES / example / "README.md", parts)
     for name in files:
         with replacing(assets / name) as temporary:

@@ -41,8 +41,10 @@ def finish(job: Job, corpus: Corpus) -> Trainer:
         if job.condition == TWIN:  # what others are asked: after which part of its training it was as good
             trainer.curve.append((trainer.steps, topic_losses(trainer.model, corpus)))
 
-    settings = job.settings
-    return finished(_new(job, corpus), job.path, settings.steps, settings.saved_every, bar=job.path.stem, look=look)
+    settings, new = job.settings, _new(job, corpus)
+    if not job.path.is_file():
+        look(new)
+    return finished(new, job.path, settings.steps, settings.saved_every, bar=job.path.stem, look=look)
 
 
 def known(job: Job, corpus: Corpus) -> dict[str, Any] | None:

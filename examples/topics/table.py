@@ -1,7 +1,7 @@
 """The results as tables: medians over seeds, and the range where there is one."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 from common import tables
@@ -117,7 +117,7 @@ def detector_table(models: Sequence[dict[str, Any]]) -> str:
         return _percent([each[topic][kind] / each[topic]["sequences"] for each in found], "{:.1f}")
 
     lines = [[topic, cell(topic, "missed"), cell(topic, "wrong")] for topic in TOPICS]
-    return tables.markdown(["topic", "missed, %", "others taken for it, %"], lines)
+    return tables.markdown(["topic", "missed, % of all", "others taken for it, % of all"], lines)
 
 
 def sections(results: dict[str, Any]) -> dict[str, str]:
@@ -138,10 +138,11 @@ def made(results: dict[str, Any]) -> str:
     """How the tables were made, and how long that took."""
     settings, machine, models = results["settings"], results["machine"], results["models"]
     seeds = sorted({each["seed"] for each in models})
-    minutes = {
-        row: sum(each["cpu_seconds"] for each in models if each["name"] == row) / 60 / len(seeds) for row in ROWS
-    }
-    each_row = ", ".join(f"{value:.1f} for `{row}`" for row, value in minutes.items() if value)
+    minutes: dict[str, dict[int, float]] = {}
+    for each in models:
+        of_row = minutes.setdefault(each["name"], {})
+        of_row[each["seed"]] = of_row.get(each["seed"], 0) + each["cpu_seconds"] / 60
+    each_row = ", ".join(f"{median(of_row.values()):.1f} for `{row}`" for row, of_row in minutes.items())
     return (
         f"{len(models)} trainings of {settings['steps']} steps of {settings['batch_size']} times {settings['context']} "
         f"tokens, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}, with {settings['labeled']:.0%} of "

@@ -176,7 +176,7 @@ def test_interrupted_and_resumed_is_bit_identical_to_uninterrupted(condition: Co
 
 
 def test_each_set_of_modules_is_measured_as_a_model_whose_weights_are_zero_there() -> None:
-    found, own = trainer(ROUTED), None
+    found = trainer(ROUTED)
     found.train(TINY.steps)
     own, state = owners(found), {name: p.detach().clone() for name, p in found.model.named_parameters()}
     results = measured(found, texts())
