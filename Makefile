@@ -35,7 +35,7 @@ docs: $(VENV)/.dev ## build the documentation into site/
 	$(BIN)/mkdocs build --strict --quiet
 	@echo "documentation: site/index.html"
 
-bench: $(VENV)/.dev ## run the benchmarks, one a claim, and write their tables into the documentation (about 20 minutes)
+bench: $(VENV)/.dev ## run the benchmarks, one a claim, and write their tables into the documentation (about 15 minutes)
 	$(BIN)/python benchmarks --docs
 
 # With TORCH=2.8.0, in an environment of its own, with that torch (some gigabytes); the table gets what that run showed.
