@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from common.figures import INK, SMALL, WIDTH
+from common.tables import unsigned_zero
 from topics.config import ROUTED, SUBSETS, TOPICS, TWIN
 from topics.measure import key
 from topics.table import by_seed
@@ -27,9 +28,8 @@ def matrices(models: Sequence[dict[str, Any]]) -> Figure:
         axes.imshow(rises, cmap="Oranges", vmin=0, vmax=WORST, aspect="auto")
         for (y, x), value in np.ndenumerate(rises):
             color = "white" if value > 0.7 * WORST else INK
-            axes.text(
-                x, y, "" if isnan(value) else f"{value:+.0f}", ha="center", va="center", fontsize=SMALL, color=color
-            )
+            text = "" if isnan(value) else unsigned_zero(f"{value:+.0f}")
+            axes.text(x, y, text, ha="center", va="center", fontsize=SMALL, color=color)
         axes.set_yticks(range(len(outs)), list(outs.values()), fontsize=SMALL)
         axes.set_ylabel("taken out", fontsize=SMALL)
         axes.set_title(title, fontsize=SMALL, loc="left")
