@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from adversary.life import Life
 from adversary.models import NAMES, Dense
-from adversary.passes import Lost
+from adversary.passes import Crash, Lost
 from adversary.test_machine import live
 from gradroute.autograd import _functional as functional
 from gradroute.router._site_mask import SiteMask
@@ -58,7 +58,9 @@ LIVES = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_found(fault, monkeypatch):
     monkeypatch.setattr(*FAULTS[fault])
-    with pytest.raises(Lost):
+    # What is drawn hangs on the modules that other tests have imported, whose constants Hypothesis tries. Some lives end
+    # in a crash before a mask is lost: that is a trace, too.
+    with pytest.raises((Lost, Crash)):
         # As it comes, and not the smallest one: to shrink it takes minutes.
         live(
             LIVES.get(fault, Eager),
