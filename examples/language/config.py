@@ -57,17 +57,19 @@ PERFECT = Condition("perfect-filter", "sees no Spanish; its English is that of t
 BY_LABELS = Condition("filter-by-labels", "sees all but the Spanish that is labeled", filtered="labeled")
 _DETECTS = "`filter-by-labels`, and what a detector trained on the labels takes for Spanish goes, too"
 DETECTOR = Condition("detector-filter", _DETECTS, filtered="detected")
+TOKENS = Condition(
+    "token-filter",
+    "`filter-by-labels`; elsewhere, tokens that are more frequent in labeled Spanish are read, but not predicted",
+    filtered="tokens",
+)
+ACTIVATIONS = Condition("activations", '`routed`, but at level "activations"', level="activations")
 CONDITIONS = (
     TWIN,
     PERFECT,
     BY_LABELS,
     DETECTOR,
     ROUTED,
-    Condition(
-        "token-filter",
-        "`filter-by-labels`; elsewhere, tokens that are more frequent in labeled Spanish are read, but not predicted",
-        filtered="tokens",
-    ),
+    TOKENS,
     Condition(
         "two-passes",
         "`routed`, but labeled English in a pass of its own, with the block ablated",
@@ -81,7 +83,7 @@ CONDITIONS = (
         level="parameters",
         rest=False,
     ),
-    Condition("activations", '`routed`, but at level "activations"', level="activations"),
+    ACTIVATIONS,
     Condition("placebo", "`routed`, with the labels of sequences drawn by lot", level="parameters", labels="random"),
     Condition("trunk-twin", "`twin`, without the block's units from the beginning", passes="trunk"),
     Condition(
@@ -92,7 +94,7 @@ CONDITIONS = (
     ),
 )
 #: Those that are run at each labeled share; the others at the first one.
-AT_EACH_SHARE = (BY_LABELS, DETECTOR, ROUTED)
+AT_EACH_SHARE = (BY_LABELS, DETECTOR, ROUTED, TOKENS, ACTIVATIONS)
 #: Labeled parts at which `BY_LABELS` sees little Spanish: how much of it teaches how much, which is what leakage is
 #: measured by.
 LITTLE = (0.99, 0.95)
