@@ -1,5 +1,6 @@
 """Trainings that are saved in a file each, and go on from it bit for bit."""
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict
@@ -10,7 +11,7 @@ import torch
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from common.errors import ExampleError
-from common.files import replacing
+from common.files import read_json, replacing
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -115,3 +116,10 @@ def finished(
             save(trainer, path)
             shown.update(trainer.done - shown.n)
     return trainer
+
+
+def known_measures(path: Path, trainer: Resumable[Any, Any]) -> dict[str, Any] | None:
+    """What a file says was measured of a training, under "identity" of which; None if of another, or of none."""
+    measures: dict[str, Any] = read_json(path) if path.is_file() else {}
+    same = measures.get("identity") == json.loads(json.dumps(trainer.identity()))  # which makes lists of tuples
+    return measures if same else None

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.files import read_json, write_json
+from common.files import write_json
 from common.gpt2 import loss_per_byte
-from common.resumable import as_saved, finished
+from common.resumable import as_saved, finished, known_measures
 from language.config import BY_LABELS, DETECTOR, FORGET, PERFECT, RETAIN, TWIN, Condition, Settings
 from language.measure import measured
 from language.tokens import Corpus
@@ -53,9 +53,8 @@ def errs_in(trainer: Trainer) -> tuple[int, int]:
 
 def known(job: Job, corpus: Corpus) -> dict[str, Any] | None:
     """What was measured of the job's run, if it was."""
-    path = job.path.with_suffix(".json")
-    measures: dict[str, Any] = read_json(path) if path.is_file() else {}
-    return measures if "probe" in measures and measures["identity"] == found(job, corpus).identity() else None
+    measures = known_measures(job.path.with_suffix(".json"), _new(job, corpus))
+    return measures if measures and "probe" in measures else None
 
 
 def results(job: Job, corpus: Corpus) -> dict[str, Any]:
@@ -71,6 +70,6 @@ def results(job: Job, corpus: Corpus) -> dict[str, Any]:
 
 def the_same(job: Job, settings: Settings, corpus: Corpus) -> Job:
     """The job; or the perfect filter's, with these settings, where this one leaves out all Spanish and no more."""
-    if job.condition in (BY_LABELS, DETECTOR) and errs_in(found(job, corpus)) == (0, 0):
+    if job.condition in (BY_LABELS, DETECTOR) and errs_in(_new(job, corpus)) == (0, 0):
         return job._replace(condition=PERFECT, settings=settings)
     return job

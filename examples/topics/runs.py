@@ -1,11 +1,10 @@
 """All runs of a folder: a file each, from which an interrupted run goes on."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.files import read_json, write_json
-from common.resumable import as_saved, finished
+from common.resumable import as_saved, finished, known_measures
 from topics.config import TWIN, Condition, Settings
 from topics.measure import measured, topic_losses
 from topics.text import Corpus
@@ -49,10 +48,7 @@ def finish(job: Job, corpus: Corpus) -> Trainer:
 
 def known(job: Job, corpus: Corpus) -> dict[str, Any] | None:
     """What was measured of the job's run, if it was."""
-    path = job.path.with_suffix(".json")
-    measures: dict[str, Any] = read_json(path) if path.is_file() else {}
-    same = measures and measures["identity"] == json.loads(json.dumps(_new(job, corpus).identity()))  # tuples as lists
-    return measures if same else None
+    return known_measures(job.path.with_suffix(".json"), _new(job, corpus))
 
 
 def results(job: Job, corpus: Corpus) -> dict[str, Any]:

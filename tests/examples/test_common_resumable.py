@@ -7,7 +7,8 @@ import torch
 from torch import Generator, nn
 
 from common.errors import ExampleError
-from common.resumable import Resumable, as_saved, finished, save
+from common.files import write_json
+from common.resumable import Resumable, as_saved, finished, known_measures, save
 
 
 @dataclass(frozen=True)
@@ -94,3 +95,20 @@ def test_what_must_be_trained_and_is_not_is_named(tmp_path: Path) -> None:
     for path, at_least in ((tmp_path / "one.pt", 3), (tmp_path / "none.pt", 1)):
         with pytest.raises(ExampleError, match=rf"there is no .*{path.name} that is trained\. Run `train`"):
             as_saved(Counting(Setting(), 0), path, at_least)
+
+
+def test_measures_are_known_of_the_very_training_that_they_are_of(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Several(Setting):
+        several: tuple[int, ...] = (1, 2)  # of which JSON makes a list
+
+    path, one = tmp_path / "one.json", Counting(Several(), 0)
+    assert known_measures(path, one) is None
+    write_json(path, {"loss": 2.5, "identity": one.identity()})
+    found = known_measures(path, one)
+    assert found is not None
+    assert found["loss"] == 2.5
+    for other in (Counting(Several(), 1), Counting(Several(several=(1, 3)), 0), Counting(Setting(), 0)):
+        assert known_measures(path, other) is None
+    write_json(path, {"loss": 2.5})
+    assert known_measures(path, one) is None
